@@ -1,0 +1,311 @@
+"""Every message that travels between ringserve's processes: its fields, who sends it, who owns what afterwards.
+
+Two planes carry them. *Hot* messages (Submit .. Failed) go over ZeroMQ, one message per sender's loop turn
+(`wire.py`); *control* messages (Hello .. Stop) go over the registration socket, which also hands over file
+descriptors and whose end-of-file is how a death is known (`control.py`).
+
+Hot messages carry requests as plain lists of integers, not as objects: at load a message holds dozens of requests
+and an object per request would cost more than the decision about it. The field order stands here and nowhere else.
+
+Time is `time.monotonic_ns()`, one clock for all processes of a host; a deadline of 0 means "none".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+#: Changes when any message changes; processes of different protocol versions refuse each other at registration.
+PROTOCOL_VERSION = 1
+
+
+class Code(IntEnum):
+    """Outcome codes: gRPC's canonical codes, which TensorFlow's `error.Code` shares number by number."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class Failure(NamedTuple):
+    """An outcome that a client may see. Never an exception: see DESIGN.md, errors."""
+
+    code: Code
+    text: str
+
+
+class ModelVersion(NamedTuple):
+    """A model's name and one of its versions (an integer >= 0)."""
+
+    name: str
+    version: int
+
+
+class InputSpec(NamedTuple):
+    """One input of a lane. `dtype` is TensorFlow's DataType number; `shape` as LaneSpec says."""
+
+    alias: str
+    dtype: int
+    shape: tuple[int, ...]
+
+
+class LaneSpec(NamedTuple):
+    """Which requests may share a batch: equal specs and nothing else (packed, it is the lane's key on the wire).
+
+    When `batchable`, every input's `shape` is the *inner* shape, without axis 0, and requests are joined along axis 0.
+    Otherwise `shape` is the whole shape, a request counts as one row, and each request runs by itself.
+    `outputs` are the aliases wanted, in the order in which results carry them.
+    """
+
+    model: str
+    version: int
+    signature: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    batchable: bool
+
+
+class Kind(IntEnum):
+    """First element of every hot message."""
+
+    SUBMIT = 1
+    CANCEL = 2
+    EXECUTE = 3
+    RESULT = 4
+    DONE = 5
+    RELEASE = 6
+    FAILED = 7
+
+
+# ---------------------------------------------------------------------------------------------------- hot messages
+
+
+class Submit(NamedTuple):
+    """frontend -> broker: new requests, grouped by lane.
+
+    groups: [[lane_key: bytes, [request, ...]], ...]
+    request: [request_id, rows, deadline_ns, offset, ...]: one offset into the frontend's request ring for each input,
+    in the lane's input order. The records stay claimed, and unchanged, until the frontend has had exactly one answer:
+    a Result (or, for a split request, Results that cover all its rows) or a Failed.
+
+    again: these may have been submitted before (a worker died, or this is another broker): take only those that are
+    neither queued nor leased. The rest of a message's meaning is the same.
+    """
+
+    frontend_id: int
+    groups: list[list[Any]]
+    again: bool = False
+
+
+class Cancel(NamedTuple):
+    """frontend -> broker: the clients of these requests are gone. [[lane_key, request_id], ...].
+
+    A queued one is dropped at once and answered with Failed(CANCELLED), so that its records come back; one that runs
+    is left to run and its Result is thrown away by the frontend.
+    """
+
+    frontend_id: int
+    requests: list[list[Any]]
+
+
+class Execute(NamedTuple):
+    """broker -> worker: run these parts together, once.
+
+    part: [frontend_id, request_id, rows, row_start, offset, ...]. A whole request has row_start 0; a split request's
+    part starts `row_start` rows into the records at `offset`.
+    """
+
+    batch_id: int
+    lane_key: bytes
+    parts: list[list[int]]
+
+
+class Result(NamedTuple):
+    """worker -> frontend (direct): answers of one batch for this frontend.
+
+    outputs: [[dtype, shape, offset], ...] in the lane's output order; `offset` into the worker's result ring, `shape`
+    whole (axis 0 is all rows of this record when the lane is batchable).
+    answers: [[request_id, row_first, rows, row_start], ...]: rows [row_first, row_first + rows) of the outputs are rows
+    [row_start, ...) of that request.
+    failures: [[request_id, code, text], ...].
+    record_id: give it back with Release when all is read; -1 when there is nothing to release.
+    """
+
+    worker_id: int
+    batch_id: int
+    lane_key: bytes
+    record_id: int
+    outputs: list[list[Any]]
+    answers: list[list[int]]
+    failures: list[list[Any]]
+
+
+class Done(NamedTuple):
+    """worker -> broker: the batch is over, all its Results are sent, the lease can be settled.
+
+    run_ns: time inside TensorFlow. rows: rows run.
+    """
+
+    worker_id: int
+    batch_id: int
+    run_ns: int
+    rows: int
+
+
+class Release(NamedTuple):
+    """frontend -> worker: these result records are read; the worker may reuse them."""
+
+    frontend_id: int
+    record_ids: list[int]
+
+
+class Failed(NamedTuple):
+    """broker -> frontend: these requests will not run. [[request_id, code, text], ...]."""
+
+    requests: list[list[Any]]
+
+
+# ------------------------------------------------------------------------------------------------ control messages
+
+
+class Role(IntEnum):
+    FRONTEND = 1
+    POOL = 2
+    WORKER = 3
+
+
+class Hello(NamedTuple):
+    """process -> broker, first on a registration connection. A ring's memfd travels with it (not for the pool).
+
+    worker_index: which place of the fleet a worker fills; -1 for others. generation: as told by Fork, else 0.
+    """
+
+    protocol: int
+    role: int
+    pid: int
+    inbox: str
+    ring_bytes: int
+    worker_index: int
+    generation: int
+
+
+class Welcome(NamedTuple):
+    """broker -> process: your id (never used twice by one broker) and where my inbox is."""
+
+    peer_id: int
+    broker_inbox: str
+
+
+class PeerJoined(NamedTuple):
+    """broker -> frontend or worker, before any message that names this peer. The peer's ring memfd travels with it."""
+
+    peer_id: int
+    role: int
+    inbox: str
+    ring_bytes: int
+
+
+class PeerLeft(NamedTuple):
+    """broker -> frontend or worker: unmap its ring, forget its records."""
+
+    peer_id: int
+
+
+class VersionState(IntEnum):
+    """TF Serving's ModelVersionStatus.State."""
+
+    UNKNOWN = 0
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+class VersionInfo(NamedTuple):
+    """One version of one model in the catalog.
+
+    signature_defs: a serialized tensorflow.serving.SignatureDefMap, empty until a worker has loaded the version.
+    """
+
+    name: str
+    version: int
+    state: int
+    error_code: int
+    error_text: str
+    signature_defs: bytes
+
+
+class Catalog(NamedTuple):
+    """broker -> frontends: all models and versions, whole, after every change. `versions`: list of VersionInfo."""
+
+    versions: list[VersionInfo]
+
+
+class Fork(NamedTuple):
+    """broker -> pool: make one worker. models: [[name, version, path], ...]; cpu: core to pin to, -1 for none."""
+
+    worker_index: int
+    generation: int
+    cpu: int
+    threads: int
+    models: list[list[Any]]
+
+
+class PoolState(NamedTuple):
+    """pool -> broker, right after Hello: TensorFlow is imported, I can fork. workers: [[worker_index, pid], ...] alive.
+
+    They are not empty when the broker is a new one: its roster must not fill places that are filled.
+    """
+
+    workers: list[list[int]]
+
+
+class Kill(NamedTuple):
+    """broker -> pool: end this worker process of yours now (its lease ran out, or it must go)."""
+
+    pid: int
+
+
+class Exited(NamedTuple):
+    """pool -> broker: a worker process of mine ended. status: exit status, negative for a signal."""
+
+    pid: int
+    worker_index: int
+    status: int
+
+
+class Loaded(NamedTuple):
+    """worker -> broker: how a model version's load went in this worker. error_text is empty when it succeeded."""
+
+    name: str
+    version: int
+    error_code: int
+    error_text: str
+    signature_defs: bytes
+
+
+class Ready(NamedTuple):
+    """worker -> broker: all loads are over; I take batches. loaded: [[name, version], ...] that succeeded."""
+
+    loaded: list[list[Any]]
+
+
+class Stop(NamedTuple):
+    """broker -> pool or worker: finish what you hold and exit."""
+
+    reason: str

@@ -1,0 +1,96 @@
+"""What a gRPC engine and a gRPC method know of each other: the seam between `http2/`, `grpcio_engine.py` and the API.
+
+Both engines call the same handlers with the same `Call`, so that a method is written once and tested through both.
+Handlers are plain functions called on the event loop: a unary handler returns at once and finishes its call now or
+later (a future per call would cost more than decoding the request).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+#: Message bytes as an engine hands them over. Valid only during the handler call: copy what must live longer.
+Buffer = bytes | memoryview
+
+
+class Call(Protocol):
+    """One unary call. Exactly one of `finish` and `fail` is effective; the later ones are ignored."""
+
+    @property
+    def timeout_ns(self) -> int:
+        """The client's `grpc-timeout`, from when the call was read; 0 = none."""
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, bytes]]:
+        """Request metadata without pseudo and reserved headers, in order; `-bin` values are decoded."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address as `ipv4:127.0.0.1:1234`, `ipv6:[::1]:1234` or `unix:`."""
+
+    def finish(self, message: bytes) -> None:
+        """Answer with one message and status OK. Harmless when the client has gone."""
+
+    def fail(self, code: int, text: str) -> None:
+        """Answer with a status other than OK. Harmless when the client has gone."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """`callback` runs once if the client resets the stream or disconnects before the call is over."""
+
+
+class Stream(Protocol):
+    """One streaming call (any of the three streaming kinds)."""
+
+    @property
+    def timeout_ns(self) -> int: ...
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, bytes]]: ...
+
+    @property
+    def peer(self) -> str: ...
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None when the client has half-closed. Flow control follows the reading."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; returns when the buffers have room (write back-pressure)."""
+
+
+class StreamFailure(Exception):
+    """Raised by a streaming handler to end its call with a status other than OK."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+
+UnaryHandler = Callable[[Call, Buffer], None]
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a server, by full path (`/package.Service/Method`). Others are answered UNIMPLEMENTED."""
+
+    unary: dict[str, UnaryHandler] = field(default_factory=dict)
+    stream: dict[str, StreamHandler] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Bounds of a gRPC engine. Zero never means "no limit".
+
+    message_bytes_max: largest request message after decompression. concurrent_streams_max: per connection.
+    header_list_bytes_max: RFC 9113 6.5.2. write_buffer_bytes_max: unsent answers of a connection above which its
+    reading stops. connections_max: per frontend process.
+    """
+
+    message_bytes_max: int = 2**31 - 1
+    concurrent_streams_max: int = 1024
+    header_list_bytes_max: int = 65_536
+    write_buffer_bytes_max: int = 8 * 2**20
+    connections_max: int = 10_000
