@@ -1,0 +1,183 @@
+"""This frontend's side of the registration: who the workers are, where the broker is, and coming back when it is lost.
+
+The link keeps a dead worker's ring mapped for a while: a Result that it sent just before it died may still be on its
+way through ZeroMQ when the registration socket already tells of the death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Protocol
+
+from ringserve.broker.control import ControlChannel, ControlClosed
+from ringserve.broker.mailbox import Inbox, Mail, Outbox
+from ringserve.broker.messages import (
+    PROTOCOL_VERSION,
+    Catalog,
+    Hello,
+    PeerJoined,
+    PeerLeft,
+    Role,
+    VersionInfo,
+    Welcome,
+)
+from ringserve.shm.segment import Segment
+
+log = logging.getLogger(__name__)
+
+#: How long a dead worker's ring stays mapped (see above). ZeroMQ delivers within milliseconds on one host.
+_DEAD_RING_KEPT_S = 5.0
+_RECONNECT_S = 0.02
+
+
+class WorkerPeer:
+    """A worker as a frontend sees it: its result ring, read-only, and the way to its inbox."""
+
+    __slots__ = ("data", "outbox", "segment")
+
+    def __init__(self, segment: Segment, outbox: Outbox) -> None:
+        self.segment = segment
+        self.data = segment.data
+        self.outbox = outbox
+
+    def close(self) -> None:
+        self.data = memoryview(b"")
+        self.outbox.close()
+        self.segment.close()
+
+
+class LinkUser(Protocol):
+    """What the link tells its client."""
+
+    def on_mail(self, messages: list[bytes]) -> None:
+        """Hot messages, oldest first."""
+
+    def on_connected(self, frontend_id: int) -> None:
+        """Registered, for the first time or again: this broker knows nothing of earlier requests."""
+
+    def on_worker_left(self) -> None:
+        """A worker is gone; Results it was sending may be lost."""
+
+    def on_catalog(self, versions: list[VersionInfo]) -> None:
+        """The whole catalog, after every change."""
+
+
+class BrokerLink:
+    """Registration, peers and mail of one frontend, on the running event loop.
+
+    registration_path: the broker's socket. inbox_path: made and removed by the link. ring: this frontend's request
+    ring, handed to every worker; stays the caller's.
+    """
+
+    def __init__(self, registration_path: str, inbox_path: str, ring: Segment, user: LinkUser) -> None:
+        self._registration_path = registration_path
+        self._ring = ring
+        self._user = user
+        self._loop = asyncio.get_running_loop()
+        self._mail = Mail()
+        self._inbox: Inbox = self._mail.inbox(inbox_path)
+        self._channel: ControlChannel | None = None
+        self._broker: Outbox | None = None
+        self._closed = False
+        self.workers: dict[int, WorkerPeer] = {}
+        self.frontend_id = -1
+        self._loop.add_reader(self._inbox.fd, self._on_mail)
+        self._connect()
+
+    @property
+    def connected(self) -> bool:
+        return self._broker is not None
+
+    def send(self, message: bytes) -> bool:
+        """Send a hot message to the broker; False when there is none just now."""
+        if self._broker is None:
+            return False
+        self._broker.send(message)
+        return True
+
+    def _on_mail(self) -> None:
+        messages = self._inbox.drain()
+        if messages:
+            self._user.on_mail(messages)
+
+    def _connect(self) -> None:
+        if self._closed:
+            return
+        try:
+            channel = ControlChannel.connect(self._registration_path)
+        except OSError:
+            # The broker is starting or being replaced; its listening socket usually outlives it, so this is rare.
+            self._loop.call_later(_RECONNECT_S, self._connect)
+            return
+        self._channel = channel
+        self._loop.add_reader(channel.fd, self._on_control)
+        hello = Hello(
+            PROTOCOL_VERSION, int(Role.FRONTEND), os.getpid(), self._inbox.path, self._ring.data_bytes, -1, 0
+        )
+        channel.send(hello, (self._ring.fd,))
+
+    def _on_control(self) -> None:
+        channel = self._channel
+        assert channel is not None
+        try:
+            received = channel.receive()
+        except ControlClosed as closed:
+            self._disconnect(str(closed))
+            return
+        for message, fds in received:
+            if isinstance(message, Welcome):
+                self._broker = self._mail.outbox(message.broker_inbox)
+                self.frontend_id = message.peer_id
+                self._user.on_connected(message.peer_id)
+            elif isinstance(message, PeerJoined):
+                self._worker_joined(message, fds)
+            elif isinstance(message, PeerLeft):
+                self._worker_left(message.peer_id)
+            elif isinstance(message, Catalog):
+                self._user.on_catalog(message.versions)
+
+    def _worker_joined(self, message: PeerJoined, fds: list[int]) -> None:
+        try:
+            segment = Segment.attach(fds[0])
+        finally:
+            os.close(fds[0])
+        self.workers[message.peer_id] = WorkerPeer(segment, self._mail.outbox(message.inbox))
+
+    def _worker_left(self, peer_id: int) -> None:
+        worker = self.workers.get(peer_id)
+        if worker is not None:
+            self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)
+            self._user.on_worker_left()
+
+    def _forget(self, peer_id: int) -> None:
+        worker = self.workers.pop(peer_id, None)
+        if worker is not None:
+            worker.close()
+
+    def _disconnect(self, reason: str) -> None:
+        if not self._closed:
+            log.warning("lost the broker (%s); registering again", reason)
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel.fd)
+            self._channel.close()
+            self._channel = None
+        if self._broker is not None:
+            self._broker.close()
+            self._broker = None
+        # A new broker introduces the workers again under new ids; the old ids stay good for Results under way.
+        for peer_id in self.workers:
+            self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)
+        self._connect()
+
+    def close(self) -> None:
+        """Leave: the broker and the workers see it by end-of-file."""
+        self._closed = True
+        self._loop.remove_reader(self._inbox.fd)
+        if self._channel is not None:
+            self._disconnect("closing")
+        for peer_id in list(self.workers):
+            self._forget(peer_id)
+        self._inbox.close()
+        self._mail.close()

@@ -1,0 +1,296 @@
+"""One request's life on this side: records in the request ring, Submit, await Result, deadline, cancel, Release.
+
+A request is *pending* from `infer` until its one terminal message (Results that cover its rows, or Failed). Its ring
+records belong to the data plane all that time, even when nobody waits for the answer any more (deadline passed, client
+gone): they are released by the terminal message and by nothing else.
+
+Everything that gathers in one turn of the event loop leaves in one Submit, one Cancel, and one Release per worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ringserve.broker import wire
+from ringserve.broker.messages import Cancel, Code, Failed, Release, Result, Submit, VersionInfo
+from ringserve.broker.wire import WireError
+from ringserve.frontend.broker_link import BrokerLink
+from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.deadlines import DeadlineWheel
+from ringserve.frontend.handler import Buffer
+from ringserve.frontend.joins import Join
+from ringserve.frontend.lanes import Lane
+from ringserve.frontend.outputs import Output, Reply
+from ringserve.shm.ring import RingWriter
+from ringserve.shm.segment import Segment
+from ringserve.shm.tensor import string_record_bytes, write_strings
+
+log = logging.getLogger(__name__)
+
+#: TF Serving's text for a deadline that passes while a request waits or runs.
+DEADLINE_TEXT = "Timed out waiting for notification"
+#: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
+_RESUBMIT_AFTER_S = 0.02
+
+#: (reply or None when nobody waits, lane, rows, the request as in Submit, its deadline bucket or None)
+_Pending = tuple[Reply | None, Lane, int, list[int], "dict[int, None] | None"]
+
+
+class Client:
+    """The frontend's way to the workers. Lives on one event loop.
+
+    segment: this frontend's request ring, whose only writer this is. requests_max: pending requests above which new
+    ones are refused.
+    """
+
+    def __init__(
+        self, segment: Segment, *, registration_path: str, inbox_path: str, requests_max: int = 65_536
+    ) -> None:
+        self.catalog = Catalog()
+        self._segment = segment
+        self._data = segment.data
+        self._ring = RingWriter(segment.data_bytes)
+        self._requests_max = requests_max
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, _Pending] = {}
+        self._joins: dict[int, Join] = {}
+        self._next_id = 1
+        self._groups: dict[Lane, list[list[int]]] = {}
+        self._cancels: list[list[Any]] = []
+        self._releases: dict[int, list[int]] = {}
+        self._flush_planned = False
+        self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
+        self._link = BrokerLink(registration_path, inbox_path, segment, self)
+
+    @property
+    def pending_count(self) -> int:
+        """Requests that wait for their terminal message."""
+        return len(self._pending)
+
+    @property
+    def connected(self) -> bool:
+        """True while there is a broker to submit to."""
+        return self._link.connected
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    def infer(
+        self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply
+    ) -> int:
+        """Run one request; `reply` gets its answer or failure, later or (a refusal) before this returns.
+
+        payloads: one per input of the lane, in its order: raw row-major little-endian bytes, or a list of byte strings
+        for a string input; copied before this returns. timeout_ns: 0 for none. Returns the request's id for `cancel`,
+        or -1 when it was refused.
+        """
+        claim = self._ring.claim
+        request_id = self._next_id
+        deadline_ns = time.monotonic_ns() + timeout_ns if timeout_ns else 0
+        request = [request_id, rows, deadline_ns]
+        for payload in payloads:
+            if payload.__class__ is list:
+                size = string_record_bytes(payload)  # type: ignore[arg-type]
+                offset = claim(size)
+                if offset >= 0:
+                    write_strings(self._data, offset, payload)  # type: ignore[arg-type]
+            else:
+                size = len(payload)
+                offset = claim(size or 1)
+                if offset >= 0:
+                    self._data[offset : offset + size] = payload  # type: ignore[assignment]
+            if offset < 0:
+                self._refuse(request, size, reply)
+                return -1
+            request.append(offset)
+        if len(self._pending) >= self._requests_max:
+            self._release_records(request)
+            reply.fail(Code.RESOURCE_EXHAUSTED, f"this frontend already holds {self._requests_max} requests")
+            return -1
+        self._next_id = request_id + 1
+        bucket = self._deadlines.add(request_id, deadline_ns) if deadline_ns else None
+        self._pending[request_id] = (reply, lane, rows, request, bucket)
+        group = self._groups.get(lane)
+        if group is None:
+            self._groups[lane] = [request]
+            self._plan_flush()
+        else:
+            group.append(request)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for this request any more; its reply is never called. Unknown ids are ignored."""
+        entry = self._pending.get(request_id)
+        if entry is not None:
+            self._abandon(request_id, entry)
+
+    def _refuse(self, request: list[int], size: int, reply: Reply) -> None:
+        self._release_records(request)
+        if size > self._ring.record_bytes_max:
+            reply.fail(
+                Code.RESOURCE_EXHAUSTED,
+                f"an input of {size} bytes does not fit the request ring of {self._ring.record_bytes_max} bytes; "
+                "raise request_ring_bytes",
+            )
+        else:
+            reply.fail(
+                Code.RESOURCE_EXHAUSTED,
+                f"the request ring is full ({self._ring.record_bytes_max} bytes, {len(self._pending)} requests in "
+                "flight); try again, or raise request_ring_bytes",
+            )
+
+    def _abandon(self, request_id: int, entry: _Pending) -> None:
+        _, lane, rows, request, bucket = entry
+        if bucket is not None:
+            bucket.pop(request_id, None)
+        self._pending[request_id] = (None, lane, rows, request, None)
+        self._cancels.append([lane.key, request_id])
+        self._plan_flush()
+
+    def _expire(self, request_id: int) -> None:
+        entry = self._pending.get(request_id)
+        if entry is not None and entry[0] is not None:
+            self._abandon(request_id, entry)
+            entry[0].fail(Code.DEADLINE_EXCEEDED, DEADLINE_TEXT)
+
+    def _release_records(self, request: list[int]) -> None:
+        for offset in request[3:]:
+            self._ring.release(offset)
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        link = self._link
+        if self._groups:
+            groups, self._groups = self._groups, {}
+            # Without a broker nothing is sent: all that is pending is submitted when there is one again.
+            link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
+        if self._cancels:
+            cancels, self._cancels = self._cancels, []
+            link.send(wire.pack(Cancel(link.frontend_id, cancels)))
+        if self._releases:
+            releases, self._releases = self._releases, {}
+            for worker_id, record_ids in releases.items():
+                worker = link.workers.get(worker_id)
+                if worker is not None:
+                    worker.outbox.send(wire.pack(Release(link.frontend_id, record_ids)))
+        shrunk = self._ring.take_shrunk()
+        if shrunk is not None:
+            self._segment.free_pages(*shrunk)
+
+    def _resubmit(self) -> None:
+        """Submit again whatever is pending; the broker takes only what it does not hold."""
+        groups: dict[bytes, list[list[int]]] = {}
+        for _, lane, _, request, _ in self._pending.values():
+            groups.setdefault(lane.key, []).append(request)
+        if groups:
+            self._groups.clear()
+            pairs: list[list[Any]] = [[key, requests] for key, requests in groups.items()]
+            self._link.send(wire.pack(Submit(self._link.frontend_id, pairs, True)))
+
+    # ------------------------------------------------------------------------------------------------ receiving
+
+    def on_mail(self, messages: list[bytes]) -> None:
+        """Hot messages from workers and the broker."""
+        for data in messages:
+            try:
+                message = wire.unpack(data)
+            except WireError:
+                log.exception("dropped a message")
+                continue
+            if message.__class__ is Result:
+                self._on_result(message)  # type: ignore[arg-type]
+            elif message.__class__ is Failed:
+                for request_id, code, text in message.requests:  # type: ignore[union-attr]
+                    self._fail(request_id, code, text)
+            else:
+                log.error("dropped a %s, which no frontend takes", type(message).__name__)
+
+    def _on_result(self, result: Result) -> None:
+        worker = self._link.workers.get(result.worker_id)
+        if worker is None:
+            return
+        outputs: list[Output] | None = None
+        pending = self._pending
+        for request_id, row_first, rows, row_start in result.answers:
+            entry = pending.get(request_id)
+            if entry is None:
+                continue  # answered already: the batch ran twice because a worker died
+            reply, lane, rows_whole, request, bucket = entry
+            if outputs is None:
+                data, batchable = worker.data, lane.spec.batchable
+                outputs = [
+                    Output(dtype, tuple(shape), data, offset, batchable) for dtype, shape, offset in result.outputs
+                ]
+            if rows != rows_whole:
+                self._join(entry, outputs, row_first, rows, row_start)
+                continue
+            del pending[request_id]
+            for offset in request[3:]:
+                self._ring.release(offset)
+            if bucket is not None:
+                bucket.pop(request_id, None)
+            if reply is not None:
+                reply.answer(outputs, row_first, rows)
+        for request_id, code, text in result.failures:
+            self._fail(request_id, code, text)
+        if result.record_id >= 0:
+            self._releases.setdefault(result.worker_id, []).append(result.record_id)
+            self._plan_flush()
+
+    def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
+        reply, _, rows_whole, request, _ = entry
+        request_id = request[0]
+        join = self._joins.get(request_id)
+        if join is None:
+            join = self._joins[request_id] = Join(rows_whole)
+        join.add(outputs, row_first, rows, row_start)
+        if join.complete:
+            self._forget(request_id)
+            if reply is not None:
+                reply.answer(join.outputs(), 0, rows_whole)
+
+    def _fail(self, request_id: int, code: int, text: str) -> None:
+        entry = self._pending.get(request_id)
+        if entry is not None:
+            self._forget(request_id)
+            if entry[0] is not None:
+                entry[0].fail(code, text)
+
+    def _forget(self, request_id: int) -> None:
+        _, _, _, request, bucket = self._pending.pop(request_id)
+        self._joins.pop(request_id, None)
+        self._release_records(request)
+        if bucket is not None:
+            bucket.pop(request_id, None)
+
+    # ----------------------------------------------------------------------------------------- link's notices
+
+    def on_connected(self, frontend_id: int) -> None:
+        """A broker that knows none of our requests."""
+        log.info("registered with the broker as frontend %d", frontend_id)
+        self._resubmit()
+
+    def on_worker_left(self) -> None:
+        """Its unsent Results are lost although the broker may have settled their leases: ask again for what is left."""
+        self._loop.call_later(_RESUBMIT_AFTER_S, self._resubmit)
+
+    def on_catalog(self, versions: list[VersionInfo]) -> None:
+        """The catalog changed."""
+        self.catalog.update(versions)
+
+    def close(self) -> None:
+        """Fail what is pending and leave."""
+        self._deadlines.close()
+        for request_id in list(self._pending):
+            self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
+        self._link.close()

@@ -1,0 +1,55 @@
+"""The parts of a split request, gathered until they are all there.
+
+Parts are copied: each lies in another batch's record, which goes back to its worker at once. A part can come twice
+(its worker died after sending it and it ran again); the second is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringserve.frontend.outputs import Output
+from ringserve.shm.dtype import STRING
+from ringserve.shm.tensor import string_record_bytes, write_strings
+
+
+class Join:
+    """Collects the parts of one request of `rows_whole` rows."""
+
+    def __init__(self, rows_whole: int) -> None:
+        self._rows_whole = rows_whole
+        self._rows_here = 0
+        self._parts: dict[int, list[tuple[Output, bytes | list[bytes]]]] = {}
+
+    @property
+    def complete(self) -> bool:
+        return self._rows_here == self._rows_whole
+
+    def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> None:
+        """Rows [row_first, row_first + rows) of `outputs` are the request's rows from `row_start` on."""
+        if row_start in self._parts:
+            return
+        self._parts[row_start] = [
+            (
+                output,
+                output.strings(row_first, rows) if output.dtype == STRING else bytes(output.raw(row_first, rows)),
+            )
+            for output in outputs
+        ]
+        self._rows_here += rows
+
+    def outputs(self) -> list[Output]:
+        """The whole request's outputs, over memory of their own."""
+        parts = [self._parts[row_start] for row_start in sorted(self._parts)]
+        joined = []
+        for column in zip(*parts, strict=True):
+            first = column[0][0]
+            shape = (self._rows_whole, *first.shape[1:])
+            if first.dtype == STRING:
+                values = [value for _, part in column for value in part]
+                record = bytearray(string_record_bytes(values))  # type: ignore[arg-type]
+                write_strings(memoryview(record), 0, values)  # type: ignore[arg-type]
+            else:
+                record = bytearray().join(part for _, part in column)  # type: ignore[arg-type, misc]
+            joined.append(Output(first.dtype, shape, memoryview(record), 0, True))
+        return joined

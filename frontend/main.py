@@ -1,0 +1,49 @@
+"""A frontend process: start -> loop -> drain -> stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvloop
+
+from ringserve.config import process
+from ringserve.config.schema import Settings
+from ringserve.frontend.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str) -> int:
+    """Serve until stopped. Returns the exit status. `index`: which of the frontends this is."""
+    process.begin(name, settings.server.log_level, settings.server.log_format)
+    stop = process.StopWatch(death_fd)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, name, run_dir, stop))
+
+
+async def _serve(settings: Settings, name: str, run_dir: str, stop: process.StopWatch) -> int:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    bugs: list[BaseException] = []
+
+    def on_bug(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        # What no code expected leaves state that no code can vouch for: end, and be replaced.
+        error = context.get("exception")
+        log.critical("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
+        bugs.append(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
+        stopped.set()
+
+    loop.set_exception_handler(on_bug)
+    loop.add_reader(stop.fd, stopped.set)
+    service = Service(settings, name=name, run_dir=run_dir)
+    await service.start()
+    process.freeze_heap()
+    process.tell_ready()
+    await stopped.wait()
+    loop.remove_reader(stop.fd)
+    wanted = stop.wanted()
+    log.info("stopping: %s", wanted.reason if wanted else "a bug")
+    process.tell_stopping()
+    await service.stop(drain=wanted is not None and not wanted.at_once)
+    return process.Exit.FAILED if bugs else process.Exit.OK

@@ -1,0 +1,58 @@
+"""What a finished request looks like to the code that encodes its answer: views into a worker's result ring.
+
+Nothing here owns memory: an Output is valid only while `Reply.answer` runs, because the record goes back to the
+worker right after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+from ringserve.shm.dtype import STRING, dtype_of
+from ringserve.shm.tensor import read_strings
+
+
+class Output:
+    """One output of one result record; rows of several requests when its lane is batchable.
+
+    dtype: TensorFlow DataType number. shape: of the whole record (axis 0 counts all its rows when batchable).
+    row_bytes: bytes of one row, 0 for strings. Of a lane that is not batchable there is one "row": everything.
+    """
+
+    __slots__ = ("_data", "_offset", "batchable", "dtype", "row_bytes", "row_elements", "shape")
+
+    def __init__(self, dtype: int, shape: tuple[int, ...], data: memoryview, offset: int, batchable: bool) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.batchable = batchable
+        self.row_elements = prod(shape[1:] if batchable else shape)
+        self.row_bytes = 0 if dtype == STRING else self.row_elements * dtype_of(dtype).itemsize
+        self._data = data
+        self._offset = offset
+
+    def raw(self, row_first: int, rows: int) -> memoryview:
+        """Row-major little-endian bytes of rows [row_first, row_first + rows)."""
+        row_bytes = self.row_bytes
+        start = self._offset + row_first * row_bytes
+        return self._data[start : start + rows * row_bytes]
+
+    def strings(self, row_first: int, rows: int) -> list[bytes]:
+        """Elements of those rows, row-major, of a string output."""
+        elements = self.row_elements
+        return read_strings(self._data, self._offset, row_first * elements, rows * elements)
+
+    def shape_of(self, rows: int) -> tuple[int, ...]:
+        """The shape of an answer that has `rows` rows of this output."""
+        return (rows, *self.shape[1:]) if self.batchable else self.shape
+
+
+class Reply(Protocol):
+    """Who waits for a request. Exactly one of the two is called, exactly once, on the event loop."""
+
+    def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
+        """The outputs in the lane's order. They are valid during this call only."""
+
+    def fail(self, code: int, text: str) -> None:
+        """The request has no answer; the code is a `Code`."""

@@ -1,0 +1,167 @@
+"""The pool: imports TensorFlow once, then forks every worker from itself in a fraction of a second.
+
+It runs no TensorFlow op and lists no device, ever: a process forked before that has TensorFlow's code and none of its
+threads or device state (DESIGN.md, "Fork after import"). It stays single-threaded, so that a fork copies a consistent
+process, and it has no ZeroMQ context for the same reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from ringserve.broker.control import ControlChannel, ControlClosed
+from ringserve.broker.messages import PROTOCOL_VERSION, Exited, Fork, Hello, Kill, PoolState, Role, Stop
+
+log = logging.getLogger(__name__)
+
+_RECONNECT_MS = 20
+_KILL_AFTER_NS = 10_000_000_000
+
+#: Runs in the new process; returns its exit status. (fork, pool_fd): end-of-file on pool_fd means the pool is gone.
+RunWorker = Callable[[Fork, int], int]
+
+
+class Pool:
+    """Forks workers on the broker's order and tells it of their ends.
+
+    stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold.
+    """
+
+    def __init__(self, registration_path: str, run_worker: RunWorker, *, stop_fd: int, leave: Callable[[], None]) -> None:
+        self._registration_path = registration_path
+        self._run_worker = run_worker
+        self._stop_fd = stop_fd
+        self._leave = leave
+        self._channel: ControlChannel | None = None
+        self._workers: dict[int, int] = {}  # pid -> worker index
+        self._pidfds: dict[int, int] = {}  # pidfd -> pid
+        # The workers hold the reading end; nobody ever writes. Only this process holds the writing end.
+        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until stopped; then end the workers and wait for them."""
+        while not self._stopping:
+            channel = self._register()
+            if channel is None:
+                break
+            self._channel = channel
+            try:
+                while not self._stopping:
+                    self._turn(channel)
+            except ControlClosed:
+                log.warning("lost the broker; registering again")
+            channel.close()
+            self._channel = None
+        self._end_workers()
+
+    def _register(self) -> ControlChannel | None:
+        while True:
+            try:
+                channel = ControlChannel.connect(self._registration_path)
+            except OSError:
+                self._wait(None, _RECONNECT_MS)
+                if self._stopping:
+                    return None
+                continue
+            channel.send(Hello(PROTOCOL_VERSION, int(Role.POOL), os.getpid(), "", 0, -1, 0))
+            channel.send(PoolState([[index, pid] for pid, index in self._workers.items()]))
+            return channel
+
+    def _turn(self, channel: ControlChannel) -> None:
+        if self._wait(channel, None):
+            for message, _ in channel.receive():
+                if isinstance(message, Fork):
+                    self._fork(message)
+                elif isinstance(message, Kill):
+                    self._kill(message.pid)
+                elif isinstance(message, Stop):
+                    self._stopping = True
+
+    def _wait(self, channel: ControlChannel | None, timeout_ms: int | None) -> bool:
+        """Sleep; handle ends of workers and a stop. True when the channel has something to read."""
+        poller = select.poll()
+        poller.register(self._stop_fd, select.POLLIN)
+        for pidfd in self._pidfds:
+            poller.register(pidfd, select.POLLIN)
+        if channel is not None:
+            poller.register(channel.fd, select.POLLIN | (select.POLLOUT if channel.unsent else 0))
+        readable = False
+        for fd, events in poller.poll(timeout_ms):
+            if fd == self._stop_fd:
+                self._stopping = True
+            elif fd in self._pidfds:
+                self._reap(fd)
+            elif channel is not None:
+                channel.flush()
+                readable = bool(events & ~select.POLLOUT)
+        return readable
+
+    def _fork(self, order: Fork) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._child(order)
+        self._workers[pid] = order.worker_index
+        self._pidfds[os.pidfd_open(pid)] = pid
+        log.info("forked worker %d (process %d)", order.worker_index, pid)
+
+    def _child(self, order: Fork) -> None:
+        """The new worker's life. Never returns: the pool's own stack lies above."""
+        status = 1
+        try:
+            # A copy of the pool's descriptors kept open here would hide the pool's death from the broker and siblings.
+            os.close(self._life_write)
+            for pidfd in self._pidfds:
+                os.close(pidfd)
+            if self._channel is not None:
+                self._channel.close()
+            self._leave()
+            status = self._run_worker(order, self._life_read)
+        except BaseException:
+            log.exception("worker %d ends on a bug", order.worker_index)
+        finally:
+            logging.shutdown()
+            # No interpreter shutdown: TensorFlow's destructors have nothing to save and can only hang.
+            os._exit(status)
+
+    def _kill(self, pid: int) -> None:
+        # Only a child of ours that is not yet reaped: its number cannot have been given to another process.
+        if pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._pidfds.pop(pidfd)
+        os.close(pidfd)
+        _, wait_status = os.waitpid(pid, 0)
+        index = self._workers.pop(pid)
+        status = os.waitstatus_to_exitcode(wait_status)
+        log.info("worker %d (process %d) ended with status %d", index, pid, status)
+        if self._channel is not None:
+            self._channel.send(Exited(pid, index, status))
+
+    def _end_workers(self) -> None:
+        for pid in self._workers:
+            os.kill(pid, signal.SIGTERM)
+        deadline_ns = time.monotonic_ns() + _KILL_AFTER_NS
+        while self._pidfds:
+            left_ns = deadline_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                for pid in self._workers:
+                    os.kill(pid, signal.SIGKILL)
+            poller = select.poll()
+            for pidfd in self._pidfds:
+                poller.register(pidfd, select.POLLIN)
+            for fd, _ in poller.poll(max(left_ns // 1_000_000, 10)):
+                self._reap(fd)
+
+
+def freeze_before_forks() -> None:
+    """Move all that the imports made out of the collector's sight, so that no child copies these pages by collecting."""
+    gc.collect()
+    gc.freeze()
