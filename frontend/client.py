@@ -33,8 +33,13 @@ log = logging.getLogger(__name__)
 
 #: TF Serving's text for a deadline that passes while a request waits or runs.
 DEADLINE_TEXT = "Timed out waiting for notification"
+NOT_PER_ROW_TEXT = (
+    "an output of this model does not have one row for each input row, so the answer to a request that had to be split "
+    "cannot be joined; send fewer rows at a time, or raise batch_rows_max"
+)
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
+_TIDY_S = 1.0
 
 #: (reply or None when nobody waits, lane, rows, the request as in Submit, its deadline bucket or None)
 _Pending = tuple[Reply | None, Lane, int, list[int], "dict[int, None] | None"]
@@ -64,6 +69,7 @@ class Client:
         self._releases: dict[int, list[int]] = {}
         self._flush_planned = False
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
+        self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
 
     @property
@@ -183,9 +189,12 @@ class Client:
                 worker = link.workers.get(worker_id)
                 if worker is not None:
                     worker.outbox.send(wire.pack(Release(link.frontend_id, record_ids)))
+    def _tidy(self) -> None:
+        """Once a second: give back the ring's pages that a burst has left behind."""
         shrunk = self._ring.take_shrunk()
         if shrunk is not None:
             self._segment.free_pages(*shrunk)
+        self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
 
     def _resubmit(self) -> None:
         """Submit again whatever is pending; the broker takes only what it does not hold."""
@@ -227,10 +236,7 @@ class Client:
                 continue  # answered already: the batch ran twice because a worker died
             reply, lane, rows_whole, request, bucket = entry
             if outputs is None:
-                data, batchable = worker.data, lane.spec.batchable
-                outputs = [
-                    Output(dtype, tuple(shape), data, offset, batchable) for dtype, shape, offset in result.outputs
-                ]
+                outputs = _outputs_of(result, worker.data, lane.spec.batchable)
             if rows != rows_whole:
                 self._join(entry, outputs, row_first, rows, row_start)
                 continue
@@ -250,6 +256,9 @@ class Client:
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
         request_id = request[0]
+        if not all(output.batchable for output in outputs):
+            self._fail(request_id, Code.INVALID_ARGUMENT, NOT_PER_ROW_TEXT)
+            return
         join = self._joins.get(request_id)
         if join is None:
             join = self._joins[request_id] = Join(rows_whole)
@@ -291,6 +300,17 @@ class Client:
     def close(self) -> None:
         """Fail what is pending and leave."""
         self._deadlines.close()
+        self._tidy_timer.cancel()
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()
+
+
+def _outputs_of(result: Result, data: memoryview, batchable: bool) -> list[Output]:
+    """The outputs of a record. Only one request's record can hold outputs that do not follow the rows."""
+    last = result.answers[-1]
+    rows_count = last[1] + last[2]
+    return [
+        Output(dtype, tuple(shape), data, offset, batchable and bool(shape) and shape[0] == rows_count)
+        for dtype, shape, offset in result.outputs
+    ]

@@ -18,7 +18,9 @@ class Output:
     """One output of one result record; rows of several requests when its lane is batchable.
 
     dtype: TensorFlow DataType number. shape: of the whole record (axis 0 counts all its rows when batchable).
-    row_bytes: bytes of one row, 0 for strings. Of a lane that is not batchable there is one "row": everything.
+    batchable: False for every output of a lane that is not, and for one whose axis 0 does not follow the rows: it is
+    the answer of one request, whole, whatever rows are asked for. row_bytes: bytes of one row (or of the whole), 0 for
+    strings.
     """
 
     __slots__ = ("_data", "_offset", "batchable", "dtype", "row_bytes", "row_elements", "shape")
@@ -35,12 +37,16 @@ class Output:
     def raw(self, row_first: int, rows: int) -> memoryview:
         """Row-major little-endian bytes of rows [row_first, row_first + rows)."""
         row_bytes = self.row_bytes
+        if not self.batchable:
+            return self._data[self._offset : self._offset + row_bytes]
         start = self._offset + row_first * row_bytes
         return self._data[start : start + rows * row_bytes]
 
     def strings(self, row_first: int, rows: int) -> list[bytes]:
         """Elements of those rows, row-major, of a string output."""
         elements = self.row_elements
+        if not self.batchable:
+            return read_strings(self._data, self._offset, 0, elements)
         return read_strings(self._data, self._offset, row_first * elements, rows * elements)
 
     def shape_of(self, rows: int) -> tuple[int, ...]:

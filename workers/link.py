@@ -60,6 +60,7 @@ class Link:
         self._worker_index = worker_index
         self._generation = generation
         self._pool_fd = pool_fd
+        self._wake_fds = wake_fds
         self._mail = Mail()
         self.inbox: Inbox = self._mail.inbox(inbox_path)
         self._channel: ControlChannel | None = None
@@ -80,13 +81,13 @@ class Link:
         return self._broker
 
     def register(self) -> None:
-        """Connect, say Hello, and wait for the Welcome. Raises PoolGone."""
+        """Connect, say Hello, and wait for the Welcome. Raises PoolGone, StopOrdered when a wake descriptor is ready."""
         self._forget_all()
         while True:
             try:
                 self._channel = ControlChannel.connect(self._registration_path)
             except OSError:
-                self._wait(_RECONNECT_MS)
+                self._pause()
                 continue
             self._poller.register(self._channel.fd, select.POLLIN)
             hello = Hello(
@@ -101,12 +102,12 @@ class Link:
             self._channel.send(hello, (self._segment.fd,))
             try:
                 while self._broker is None:
-                    self._wait(_RECONNECT_MS)
+                    self._pause()
                     self._take(self._channel.receive())
                 return
             except ControlClosed:
                 self._forget_all()
-                self._wait(_RECONNECT_MS)
+                self._pause()
 
     def send(self, message: ControlMessage) -> None:
         """Send a control message, waiting until the kernel has taken all of it."""
@@ -130,10 +131,15 @@ class Link:
             return False
         return True
 
-    def _wait(self, timeout_ms: int | None) -> None:
-        for fd, _ in self._poller.poll(timeout_ms):
-            if fd == self._pool_fd:
-                raise PoolGone
+    def _wait(self, timeout_ms: int | None) -> set[int]:
+        ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
+        if self._pool_fd in ready:
+            raise PoolGone
+        return ready
+
+    def _pause(self) -> None:
+        if not self._wait(_RECONNECT_MS).isdisjoint(self._wake_fds):
+            raise StopOrdered("stopped while registering")
 
     def _take(self, received: list[Received]) -> None:
         for message, fds in received:
@@ -160,7 +166,8 @@ class Link:
             del self.rings[peer_id]
             del self.outboxes[peer_id]
             peer.outbox.close(flush_ms=200)
-            peer.segment.close()
+            # A batch that waits for room may still hold a view: its memory goes when the view does.
+            peer.segment.abandon()
             self.left.append(peer_id)
 
     def _forget_all(self) -> None:

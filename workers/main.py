@@ -57,7 +57,13 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
         executor = Executor(servables, link.rings, ring, segment.data, link.worker_id)
         process.freeze_heap()
         worker = Worker(
-            link, executor, reports, stopping=lambda: stop.wanted() is not None, clock=time.monotonic_ns
+            link,
+            executor,
+            segment,
+            ring,
+            reports,
+            stopping=lambda: stop.wanted() is not None,
+            clock=time.monotonic_ns,
         )
         worker.announce()
         worker.serve()

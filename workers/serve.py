@@ -19,9 +19,11 @@ from ringserve.workers.servable import Servable
 
 log = logging.getLogger(__name__)
 
-#: How long the records of a frontend that left are kept, and how often that is looked at.
+#: How long the records of a frontend that left are kept.
 _LEFT_KEPT_NS = 5_000_000_000
-_LEFT_LOOK_MS = 1000
+_TIDY_NS = 1_000_000_000
+#: How often to look, while there is something to keep or to tidy.
+_LOOK_MS = 1000
 
 
 def load_models(
@@ -51,13 +53,16 @@ def make_result_ring(name: str, ring_bytes: int) -> tuple[Segment, RingWriter]:
 class Worker:
     """Serves what `executor` holds until told to stop.
 
-    stopping: asked once per turn; when it turns true, what is in hand is finished first. clock: monotonic ns.
+    segment, ring: its result ring, which the executor fills. stopping: asked once per turn; when it turns true, what is
+    in hand is finished first. clock: monotonic ns.
     """
 
     def __init__(
         self,
         link: Link,
         executor: Executor,
+        segment: Segment,
+        ring: RingWriter,
         reports: Sequence[Loaded],
         *,
         stopping: Callable[[], bool],
@@ -65,6 +70,8 @@ class Worker:
     ) -> None:
         self._link = link
         self._executor = executor
+        self._segment = segment
+        self._ring = ring
         self._reports = reports
         self._stopping = stopping
         self._clock = clock
@@ -72,6 +79,8 @@ class Worker:
         self._batch: Batch | None = None
         #: (when, frontend_id): records of frontends that left, see `_forget_left`.
         self._leaving: deque[tuple[int, int]] = deque()
+        self._untidy = False
+        self._tidied_ns = 0
         self.messages_dropped_count = 0
 
     def announce(self) -> None:
@@ -98,7 +107,9 @@ class Worker:
                 continue
             if self._stopping() and self._batch is None:
                 return
-            link.wait(_LEFT_LOOK_MS if self._leaving else None)
+            link.wait(_LOOK_MS if self._leaving or self._untidy else None)
+            if self._untidy:
+                self._tidy()
 
     def _come_back(self, mail: list[bytes]) -> None:
         """The broker is lost. The batches in hand were its, but their frontends still wait for the answers."""
@@ -139,10 +150,21 @@ class Worker:
             else:
                 batch.proceed()
             self._send(batch)
+            self._untidy = True
             if batch.done is None:
                 self._batch = batch
                 return
             self._batch = None
+
+    def _tidy(self) -> None:
+        """About once a second, and once more after the last batch: give back pages that a burst has left behind."""
+        now_ns = self._clock()
+        if now_ns - self._tidied_ns >= _TIDY_NS:
+            self._tidied_ns = now_ns
+            shrunk = self._ring.take_shrunk()
+            if shrunk is not None:
+                self._segment.free_pages(*shrunk)
+            self._untidy = shrunk is not None
 
     def _send(self, batch: Batch) -> None:
         outboxes = self._link.outboxes

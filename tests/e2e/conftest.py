@@ -1,0 +1,40 @@
+"""Models and servers shared by the end-to-end tests: real processes, sockets, TensorFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import Server
+
+SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "models" / "tfs"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of exported models, one base path each (see tests/exporters.py), made once per test session."""
+    folder = tmp_path_factory.mktemp("models")
+    # In a process of its own: TensorFlow takes a second and 300 MB that the rest of the suite does not need.
+    subprocess.run([sys.executable, "-m", "tests.e2e.export_models", str(folder)], check=True, timeout=170)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """TensorFlow Serving's own test models, where this checkout has them beside it."""
+    if not SHARED_MODELS.is_dir():
+        pytest.skip("TensorFlow Serving's test models are not here")
+    return SHARED_MODELS
+
+
+@pytest.fixture(scope="module")
+def mlp_server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the MLP with two workers and one frontend, shared by a module's tests."""
+    arguments = ["--model_name", "mlp", "--model_base_path", str(models / "mlp"), "--workers", "2"]
+    with Server(tmp_path_factory.mktemp("server"), *arguments) as server:
+        server.wait_available("mlp")
+        yield server

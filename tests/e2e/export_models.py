@@ -1,0 +1,21 @@
+"""`python -m tests.e2e.export_models FOLDER`: every model of tests/exporters.py as FOLDER/NAME/1."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests import exporters
+
+NAMES = (
+    "mlp", "several", "half", "echo", "identities", "strings", "scalar", "table", "not_per_row", "counter", "picky", "slow",
+)  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    for name in NAMES:
+        getattr(exporters, name)(folder / name / "1")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,307 @@
+"""Execute -> Results and Done, given the rings and the servables: gather, run, scatter. No sockets, no waiting.
+
+Outcome is per request: a run of several parts that fails is repeated one part at a time, so that the part which is to
+blame fails alone. Where the result ring is full the batch stops half way and is taken up again by `Batch.proceed`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, Result
+from ringserve.broker.wire import unpack_lane
+from ringserve.shm.ring import RingWriter
+from ringserve.workers.failures import RunFailure
+from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Gatherer, Part, layout_of, whole_feeds
+from ringserve.workers.scatter import Block
+from ringserve.workers.servable import Servable
+
+#: Lanes whose plans are kept. A client that varies shapes makes new ones without end.
+_LANES_MAX = 1024
+
+_NOT_PER_ROW = (
+    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input tensors, "
+    "so a request of this size, which had to be split, has no answer; send fewer rows."
+)
+
+Servables = Mapping[tuple[str, int], Servable]
+
+
+class Batch:
+    """One Execute on its way: send what `take_results` gives, then `done` if it is there, else `proceed` later."""
+
+    __slots__ = ("_results", "_steps", "done", "waits_for_bytes")
+
+    def __init__(self, results: list[tuple[int, Result]], steps: Generator[int, None, Done]) -> None:
+        self._results = results
+        self._steps = steps
+        #: The end of the batch; None while it waits for room in the result ring.
+        self.done: Done | None = None
+        #: The record for which there is no room yet; 0 when none waits.
+        self.waits_for_bytes = 0
+
+    def take_results(self) -> list[tuple[int, Result]]:
+        """(frontend_id, Result) made since the last call."""
+        results = self._results[:]
+        self._results.clear()
+        return results
+
+    def proceed(self) -> bool:
+        """Go on until the batch is done (True) or the result ring is full (False: call again after a Release)."""
+        if self.done is None:
+            try:
+                self.waits_for_bytes = next(self._steps)
+            except StopIteration as end:
+                self.done = end.value
+                self.waits_for_bytes = 0
+        return self.done is not None
+
+
+class _Run:
+    """What is counted and sent while one batch runs."""
+
+    __slots__ = ("message", "ns", "rows_count", "send")
+
+    def __init__(self, message: Execute, send: Callable[[tuple[int, Result]], None]) -> None:
+        self.message = message
+        self.send = send
+        self.ns = 0
+        self.rows_count = 0
+
+
+class _Lane:
+    """What is known of a lane: how to read its inputs and how to run it."""
+
+    __slots__ = ("batchable", "layouts", "lone", "model", "plan")
+
+    def __init__(self, spec: LaneSpec, servables: Servables) -> None:
+        servable = servables.get((spec.model, spec.version))
+        if servable is None:
+            text = f"Version {spec.version} of model {spec.model} is not loaded in this worker."
+            raise RunFailure(Code.UNAVAILABLE, text)
+        self.model = spec.model
+        self.batchable = spec.batchable
+        self.layouts = [layout_of(i) for i in spec.inputs]
+        self.plan = servable.plan(spec)
+        #: Each part runs by itself: its outputs do not follow the rows, or a second run would not give the same.
+        self.lone = not spec.batchable or not self.plan.per_row or self.plan.changes_state
+
+
+class Executor:
+    """One worker's batches, one at a time. `rings`, `servables`: live views of what main attaches and loads.
+
+    results: the writable bytes behind `ring`. allowed_batch_rows: by model name, the sizes up to which a batch's rows
+    are padded (ascending); models that are not there are never padded.
+    """
+
+    def __init__(
+        self,
+        servables: Servables,
+        rings: Mapping[int, memoryview],
+        ring: RingWriter,
+        results: memoryview,
+        worker_id: int,
+        *,
+        allowed_batch_rows: Mapping[str, Sequence[int]] | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._servables = servables
+        self._rings = rings
+        self._ring = ring
+        self._results = results
+        self.worker_id = worker_id
+        self._allowed_batch_rows = dict(allowed_batch_rows or {})
+        self._clock_ns = clock_ns
+        self._gatherer = Gatherer()
+        self._lanes: OrderedDict[bytes, _Lane | Failure] = OrderedDict()
+        #: Records that each frontend holds.
+        self._held: dict[int, set[int]] = {}
+
+    def execute(self, message: Execute) -> Batch:
+        """Run a batch. The one before must be done: its feeds may lie in memory that this one uses."""
+        results: list[tuple[int, Result]] = []
+        batch = Batch(results, self._steps(_Run(message, results.append)))
+        batch.proceed()
+        return batch
+
+    def release(self, frontend_id: int, record_ids: Sequence[int]) -> None:
+        """A Release from this frontend. Records that it does not hold (a message of one long gone) are ignored."""
+        held = self._held.get(frontend_id)
+        if held is None:
+            return
+        for record_id in record_ids:
+            if record_id in held:
+                held.remove(record_id)
+                self._ring.release(record_id)
+
+    def frontend_left(self, frontend_id: int) -> None:
+        """Take back what this frontend holds. Its ring must be gone from `rings` by now."""
+        for record_id in self._held.pop(frontend_id, ()):
+            self._ring.release(record_id)
+
+    def forget_lanes(self) -> None:
+        """Drop all plans: the servables behind them change."""
+        self._lanes.clear()
+
+    # -------------------------------------------------------------------------------------------------- the steps
+    # Generators: each yields the bytes it waits for while the result ring is full, and goes on when resumed.
+
+    def _steps(self, run: _Run) -> Generator[int, None, Done]:
+        message = run.message
+        lane = self._lane(message.lane_key)
+        parts: list[Part] = [part for part in message.parts if part[FRONTEND] in self._rings]
+        if isinstance(lane, Failure):
+            for part in parts:
+                self._fail(run, part, lane)
+        elif parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
+            for part in parts:
+                yield from self._answer_alone(run, lane, part)
+        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count)
+
+    def _answer_together(self, run: _Run, lane: _Lane, parts: list[Part]) -> Generator[int, None, bool]:
+        """Run all parts in one go. False: no part has been answered, and each must be run by itself."""
+        groups = self._group(parts)
+        rows_count = sum([group.rows_count for group in groups])
+        rows_fed = self._rows_fed(lane, rows_count)
+        try:
+            # The feeds are no local of a generator that may wait: they would keep the ring of a frontend that leaves.
+            outputs = self._call(
+                run, lane, self._gatherer.feeds(lane.layouts, groups, rows_count, rows_fed), rows_count
+            )
+        except RunFailure as error:
+            if len(parts) > 1:
+                return False
+            self._fail(run, parts[0], error.failure)
+            return True
+        if not all(output.ndim and len(output) == rows_fed for output in outputs):
+            # Never right for this lane, so do not try again. A lone part has its answer already.
+            lane.lone = True
+            if len(parts) > 1:
+                return False
+            yield from self._send_whole(run, lane, parts[0], outputs, rows_fed)
+            return True
+        first = 0
+        for group in groups:
+            rows = [output[first : first + group.rows_count] for output in outputs]
+            yield from self._send_rows(run, lane, group.parts, rows)
+            first += group.rows_count
+        return True
+
+    def _answer_alone(self, run: _Run, lane: _Lane, part: Part) -> Generator[int, None, None]:
+        ring = self._rings.get(part[FRONTEND])
+        if ring is None:
+            return  # gone while the parts before this one waited for room
+        rows_fed = self._rows_fed(lane, part[ROWS]) if lane.batchable else 1
+        try:
+            if lane.batchable:
+                feeds = self._gatherer.feeds(lane.layouts, [Columns(ring, [part])], part[ROWS], rows_fed)
+            else:
+                feeds = whole_feeds(lane.layouts, ring, part)
+            outputs = self._call(run, lane, feeds, part[ROWS])
+        except RunFailure as error:
+            self._fail(run, part, error.failure)
+            return
+        del feeds
+        yield from self._send_whole(run, lane, part, outputs, rows_fed)
+
+    def _send_whole(
+        self, run: _Run, lane: _Lane, part: Part, outputs: list[Any], rows_fed: int
+    ) -> Generator[int, None, None]:
+        """The outputs of a run of one part. Those that do not follow the rows are its answer as they are."""
+        if lane.batchable:
+            follow = [bool(output.ndim) and len(output) == rows_fed for output in outputs]
+            if part[ROW_START] and not all(follow):
+                self._fail(run, part, Failure(Code.FAILED_PRECONDITION, _NOT_PER_ROW))
+                return
+            outputs = [o[: part[ROWS]] if follows else o for o, follows in zip(outputs, follow, strict=True)]
+        yield from self._send_rows(run, lane, [part], outputs)
+
+    def _send_rows(self, run: _Run, lane: _Lane, parts: list[Part], outputs: list[Any]) -> Generator[int, None, None]:
+        """One record with `outputs`, which are the rows of these parts of one frontend, and the Result that says so."""
+        frontend_id = parts[0][FRONTEND]
+        block = Block(outputs, lane.plan.output_dtypes)
+        if block.nbytes > self._ring.record_bytes_max:
+            yield from self._send_less(run, lane, parts, outputs, block.nbytes)
+            return
+        offset = -1
+        if block.nbytes:
+            while (offset := self._ring.claim(block.nbytes)) < 0:
+                yield block.nbytes
+                if frontend_id not in self._rings:
+                    return
+            held = self._held.get(frontend_id)
+            if held is None:
+                held = self._held[frontend_id] = set()
+            held.add(offset)
+        described = block.write(self._results, offset)
+        firsts = accumulate([part[ROWS] for part in parts], initial=0)
+        answers = [[part[REQUEST], first, part[ROWS], part[ROW_START]] for part, first in zip(parts, firsts)]  # noqa: B905
+        message = run.message
+        result = Result(self.worker_id, message.batch_id, message.lane_key, offset, described, answers, [])
+        run.send((frontend_id, result))
+
+    def _send_less(
+        self, run: _Run, lane: _Lane, parts: list[Part], outputs: list[Any], nbytes: int
+    ) -> Generator[int, None, None]:
+        """A record that the ring can never hold: half of the parts at a time, and a part that is too large fails."""
+        if len(parts) == 1:
+            text = (
+                f"The outputs of this request take {nbytes} bytes and the result ring has "
+                f"{self._ring.record_bytes_max}: raise result_ring_bytes, or ask for fewer rows or outputs."
+            )
+            self._fail(run, parts[0], Failure(Code.RESOURCE_EXHAUSTED, text))
+            return
+        half = len(parts) // 2
+        rows = sum(part[ROWS] for part in parts[:half])
+        yield from self._send_rows(run, lane, parts[:half], [output[:rows] for output in outputs])
+        yield from self._send_rows(run, lane, parts[half:], [output[rows:] for output in outputs])
+
+    # ------------------------------------------------------------------------------------------------------- pieces
+
+    def _call(self, run: _Run, lane: _Lane, feeds: list[Any], rows_count: int) -> list[Any]:
+        run.rows_count += rows_count
+        started_ns = self._clock_ns()
+        try:
+            return lane.plan.run(feeds)
+        finally:
+            run.ns += self._clock_ns() - started_ns
+
+    def _fail(self, run: _Run, part: Part, failure: Failure) -> None:
+        message = run.message
+        failures = [[part[REQUEST], int(failure.code), failure.text]]
+        run.send((part[FRONTEND], Result(self.worker_id, message.batch_id, message.lane_key, -1, [], [], failures)))
+
+    def _group(self, parts: list[Part]) -> list[Columns]:
+        """The parts by frontend, in the order in which each frontend comes first: rows of one lie side by side."""
+        first = parts[0][FRONTEND]
+        if all(part[FRONTEND] == first for part in parts):
+            return [Columns(self._rings[first], parts)]
+        by_frontend: dict[int, list[Part]] = {}
+        for part in parts:
+            by_frontend.setdefault(part[FRONTEND], []).append(part)
+        return [Columns(self._rings[frontend_id], own) for frontend_id, own in by_frontend.items()]
+
+    def _rows_fed(self, lane: _Lane, rows_count: int) -> int:
+        """`rows_count` rounded up to an allowed size; as it is when there is none, or when it is above all of them."""
+        for rows in self._allowed_batch_rows.get(lane.model, ()):
+            if rows >= rows_count:
+                return rows
+        return rows_count
+
+    def _lane(self, key: bytes) -> _Lane | Failure:
+        lane = self._lanes.get(key)
+        if lane is None:
+            try:
+                lane = _Lane(unpack_lane(key), self._servables)
+            except RunFailure as error:
+                lane = error.failure
+            self._lanes[key] = lane
+            if len(self._lanes) > _LANES_MAX:
+                self._lanes.popitem(last=False)
+        else:
+            self._lanes.move_to_end(key)
+        return lane

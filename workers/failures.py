@@ -1,0 +1,50 @@
+"""TensorFlow's exceptions -> what a client or an operator is told: a code and TensorFlow's own words, no Python."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ringserve.broker.messages import Code, Failure
+
+
+class RunFailure(Exception):
+    """A run that ended in a failure which a client may see. The process and the model are fine."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(f"{code.name}: {text}")
+        self.failure = Failure(code, text)
+
+
+class LoadError(Exception):
+    """A model version that cannot be loaded; `text` says what is wrong and what would be right."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(f"{code.name}: {text}")
+        self.code = code
+        self.text = text
+
+
+# What Python's Session wraps around the C++ message, which alone is what a C++ server sends.
+_DECORATION = re.compile(
+    r"\n+(Original stack trace for|Errors may have originated from|Input Source operations connected to|"
+    r"Operation defined at|The above exception).*",
+    re.DOTALL,
+)
+_LEAD = re.compile(r"\A(Graph execution error:\s*)?(Detected at node[^\n]*\n.*?Node: '[^\n]*\n)?", re.DOTALL)
+_DEFINED_AT = re.compile(r"\{?\{?node ([^\s\]}]+)\}?\}?(?: \(defined at [^)]*\)\s*)")
+
+
+def clean(message: str) -> str:
+    """TensorFlow's message without the decorations of its Python layer."""
+    text = _LEAD.sub("", message, count=1)
+    text = _DECORATION.sub("", text)
+    text = _DEFINED_AT.sub(r"{{node \1}}", text)
+    return text.strip() or message.strip()
+
+
+def failure_of(error: Any) -> Failure:
+    """The Failure of a `tf.errors.OpError`."""
+    number = error.error_code
+    code = Code(number) if number in Code._value2member_map_ and number != 0 else Code.UNKNOWN
+    return Failure(code, clean(str(error.message)))

@@ -1,0 +1,66 @@
+"""A TensorFlow session for one graph, and calls of it that run on the caller's own thread.
+
+`make_call` is the only place that knows the private API which makes a call cheap; when a TensorFlow lacks it, the
+public API does the same work slower. Nothing here may run before a worker has been forked: making a session starts
+threads and lists devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+
+#: Feeds in, fetches out, positions as given to `make_call`. Raises tf.errors.OpError.
+Call = Callable[..., list[Any]]
+
+SINGLE_THREADED = "SINGLE_THREADED_EXECUTOR"
+ORDINARY = ""
+
+#: RunOptions.inter_op_thread_pool: run the ops on the calling thread, without a hand-over to a pool and back.
+_INLINE = -1
+
+
+def open_session(graph: Any, executor: str, threads: int) -> Any:
+    """A session whose ops may use `threads` threads each, and which runs one op at a time."""
+    config = config_pb2.ConfigProto(
+        intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, allow_soft_placement=True
+    )
+    config.experimental.executor_type = executor
+    config.gpu_options.allow_growth = True
+    return tf.compat.v1.Session(graph=graph, config=config)
+
+
+def has_gpu(session: Any) -> bool:
+    return any(device.device_type == "GPU" for device in session.list_devices())
+
+
+def uses_private_api(session: Any) -> bool:
+    """Whether calls of this session are made through the private API; `tests/workers` says which is expected."""
+    return hasattr(session, "_make_callable_from_options")
+
+
+def make_call(session: Any, feeds: Sequence[str], fetches: Sequence[str], *, private: bool = True) -> Call:
+    """A call that feeds the tensors `feeds` (different ones) and fetches `fetches` (none of which is fed).
+
+    The executor is built here, so a graph that this session's executor does not support is refused here with
+    tf.errors.UnimplementedError, not by the first run (private API only).
+    """
+    run_options = config_pb2.RunOptions(inter_op_thread_pool=_INLINE)
+    if private and uses_private_api(session):
+        call: Call = session._make_callable_from_options(
+            config_pb2.CallableOptions(feed=list(feeds), fetch=list(fetches), run_options=run_options)
+        )
+        return call
+    public = session.make_callable(list(fetches), feed_list=list(feeds), accept_options=True)
+
+    def call_public(*arrays: Any) -> list[Any]:
+        # Scalars come back as numpy scalars here and as arrays of rank 0 from the private API. asarray with a dtype,
+        # because the bytes of a string would otherwise become a numpy string, which loses trailing zero bytes.
+        outputs = public(*arrays, options=run_options)
+        return [np.asarray(o, dtype=object if isinstance(o, (bytes, str)) else None) for o in outputs]
+
+    return call_public
