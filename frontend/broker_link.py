@@ -45,7 +45,7 @@ class WorkerPeer:
     def close(self) -> None:
         self.data = memoryview(b"")
         self.outbox.close()
-        self.segment.close()
+        self.segment.abandon()
 
 
 class LinkUser(Protocol):

@@ -98,16 +98,16 @@ class Client:
         deadline_ns = time.monotonic_ns() + timeout_ns if timeout_ns else 0
         request = [request_id, rows, deadline_ns]
         for payload in payloads:
-            if payload.__class__ is list:
-                size = string_record_bytes(payload)  # type: ignore[arg-type]
+            if isinstance(payload, list):
+                size = string_record_bytes(payload)
                 offset = claim(size)
                 if offset >= 0:
-                    write_strings(self._data, offset, payload)  # type: ignore[arg-type]
+                    write_strings(self._data, offset, payload)
             else:
                 size = len(payload)
                 offset = claim(size or 1)
                 if offset >= 0:
-                    self._data[offset : offset + size] = payload  # type: ignore[assignment]
+                    self._data[offset : offset + size] = payload
             if offset < 0:
                 self._refuse(request, size, reply)
                 return -1
@@ -217,9 +217,9 @@ class Client:
                 log.exception("dropped a message")
                 continue
             if message.__class__ is Result:
-                self._on_result(message)  # type: ignore[arg-type]
+                self._on_result(message)
             elif message.__class__ is Failed:
-                for request_id, code, text in message.requests:  # type: ignore[union-attr]
+                for request_id, code, text in message.requests:
                     self._fail(request_id, code, text)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
@@ -248,7 +248,13 @@ class Client:
             if reply is not None:
                 reply.answer(outputs, row_first, rows)
         for request_id, code, text in result.failures:
-            self._fail(request_id, code, text)
+            entry = pending.get(request_id)
+            if entry is not None:
+                if entry[2] > 1:
+                    # It may have been split: its other parts need not run any more.
+                    self._cancels.append([entry[1].key, request_id])
+                    self._plan_flush()
+                self._fail(request_id, code, text)
         if result.record_id >= 0:
             self._releases.setdefault(result.worker_id, []).append(result.record_id)
             self._plan_flush()

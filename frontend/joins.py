@@ -47,9 +47,9 @@ class Join:
             shape = (self._rows_whole, *first.shape[1:])
             if first.dtype == STRING:
                 values = [value for _, part in column for value in part]
-                record = bytearray(string_record_bytes(values))  # type: ignore[arg-type]
-                write_strings(memoryview(record), 0, values)  # type: ignore[arg-type]
+                record = bytearray(string_record_bytes(values))
+                write_strings(memoryview(record), 0, values)
             else:
-                record = bytearray().join(part for _, part in column)  # type: ignore[arg-type, misc]
+                record = bytearray().join(part for _, part in column)
             joined.append(Output(first.dtype, shape, memoryview(record), 0, True))
         return joined

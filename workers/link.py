@@ -81,7 +81,7 @@ class Link:
         return self._broker
 
     def register(self) -> None:
-        """Connect, say Hello, and wait for the Welcome. Raises PoolGone, StopOrdered when a wake descriptor is ready."""
+        """Connect, say Hello, wait for the Welcome. Raises PoolGone, or StopOrdered when a wake descriptor is ready."""
         self._forget_all()
         while True:
             try:

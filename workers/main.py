@@ -32,8 +32,8 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
     """Be a worker: load, warm, serve, until stopped or the pool is gone."""
     from ringserve.workers.execute import Executor
     from ringserve.workers.link import Link, PoolGone, StopOrdered
-    from ringserve.workers.serve import Worker, load_models, make_result_ring
     from ringserve.workers.servable import Servable
+    from ringserve.workers.serve import Worker, load_models, make_result_ring
 
     name = f"worker-{order.worker_index}"
     process.begin(name, settings.server.log_level, settings.server.log_format)

@@ -33,7 +33,9 @@ class Pool:
     stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold.
     """
 
-    def __init__(self, registration_path: str, run_worker: RunWorker, *, stop_fd: int, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, registration_path: str, run_worker: RunWorker, *, stop_fd: int, leave: Callable[[], None]
+    ) -> None:
         self._registration_path = registration_path
         self._run_worker = run_worker
         self._stop_fd = stop_fd
@@ -162,6 +164,6 @@ class Pool:
 
 
 def freeze_before_forks() -> None:
-    """Move all that the imports made out of the collector's sight, so that no child copies these pages by collecting."""
+    """Move all that the imports made out of the collector's sight, so that no child copies pages by collecting."""
     gc.collect()
     gc.freeze()

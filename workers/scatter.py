@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ringserve.shm import dtype as dtypes
-from ringserve.shm import tensor
+from ringserve.shm.dtype import STRING
 from ringserve.shm.layout import align
+from ringserve.shm.tensor import string_record_bytes, write_strings
 
 
 class Block:
@@ -27,9 +27,9 @@ class Block:
         at = 0
         for output, number in zip(outputs, dtype_numbers, strict=True):
             values: list[bytes] | None = None
-            if number == dtypes.STRING:
+            if number == STRING:
                 values = output.reshape(-1).tolist()
-                nbytes = tensor.string_record_bytes(values)
+                nbytes = string_record_bytes(values)
             else:
                 nbytes = output.nbytes
             self._outputs.append((number, output, values, at))
@@ -42,7 +42,7 @@ class Block:
         for number, output, values, at in self._outputs:
             start = offset + at
             if values is not None:
-                tensor.write_strings(data, start, values)
+                write_strings(data, start, values)
             elif output.nbytes:
                 # Bytes on both sides: numpy does not lend bfloat16 and its kind as a buffer.
                 source = np.ascontiguousarray(output).reshape(-1).view(np.uint8)

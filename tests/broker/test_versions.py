@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionInfo, VersionState
 from ringserve.broker.versions import Versions
 
@@ -65,7 +67,7 @@ def test_the_epoch_grows_with_what_can_be_seen_and_with_nothing_else() -> None:
     seen.append(versions.epoch)
     versions.ready(frozenset({("m", 1)}))
     seen.append(versions.epoch)
-    assert [later - earlier for earlier, later in zip(seen, seen[1:], strict=False)] == [0, 1, 0, 1, 0]
+    assert [later - earlier for earlier, later in itertools.pairwise(seen)] == [0, 1, 0, 1, 0]
 
 
 def test_reports_about_unknown_versions_are_ignored() -> None:

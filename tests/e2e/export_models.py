@@ -8,7 +8,8 @@ from pathlib import Path
 from tests import exporters
 
 NAMES = (
-    "mlp", "several", "half", "echo", "identities", "strings", "scalar", "table", "not_per_row", "counter", "picky", "slow",
+    "mlp", "several", "half", "echo", "identities", "strings", "scalar", "table", "not_per_row", "counter", "picky",
+    "slow",
 )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -88,7 +87,7 @@ class Server:
                 return versions
         except urllib.error.HTTPError:
             return []
-        except (urllib.error.URLError, ConnectionError, socket.timeout):
+        except (TimeoutError, urllib.error.URLError, ConnectionError):
             return []
 
     def wait_available(self, model: str) -> None:

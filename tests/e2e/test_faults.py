@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from pathlib import Path
@@ -69,9 +70,9 @@ def test_a_killed_process_costs_no_client_anything(models: Path, tmp_path: Path,
         load = Load(server)
         load.wait_for_more(50)
         for _ in range(3):
-            victims = wait_until(lambda: server.members(role), f"a {role} to be there")
-            victims[0].kill()
-            wait_until(lambda victim=victims[0]: not _alive(victim), "the victim to be gone")
+            victim = wait_until(lambda: server.members(role), f"a {role} to be there")[0]
+            victim.kill()
+            wait_until(functools.partial(_gone, victim), "the victim to be gone")
             load.wait_for_more(50)
         wait_until(lambda: len(server.members("worker")) == 2, "both workers to be back")
         load.wait_for_more(50)
@@ -91,8 +92,8 @@ def test_a_killed_frontend_breaks_its_own_connections_and_comes_back(models: Pat
         assert all(outcome.startswith(("ok", "UNAVAILABLE")) for outcome in outcomes), outcomes
 
 
-def _alive(process: psutil.Process) -> bool:
+def _gone(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return False
+        return True

@@ -1,0 +1,77 @@
+"""Pure: which of a Submit's requests enter their lane, and what the others are told at once.
+
+This loop runs once for every request the server ever sees; it is written for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringserve.broker import failures
+from ringserve.broker.lanes import ROWS_ANY, Lane, Split
+from ringserve.broker.messages import Failure
+
+Refusal = tuple[int, Failure]  # request id, what it is told
+
+
+def admit(
+    lane: Lane, frontend_id: int, requests: Sequence[Sequence[int]], soonest: tuple[int, float], now_ns: int
+) -> list[Refusal]:
+    """Queue `requests` ([request_id, rows, deadline_ns, offset, ...]) in order; return those refused, with the reason.
+
+    A request is refused when its deadline has passed, when it has no rows or more than may run, when the lane is full,
+    and when it cannot make its deadline. soonest: `placement.soonest_answer`.
+    """
+    policy = lane.policy
+    queue = lane.queue
+    refused: list[Refusal] = []
+    room = policy.queue_requests_max - len(queue)
+    rows_queued = lane.rows_queued
+    rows_room = policy.queue_rows_max
+    if policy.queue_batches_max and not lane.single:
+        rows_room = min(rows_room, policy.queue_batches_max * lane.rows_max)
+    rows_plain = min(lane.rows_max, rows_room)  # up to here a request needs no second look
+    deadline_min_ns = lane.deadline_min_ns or ROWS_ANY
+    soonest_ns, row_ns = soonest
+    for request in requests:
+        request_id, rows, deadline_ns, *offsets = request
+        if deadline_ns:
+            if deadline_ns <= now_ns:
+                refused.append((request_id, failures.DEADLINE_PASSED))
+                continue
+            answer_ns = soonest_ns + rows_queued * row_ns
+            if deadline_ns < answer_ns:
+                refused.append((request_id, failures.too_late(int(answer_ns) - now_ns, deadline_ns - now_ns)))
+                continue
+            if deadline_ns < deadline_min_ns:
+                deadline_min_ns = deadline_ns
+        if rows > rows_plain or rows < 1 or room < 1 or rows_queued + rows > rows_room:
+            failure = _second_look(lane, rows, rows_queued, rows_room)
+            if failure is not None:
+                refused.append((request_id, failure))
+                continue
+            if rows > lane.rows_max:
+                lane.splits[frontend_id, request_id] = Split()
+        queue.append(([frontend_id, request_id, rows, 0, *offsets], deadline_ns, now_ns))
+        room -= 1
+        rows_queued += rows
+    lane.rows_queued = rows_queued
+    lane.deadline_min_ns = 0 if deadline_min_ns == ROWS_ANY else deadline_min_ns
+    lane.used_ns = now_ns
+    return refused
+
+
+def _second_look(lane: Lane, rows: int, rows_queued: int, rows_room: int) -> Failure | None:
+    """Why a request that is large, or finds the lane (nearly) full, must be refused; None when it need not be."""
+    policy = lane.policy
+    if rows < 1:
+        return failures.NO_ROWS
+    if rows > lane.rows_max and not policy.split:
+        return failures.too_large(rows, lane.rows_max)
+    if not lane.queue:
+        return None
+    if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > policy.queue_rows_max:
+        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, policy.queue_rows_max)
+    if rows_queued + rows > rows_room:
+        return failures.queue_full_batches(-(-rows_queued // lane.rows_max), policy.queue_batches_max)
+    return None

@@ -1,0 +1,399 @@
+"""Pure: who runs what, and when. Messages and the time go in; batches, refusals and a time to wake come out.
+
+    submit ──▶ admission ──▶ lane ──▶ order ▸ placement ──▶ lease ──▶ done
+                  │ refused    │ expired, cancelled           │ worker left: back to the front of the lane
+                  ▼            ▼                              ▼ second worker it ended: failed
+                                  Turn.failed
+
+No clock, no I/O: `now_ns` is an argument, `turn` says everything that is to be sent. Calls between two turns only
+change the state; the turn after them decides, once, for all that arrived.
+
+A request is answered by its worker (the lease is settled by Done) or here (Turn.failed), and its frontend may see an
+answer twice only after a worker's death, when the first worker's Result was sent and its Done was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ringserve.broker import failures
+from ringserve.broker.admission import admit
+from ringserve.broker.batcher import FairOrder, due_ns
+from ringserve.broker.fleet import Fleet, Worker, WorkerState
+from ringserve.broker.lane_table import LaneTable
+from ringserve.broker.lanes import Lane
+from ringserve.broker.leases import Leases
+from ringserve.broker.messages import Done, Execute, Failure, LaneSpec, ModelVersion
+from ringserve.broker.outcomes import Outcomes
+from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
+from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
+
+#: Expired requests are looked for at most this often, and the less often the more there are to look at, so that a long
+#: queue does not cost the broker its time (one that is about to run is looked at anyway).
+_SWEEP_NS_MIN = MILLISECOND_NS
+_SWEEP_NS_PER_REQUEST = 2_000
+
+_AGAIN = -1
+
+
+class Turn(NamedTuple):
+    """What the broker's loop has to do now.
+
+    executes: (worker id, batch). failed: frontend id -> [[request_id, code, text], ...], ready to be a Failed.
+    kills: workers whose lease ran out, each named once; end them, and say `worker_left` when they are gone.
+    wake_ns: call `turn` again at this time even if nothing arrives; 0 = not needed. Always later than the turn's own.
+    drained: draining workers that hold nothing any more, each named once.
+    """
+
+    executes: list[tuple[int, Execute]]
+    failed: dict[int, list[list[Any]]]
+    kills: list[int]
+    wake_ns: int
+    drained: list[int]
+
+
+class Core:
+    """The broker's decisions. `unpack_lane` tells what a lane key means; it is called once for every new key.
+
+    credit_max: batches that a worker may hold at once. lanes_max: lanes remembered; idle ones beyond are forgotten.
+    """
+
+    def __init__(
+        self,
+        unpack_lane: Callable[[bytes], LaneSpec],
+        *,
+        default_policy: LanePolicy | None = None,
+        credit_max: int = 2,
+        lanes_max: int = 1_024,
+    ) -> None:
+        self._lanes = LaneTable(unpack_lane, default_policy or LanePolicy(), lanes_max)
+        self._order = FairOrder()
+        self._orphans: dict[Lane, None] = {}  # lanes with requests waiting and no worker; never in the order as well
+        self._orphaned_ns: dict[ModelVersion, int] = {}
+        self._outcomes = Outcomes()
+        self._fleet = Fleet(credit_max)
+        self._leases = Leases()
+        self._expected: frozenset[ModelVersion] = frozenset()
+        self._served: set[ModelVersion] = set()
+        self._draining: set[int] = set()
+        self._sweep_ns = 0
+        self._sweep_again_ns = 0
+        self._counters = dict.fromkeys(
+            ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
+        )
+
+    # ------------------------------------------------------------------------------------------------ membership
+
+    def set_policies(self, default: LanePolicy, by_model: dict[str, LanePolicy]) -> None:
+        """From now on lanes of a model follow `by_model[name]`, or `default`. What waits already stays admitted."""
+        self._lanes.set_policies(default, by_model)
+
+    def set_versions(self, versions: Iterable[tuple[str, int]]) -> None:
+        """Which model versions are to be served. Requests for others, that no worker serves, are told NOT_FOUND.
+
+        Optional: a version that a worker has ever served counts as known until the next call of this.
+        """
+        self._expected = frozenset(ModelVersion(name, version) for name, version in versions)
+        self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
+        for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:
+            del self._orphaned_ns[servable]
+
+    def frontend_joined(self, frontend_id: int) -> None:
+        self._outcomes.frontends.add(frontend_id)
+
+    def frontend_left(self, frontend_id: int) -> None:
+        """What it has waiting vanishes; what runs is left to run, and is not tried again."""
+        self._outcomes.frontend_left(frontend_id, self._lanes)
+
+    def worker_joined(self, worker_id: int, index: int, loaded: Iterable[tuple[str, int]]) -> None:
+        """A worker has loaded these (name, version) and takes batches. `index`: its place in the fleet."""
+        worker = self._fleet.joined(worker_id, index, self._leases.worker_joined(worker_id))
+        self._fleet.ready(worker, loaded)
+        self._served |= worker.loaded
+        for servable in worker.loaded:
+            self._orphaned_ns.pop(servable, None)
+        for lane in [lane for lane in self._orphans if lane.servable in worker.loaded]:
+            del self._orphans[lane]
+            self._order.add(lane)
+
+    def worker_draining(self, worker_id: int, now_ns: int) -> None:
+        """Send it nothing more; `Turn.drained` will name it when it has finished what it holds."""
+        worker = self._fleet.workers[worker_id]
+        if worker.state is WorkerState.READY:
+            self._drain(worker, now_ns)
+
+    def worker_left(self, worker_id: int, now_ns: int) -> None:
+        """Its process is gone, however that came. One that never took batches is ignored."""
+        worker = self._fleet.workers.get(worker_id)
+        if worker is None:
+            return
+        self._fleet.left(worker)
+        self._draining.discard(worker_id)
+        # The last lease first: each goes to the very front of its lane.
+        for position, lease in reversed(list(enumerate(self._leases.revoke(worker_id)))):
+            self._outcomes.take_back(lease, blamed=position == 0)
+            self._list(lease.lane, now_ns)
+        for lane in self._lanes:
+            if worker_id in lane.recent:
+                lane.recent.remove(worker_id)
+        self._note_orphans(worker.loaded, now_ns)
+
+    # -------------------------------------------------------------------------------------------------- requests
+
+    def submit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
+        """New requests, as in the message Submit."""
+        outcomes = self._outcomes
+        if frontend_id not in outcomes.frontends:
+            self._counters["submits_ignored"] += 1
+            return
+        for key, requests in groups:
+            self._counters["submitted"] += len(requests)
+            lane = self._lanes.get(key) or self._lanes.open(key)
+            if lane is None:
+                for request in requests:
+                    outcomes.tell(frontend_id, request[0], failures.TOO_MANY_LANES, "refused")
+                continue
+            workers = self._fleet.serving(lane.servable, lane.policy.workers_max)
+            refusal = None if workers else self._unserved(lane, now_ns)
+            if refusal is not None:
+                for request in requests:
+                    outcomes.tell(frontend_id, request[0], refusal, "refused")
+                continue
+            soonest = soonest_answer(lane, workers, now_ns)
+            for request_id, failure in admit(lane, frontend_id, requests, soonest, now_ns):
+                expired = failure is failures.DEADLINE_PASSED
+                outcomes.tell(frontend_id, request_id, failure, "expired" if expired else "refused")
+            self._list(lane, now_ns)
+
+    def resubmit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
+        """Requests that may have been submitted before: only those neither queued nor leased are taken."""
+        fresh = []
+        for key, requests in groups:
+            lane = self._lanes.get(key)
+            if lane is not None:
+                entries = [entry for source in (lane.queue, lane.solo) for entry in source]
+                entries += [entry for lease in self._leases if lease.lane is lane for entry in lease.entries]
+                held = {part[1] for part, _, _ in entries if part[0] == frontend_id}
+                taken = [request for request in requests if request[0] not in held]
+                self._counters["resubmits_known"] += len(requests) - len(taken)
+                requests = taken
+            if requests:
+                fresh.append([key, requests])
+        self.submit(frontend_id, fresh, now_ns)
+
+    def cancel(self, frontend_id: int, requests: Sequence[Sequence[Any]], now_ns: int) -> None:
+        """The clients of these are gone: [[lane_key, request_id], ...]. Those that run are left to run."""
+        ids_by_lane: dict[bytes, set[int]] = {}
+        for key, request_id in requests:
+            ids_by_lane.setdefault(key, set()).add(request_id)
+        for key, request_ids in ids_by_lane.items():
+            lane = self._lanes.get(key)
+            if lane is not None:
+                removed = lane.remove_requests(frontend_id, request_ids)
+                self._outcomes.fail(lane, removed, failures.CANCELLED, "cancelled")
+
+    def done(self, done: Done, now_ns: int) -> None:
+        """A batch is over. One that was revoked, or is not known, is counted and otherwise ignored."""
+        lease = self._leases.settle(done.batch_id, done.worker_id, now_ns)
+        if lease is None:
+            self._counters["dones_ignored"] += 1
+            return
+        lane = lease.lane
+        if done.run_ns > 0:
+            # What a batch that waited behind another was held for is known from when it became the head.
+            lane.times.observe(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns))
+            lane.attained_ns += done.run_ns - lease.charged_ns
+        self._outcomes.settle(lease)
+
+    # ------------------------------------------------------------------------------------------------------ turn
+
+    def turn(self, now_ns: int) -> Turn:
+        """Decide all that can be decided now."""
+        if self._sweep_ns and now_ns >= self._sweep_ns:
+            self._sweep(now_ns)
+        kills = [worker_id for worker_id in self._leases.expire(now_ns) if self._hung(worker_id, now_ns)]
+        wake_ns = self._expire_orphans(now_ns) if self._orphans else 0
+        executes: list[tuple[int, Execute]] = []
+        order = self._order
+        declined: list[Lane] = []
+        taken: set[int] = set()
+        while order and self._fleet.has_room():
+            lane = order.pop()
+            if lane is None:
+                break
+            execute, ask_ns = self._grant(lane, now_ns, taken)
+            if execute is not None:
+                executes.append(execute)
+            if not lane.waiting:
+                continue
+            if execute is not None or ask_ns == _AGAIN:
+                order.put_back(lane)
+            else:
+                declined.append(lane)
+                wake_ns = earliest(wake_ns, ask_ns)
+        for lane in declined:
+            order.put_back(lane)
+        wake_ns = earliest(earliest(wake_ns, self._sweep_ns), self._leases.wake_ns())
+        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, self._drained() if self._draining else [])
+
+    def _grant(self, lane: Lane, now_ns: int, taken: set[int]) -> tuple[tuple[int, Execute] | None, int]:
+        """One batch of `lane`, if it is due and a worker is to be had: (what to send or None, when to ask again).
+
+        taken: ids of busy workers that lanes before this one wait for. _AGAIN: all that was to be sent was too late.
+        """
+        due = due_ns(lane)
+        if due > now_ns:
+            return None, due
+        policy = lane.policy
+        workers = self._fleet.serving(lane.servable, policy.workers_max)
+        if taken:
+            workers = [worker for worker in workers if worker.worker_id not in taken or not worker.leases]
+        placement = place(lane, workers, now_ns, credit_max=self._fleet.credit_max, lanes_waiting=len(self._order) + 1)
+        worker = placement.worker
+        if worker is None:
+            taken.update(waited_for.worker_id for waited_for in placement.waits_for)
+            return None, placement.ask_ns
+        solo = bool(lane.solo)
+        if solo:
+            entries, late = [lane.solo.popleft()], []
+            rows = entries[0][0][2]
+            if 0 < entries[0][1] <= now_ns:
+                entries, late = [], entries
+        else:
+            late_ns = late_by_prediction(lane, worker, placement.rows_max, now_ns)
+            entries, rows, late = lane.take(placement.rows_max, now_ns, late_ns)
+        if late:
+            self._outcomes.fail(lane, late, failures.DEADLINE_PASSED, "expired")
+        if not entries:
+            return None, _AGAIN
+        expected_ns = lane.times.predict(rows)
+        lease = self._leases.grant(worker.worker_id, lane, entries, rows, now_ns, expected_ns=expected_ns, solo=solo)
+        lease.charged_ns = self._order.charge(lane, expected_ns)
+        if lane.splits:
+            for part, _, _ in entries:
+                split = lane.splits.get((part[0], part[1]))
+                if split is not None:
+                    split.parts_queued -= 1
+                    split.parts_leased += 1
+                    lease.has_parts = True
+        if not lane.recent or lane.recent[0] != worker.worker_id:
+            lane.recent = [worker.worker_id, *(other for other in lane.recent if other != worker.worker_id)]
+        counters = self._counters
+        counters["batches"] += 1
+        counters["rows"] += rows
+        return (worker.worker_id, Execute(lease.batch_id, lane.key, [part for part, _, _ in entries])), 0
+
+    # ------------------------------------------------------------------------------------------- lanes and workers
+
+    def _list(self, lane: Lane, now_ns: int) -> None:
+        """See to it that what a lane has waiting is thought of in every turn, and when its first deadline comes."""
+        if lane.deadline_min_ns:
+            self._sweep_by(lane.deadline_min_ns)
+        if lane.listed or not lane.waiting:
+            return
+        if self._fleet.serving(lane.servable):
+            self._order.add(lane)
+        else:
+            self._orphans[lane] = None
+            self._orphaned_ns.setdefault(lane.servable, now_ns)
+
+    def _known(self, servable: ModelVersion) -> bool:
+        return servable in self._expected or servable in self._served
+
+    def _unserved(self, lane: Lane, now_ns: int) -> Failure | None:
+        """What a request is told that no worker can run now; None = it may wait for one."""
+        servable = lane.servable
+        if not self._known(servable):
+            return failures.not_found(servable)
+        waited_ns = now_ns - self._orphaned_ns.get(servable, now_ns)
+        return failures.no_worker(servable, waited_ns) if waited_ns >= lane.policy.no_worker_ns_max else None
+
+    def _note_orphans(self, servables: Iterable[ModelVersion], now_ns: int) -> None:
+        """A worker stopped serving these: set apart the lanes that have none left."""
+        lost = {servable for servable in servables if not self._fleet.serving(servable)}
+        for servable in lost:
+            self._orphaned_ns.setdefault(servable, now_ns)
+        if lost:
+            self._orphans.update(dict.fromkeys(self._order.remove(lambda lane: lane.servable in lost)))
+
+    def _expire_orphans(self, now_ns: int) -> int:
+        """Fail what has waited too long for any worker at all; return when the next will have, 0 = none."""
+        wake_ns = 0
+        for lane in list(self._orphans):
+            failure = self._unserved(lane, now_ns)
+            if failure is not None:
+                self._outcomes.fail(lane, lane.remove(lambda _: True), failure, "failed")
+            if not lane.waiting:
+                del self._orphans[lane]
+            else:
+                wake_ns = earliest(wake_ns, self._orphaned_ns[lane.servable] + lane.policy.no_worker_ns_max)
+        return wake_ns
+
+    def _drain(self, worker: Worker, now_ns: int) -> None:
+        self._fleet.drain(worker)
+        self._draining.add(worker.worker_id)
+        self._note_orphans(worker.loaded, now_ns)
+
+    def _drained(self) -> list[int]:
+        """Draining workers that hold nothing any more, each once."""
+        drained = [worker_id for worker_id in self._draining if not self._fleet.workers[worker_id].leases]
+        self._draining.difference_update(drained)
+        return sorted(drained)
+
+    def _hung(self, worker_id: int, now_ns: int) -> bool:
+        """This worker let a lease run out. True the first time: it is to be ended."""
+        worker = self._fleet.workers[worker_id]
+        if worker.killed:
+            return False
+        worker.killed = True
+        self._counters["kills"] += 1
+        if worker.state is WorkerState.READY:
+            self._drain(worker, now_ns)
+        self._draining.discard(worker_id)
+        return True
+
+    # -------------------------------------------------------------------------------------------------- deadlines
+
+    def _sweep_by(self, deadline_ns: int) -> None:
+        """Expired requests are to be looked for at `deadline_ns`, or as soon after it as is allowed."""
+        sweep_ns = max(deadline_ns, self._sweep_again_ns)
+        if not self._sweep_ns or sweep_ns < self._sweep_ns:
+            self._sweep_ns = sweep_ns
+
+    def _sweep(self, now_ns: int) -> None:
+        """Answer every waiting request whose deadline has come."""
+        lanes = [*self._order.lanes(), *self._orphans]
+        looked_at = 0
+        for lane in lanes:
+            if lane.deadline_min_ns and lane.deadline_min_ns <= now_ns:
+                looked_at += len(lane.queue)
+                self._outcomes.fail(lane, lane.sweep(now_ns), failures.DEADLINE_PASSED, "expired")
+        self._sweep_ns = 0
+        self._sweep_again_ns = now_ns + max(_SWEEP_NS_MIN, looked_at * _SWEEP_NS_PER_REQUEST)
+        for lane in lanes:
+            if lane.deadline_min_ns:
+                self._sweep_by(lane.deadline_min_ns)
+
+    # ------------------------------------------------------------------------------------------------- statistics
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start, and what is held now. `submitted` = the six ends of `outcomes.ENDS` + queued +
+        leased + split, at any moment. queued, leased: whole requests; split: requests that run in parts."""
+        lanes = self._lanes
+        splits = [split for lane in lanes for split in lane.splits.values()]
+        queued = sum(len(lane.queue) + len(lane.solo) for lane in lanes)
+        leased = sum(len(lease.entries) for lease in self._leases)
+        return {
+            **self._counters,
+            **self._outcomes.ended,
+            "retried": self._outcomes.retried_count,
+            "queued": queued - sum(split.parts_queued for split in splits),
+            "queued_rows": sum(lane.rows_queued for lane in lanes),
+            "leased": leased - sum(split.parts_leased for split in splits),
+            "split": len(splits),
+            "leases": len(self._leases),
+            "lanes": len(self._lanes),
+            "workers": len(self._fleet.workers),
+            "frontends": len(self._outcomes.frontends),
+        }

@@ -1,0 +1,63 @@
+"""The broker's answers to requests that will not run: codes and texts, TF Serving's own where it has one.
+
+A client's retry code may look at these, so they stand in one place and change only with a changelog line.
+"""
+
+from __future__ import annotations
+
+from ringserve.broker.messages import Code, Failure, ModelVersion
+
+#: TF Serving's code for a full queue, which clients' retry policies know (HTTP 503).
+QUEUE_FULL_CODE = Code.UNAVAILABLE
+
+DEADLINE_PASSED = Failure(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+CANCELLED = Failure(Code.CANCELLED, "Cancelled by the client while the request waited for a worker")
+NO_ROWS = Failure(Code.INVALID_ARGUMENT, "A request must have at least one row")
+ENDED_TWO_WORKERS = Failure(
+    Code.INTERNAL, "Running this request ended two worker processes; it will not be tried again"
+)
+TOO_MANY_LANES = Failure(
+    Code.RESOURCE_EXHAUSTED,
+    "Too many different combinations of signature, outputs, dtypes and inner shapes are being served at once",
+)
+
+_FULL = "The batch scheduling queue to which this task was submitted is full; "
+
+
+def not_found(servable: ModelVersion) -> Failure:
+    return Failure(Code.NOT_FOUND, f"Servable not found for request: Specific({servable.name}, {servable.version})")
+
+
+def no_worker(servable: ModelVersion, waited_ns: int) -> Failure:
+    return Failure(
+        Code.UNAVAILABLE,
+        f"No worker has served model {servable.name} version {servable.version} for {waited_ns / 1e9:.1f} s; "
+        "it is being replaced, try again later",
+    )
+
+
+def too_large(rows: int, rows_max: int) -> Failure:
+    return Failure(Code.INVALID_ARGUMENT, f"Task size {rows} is larger than maximum input batch size {rows_max}")
+
+
+def queue_full(requests: int, requests_max: int, rows: int, rows_max: int) -> Failure:
+    return Failure(
+        QUEUE_FULL_CODE,
+        f"{_FULL}currently {requests} requests with {rows} rows enqueued and the limits are {requests_max} requests "
+        f"and {rows_max} rows",
+    )
+
+
+def queue_full_batches(batches: int, batches_max: int) -> Failure:
+    """TF Serving's text, word for word."""
+    return Failure(
+        QUEUE_FULL_CODE, f"{_FULL}currently {batches} batches enqueued and max_enqueued_batches is {batches_max}"
+    )
+
+
+def too_late(wait_ns: int, left_ns: int) -> Failure:
+    return Failure(
+        Code.RESOURCE_EXHAUSTED,
+        f"The queue is too long for this request's deadline: an answer is predicted in {wait_ns / 1e6:.1f} ms at the "
+        f"earliest and {left_ns / 1e6:.1f} ms are left",
+    )

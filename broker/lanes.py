@@ -1,0 +1,207 @@
+"""One lane: the requests that may share a batch and wait for a worker, in order of arrival.
+
+    solo ──────────▶ one at a time ─┐
+    queue ─────────▶ batches ───────┴▶ leases
+      ▲ submit            ▲ back to the front when a worker died
+
+A waiting request is an `Entry`: the part it will be in an Execute, ready to send, beside its deadline and arrival.
+Entries are tuples and parts are lists, not objects: at 80,000 requests a second an object each costs more than
+everything that is decided about it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ringserve.broker.messages import Failure, LaneSpec, ModelVersion
+from ringserve.broker.policy import LanePolicy
+from ringserve.broker.runtimes import RunTimes
+
+#: (part as Execute carries it: [frontend_id, request_id, rows, row_start, offset, ...], deadline_ns, arrived_ns)
+Entry = tuple[list[int], int, int]
+
+#: Rows without a limit, for lanes whose requests run alone.
+ROWS_ANY = 1 << 62
+
+
+class Split:
+    """A request too large for one batch, between its first part and its end.
+
+    failure: decided while parts of it run; the frontend is told when none reads its records any more.
+    """
+
+    __slots__ = ("end", "failure", "parts_leased", "parts_queued")
+
+    def __init__(self) -> None:
+        self.parts_queued = 1
+        self.parts_leased = 0
+        self.failure: Failure | None = None
+        self.end = ""  # with failure: which way of ending it counts as
+
+
+class Lane:
+    """Requests of one LaneSpec that wait, and what was learned about running them.
+
+    single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single).
+    deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
+    costs nothing; `sweep` makes it exact again.
+    attained_ns: service received so far, in the fair order's own time. listed: stands in the fair order.
+    recent: ids of workers, the most recently used first. leases_count: batches that run now.
+    """
+
+    __slots__ = (
+        "attained_ns",
+        "deadline_min_ns",
+        "key",
+        "leases_count",
+        "listed",
+        "policy",
+        "queue",
+        "recent",
+        "rows_max",
+        "rows_queued",
+        "servable",
+        "single",
+        "solo",
+        "spec",
+        "splits",
+        "times",
+        "used_ns",
+    )
+
+    def __init__(self, key: bytes, spec: LaneSpec, policy: LanePolicy) -> None:
+        self.key = key
+        self.spec = spec
+        self.servable = ModelVersion(spec.model, spec.version)
+        self.queue: deque[Entry] = deque()
+        self.solo: deque[Entry] = deque()
+        self.rows_queued = 0
+        self.deadline_min_ns = 0
+        self.splits: dict[tuple[int, int], Split] = {}
+        self.times = RunTimes()
+        self.attained_ns = 0
+        self.listed = False
+        self.recent: list[int] = []
+        self.leases_count = 0
+        self.used_ns = 0
+        self.set_policy(policy)
+
+    def set_policy(self, policy: LanePolicy) -> None:
+        self.policy = policy
+        self.single = policy.batching == "none" or not self.spec.batchable
+        self.rows_max = ROWS_ANY if self.single else policy.batch_rows_max
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self.queue or self.solo)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing runs: the lane may be forgotten."""
+        return not (self.queue or self.solo or self.leases_count)
+
+    # ------------------------------------------------------------------------------------------------ taking
+
+    def take(self, rows_max: int, now_ns: int, late_ns: int) -> tuple[list[Entry], int, list[Entry]]:
+        """The next batch: (entries, rows, entries that are too late and must be answered instead).
+
+        rows_max: at most the lane's own, less when the waiting rows are shared out. Whole requests in order; one that
+        does not fit ends the batch. Only a request larger than the lane's limit is cut, and fills the batch's rest.
+        late_ns: deadlines up to here are too late: those up to `now_ns` for certain, later ones by prediction. If the
+        prediction leaves nobody, it is not believed: someone must run for predictions to stay true. Nor is it held
+        against a request of which a part may have run already.
+        """
+        queue = self.queue
+        certain = not self.deadline_min_ns or self.deadline_min_ns > late_ns
+        if self.rows_queued <= rows_max and certain and not self.single:
+            entries, rows = list(queue), self.rows_queued
+            queue.clear()
+            self.rows_queued = 0
+            if not self.solo:
+                self.deadline_min_ns = 0
+            return entries, rows, []
+        entries, rows, late = [], 0, []
+        while queue:
+            entry = queue[0]
+            part, deadline_ns, _ = entry
+            if 0 < deadline_ns <= late_ns and (deadline_ns <= now_ns or (part[0], part[1]) not in self.splits):
+                late.append(queue.popleft())
+                self.rows_queued -= part[2]
+                continue
+            if rows + part[2] <= rows_max:
+                entries.append(queue.popleft())
+                rows += part[2]
+                if self.single:
+                    break
+            elif part[2] > self.rows_max and self.policy.split and rows < rows_max:
+                entries.append(self._cut(entry, rows_max - rows))
+                rows = rows_max
+                break
+            else:
+                if not entries:  # larger than its share, or admitted under a larger limit: it runs alone
+                    entries.append(queue.popleft())
+                    rows = part[2]
+                break
+        self.rows_queued -= rows
+        if not entries and late_ns > now_ns:
+            self.put_back([entry for entry in late if entry[1] > now_ns], solo=False)
+            entries, rows, _ = self.take(rows_max, now_ns, now_ns)
+            late = [entry for entry in late if entry[1] <= now_ns]
+        if not queue and not self.solo:
+            self.deadline_min_ns = 0
+        return entries, rows, late
+
+    def _cut(self, entry: Entry, rows: int) -> Entry:
+        """Cut the first `rows` rows off the request at the front; the rest stays there."""
+        part, deadline_ns, arrived_ns = entry
+        self.queue[0] = (
+            [part[0], part[1], part[2] - rows, part[3] + rows, *part[4:]],
+            deadline_ns,
+            arrived_ns,
+        )
+        self.splits[part[0], part[1]].parts_queued += 1
+        return ([part[0], part[1], rows, *part[3:]], deadline_ns, arrived_ns)
+
+    def put_back(self, entries: list[Entry], *, solo: bool) -> None:
+        """Put a revoked batch back in front of all others of its kind, in its own order."""
+        if solo:
+            self.solo.extendleft(reversed(entries))
+        else:
+            self.queue.extendleft(reversed(entries))
+            self.rows_queued += sum(part[2] for part, _, _ in entries)
+        self._lower_deadline(entries)
+
+    # ---------------------------------------------------------------------------------------------- removing
+
+    def remove(self, unwanted: Callable[[Entry], bool]) -> list[Entry]:
+        """Take out every waiting entry for which `unwanted` holds, and return them in order. One pass."""
+        removed: list[Entry] = []
+        for name in ("solo", "queue"):
+            entries: deque[Entry] = getattr(self, name)
+            out = [entry for entry in entries if unwanted(entry)]
+            if out:
+                gone = {id(entry) for entry in out}
+                setattr(self, name, deque(entry for entry in entries if id(entry) not in gone))
+                if name == "queue":
+                    self.rows_queued -= sum(part[2] for part, _, _ in out)
+                removed += out
+        if removed and not self.waiting:
+            self.deadline_min_ns = 0
+        return removed
+
+    def remove_requests(self, frontend_id: int, request_ids: set[int]) -> list[Entry]:
+        return self.remove(lambda entry: entry[0][0] == frontend_id and entry[0][1] in request_ids)
+
+    def sweep(self, now_ns: int) -> list[Entry]:
+        """Take out what has expired, and make the deadlines' lower bound exact."""
+        expired = self.remove(lambda entry: 0 < entry[1] <= now_ns)
+        self.deadline_min_ns = 0
+        self._lower_deadline(self.solo)
+        self._lower_deadline(self.queue)
+        return expired
+
+    def _lower_deadline(self, entries: Iterable[Entry]) -> None:
+        earliest = min((deadline_ns for _, deadline_ns, _ in entries if deadline_ns), default=0)
+        if earliest and (not self.deadline_min_ns or earliest < self.deadline_min_ns):
+            self.deadline_min_ns = earliest

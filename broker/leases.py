@@ -1,0 +1,140 @@
+"""Pure: which worker holds which batch, since when and until when. Grant, settle, expire, revoke.
+
+A worker holds its leases in the order in which it was sent them and runs the first (its *head*). Only the head's time
+runs: a lease behind it starts when it becomes the head, so that a batch is not blamed for the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ringserve.broker.lanes import Entry, Lane
+
+#: A lease lasts at least this many times the learned run time, whatever the policy's limit.
+RUN_TIMES_MAX = 10
+
+
+class Lease:
+    """One batch of one lane, granted to one worker.
+
+    started_ns: when it became its worker's head; 0 while it waits behind another. expected_ns: predicted run time when
+    it was granted, 0 = unknown. charged_ns: what the fair order charged the lane for it. solo: the worker must hold
+    nothing else, so that a death is this request's and nobody else's. has_parts: some entries are parts of a Split.
+    """
+
+    __slots__ = (
+        "batch_id",
+        "charged_ns",
+        "deadline_ns",
+        "entries",
+        "expected_ns",
+        "has_parts",
+        "lane",
+        "rows",
+        "solo",
+        "started_ns",
+        "worker_id",
+    )
+
+    def __init__(
+        self, batch_id: int, worker_id: int, lane: Lane, entries: list[Entry], rows: int, expected_ns: int, solo: bool
+    ) -> None:
+        self.batch_id = batch_id
+        self.worker_id = worker_id
+        self.lane = lane
+        self.entries = entries
+        self.rows = rows
+        self.expected_ns = expected_ns
+        self.solo = solo
+        self.charged_ns = 0
+        self.has_parts = False
+        self.started_ns = 0
+        self.deadline_ns = 0
+
+    def run_ns_max(self) -> int:
+        """How long this batch may be the head before it is taken for hung."""
+        return max(self.lane.policy.lease_ns_max, RUN_TIMES_MAX * self.expected_ns)
+
+
+class Leases:
+    """All leases, by batch id and by worker. A worker's list may be read by others, and is changed only here."""
+
+    def __init__(self) -> None:
+        self._by_batch: dict[int, Lease] = {}
+        self._by_worker: dict[int, list[Lease]] = {}
+        self._batch_id_last = 0
+        self._deadline_min_ns = 0
+
+    def __len__(self) -> int:
+        return len(self._by_batch)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(self._by_batch.values())
+
+    def worker_joined(self, worker_id: int) -> list[Lease]:
+        """The worker's (empty) list of leases, which this object keeps up to date until `revoke`."""
+        held: list[Lease] = []
+        self._by_worker[worker_id] = held
+        return held
+
+    def grant(
+        self,
+        worker_id: int,
+        lane: Lane,
+        entries: list[Entry],
+        rows: int,
+        now_ns: int,
+        *,
+        expected_ns: int,
+        solo: bool,
+    ) -> Lease:
+        """Lease `entries` to the worker."""
+        self._batch_id_last += 1
+        lease = Lease(self._batch_id_last, worker_id, lane, entries, rows, expected_ns, solo)
+        self._by_batch[lease.batch_id] = lease
+        held = self._by_worker[worker_id]
+        held.append(lease)
+        lane.leases_count += 1
+        if len(held) == 1:
+            self._start(lease, now_ns)
+        return lease
+
+    def settle(self, batch_id: int, worker_id: int, now_ns: int) -> Lease | None:
+        """The worker says the batch is over. None when it holds no such lease (it was revoked, or never was)."""
+        lease = self._by_batch.get(batch_id)
+        if lease is None or lease.worker_id != worker_id:
+            return None
+        del self._by_batch[batch_id]
+        held = self._by_worker[worker_id]
+        held.remove(lease)
+        lease.lane.leases_count -= 1
+        if held and not held[0].started_ns:
+            self._start(held[0], now_ns)
+        return lease
+
+    def expire(self, now_ns: int) -> list[int]:
+        """The workers whose head has run too long. They are named again on every later call until they are revoked."""
+        if not self._deadline_min_ns or now_ns < self._deadline_min_ns:
+            return []
+        heads = [held[0] for held in self._by_worker.values() if held]
+        late = [lease.worker_id for lease in heads if lease.deadline_ns <= now_ns]
+        self._deadline_min_ns = min((lease.deadline_ns for lease in heads if lease.deadline_ns > now_ns), default=0)
+        return late
+
+    def revoke(self, worker_id: int) -> list[Lease]:
+        """The worker is gone: its leases, in the order in which it held them, are nobody's now."""
+        held = self._by_worker.pop(worker_id, [])
+        for lease in held:
+            del self._by_batch[lease.batch_id]
+            lease.lane.leases_count -= 1
+        return held
+
+    def wake_ns(self) -> int:
+        """No lease expires before this; 0 = none can."""
+        return self._deadline_min_ns
+
+    def _start(self, lease: Lease, now_ns: int) -> None:
+        lease.started_ns = now_ns
+        lease.deadline_ns = now_ns + lease.run_ns_max()
+        if not self._deadline_min_ns or lease.deadline_ns < self._deadline_min_ns:
+            self._deadline_min_ns = lease.deadline_ns

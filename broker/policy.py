@@ -1,0 +1,74 @@
+"""What an operator may decide about a model's lanes: batching, queue bounds, splitting, spreading, patience.
+
+Plain numbers with units in their names; `config/` fills them, `core.py` uses them. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MICROSECOND_NS = 1_000
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+
+Batching = Literal["adaptive", "timeout", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class LanePolicy:
+    """The rules of every lane of one model.
+
+    batching: `adaptive`: whatever waits goes, up to `batch_rows_max`, as soon as a worker is free; no timer.
+      `timeout`: TF Serving's: a batch goes when it is full or its oldest request has waited `batch_wait_ns_max`.
+      `none`: each request by itself, whatever its rows.
+    batch_rows_max: rows of one batch. A request with more is split, or refused when `split` is off.
+    batch_wait_ns_max: only for `timeout`; 0 makes it the same as `adaptive`.
+    queue_requests_max, queue_rows_max: what may wait in one lane. A request that finds the lane empty is always taken.
+    queue_batches_max: TF Serving's `max_enqueued_batches`, as rows of whole batches; 0 = not limited this way.
+    split: may a request with more rows than `batch_rows_max` run as several parts?
+    workers_max: how many workers may run this model, always the same ones; 0 = all that have loaded it.
+    lease_ns_max: a batch that runs longer has hung and its worker is ended. Never less than
+      `leases.RUN_TIMES_MAX` times the learned run time, so that a slow model is not taken for a hung one.
+    spread_ns: a wait shorter than this is better spent filling the batch than on one more worker.
+    prefetch_ns: this long before a worker is predicted to be free it is sent its next batch, so that it does not idle
+      while messages travel. 0 = never (but see the next).
+    prefetch_full_ns: the same for a batch that is full already, which waiting cannot make better. Not much longer
+      than messages take: what is sent ahead stands before every other lane's next batch.
+    refuse_late: refuse requests that by the learned run times cannot make their deadline (only when these are known
+      well, and never the only one waiting, so that a wrong prediction corrects itself).
+    no_worker_ns_max: how long requests wait when no worker serves their model version (one is being replaced).
+    """
+
+    batching: Batching = "adaptive"
+    batch_rows_max: int = 128
+    batch_wait_ns_max: int = 0
+    queue_requests_max: int = 8_192
+    queue_rows_max: int = 65_536
+    queue_batches_max: int = 0
+    split: bool = True
+    workers_max: int = 0
+    lease_ns_max: int = 60 * SECOND_NS
+    spread_ns: int = MILLISECOND_NS
+    prefetch_ns: int = MILLISECOND_NS
+    prefetch_full_ns: int = 5 * MILLISECOND_NS
+    refuse_late: bool = True
+    no_worker_ns_max: int = 10 * SECOND_NS
+
+    def __post_init__(self) -> None:
+        if self.batching not in ("adaptive", "timeout", "none"):
+            raise ValueError(f"batching must be adaptive, timeout or none; it is {self.batching!r}")
+        for name in ("batch_rows_max", "queue_requests_max", "queue_rows_max", "lease_ns_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; it is {getattr(self, name)}")
+        for name in (
+            "batch_wait_ns_max",
+            "queue_batches_max",
+            "workers_max",
+            "spread_ns",
+            "prefetch_ns",
+            "prefetch_full_ns",
+            "no_worker_ns_max",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; it is {getattr(self, name)}")

@@ -1,0 +1,196 @@
+"""The frontend's copy of the catalog: which model versions serve, what their signatures are, and how names resolve.
+
+Pure: the client feeds `update` with what the broker sends. Everything handed out is immutable and stays valid after
+the next update; `epoch` tells whoever caches what it found here that the answer may have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from ringserve.broker.messages import Code, Failure, VersionInfo, VersionState
+from ringserve.frontend.protos import SignatureDefMap
+from ringserve.frontend.tensor_proto import Tensor, decode
+
+#: Signature that a request means when it names none.
+DEFAULT_SIGNATURE: Final = "serving_default"
+
+#: TensorFlow numbers "reference to dtype d" as d + 100; the values of such tensors are plain d.
+_REFERENCE: Final = 100
+
+#: Largest default that a signature may hold, decoded. Defaults are small constants; more is a broken model.
+_DEFAULT_BYTES_MAX: Final = 64 * 2**20
+
+
+class TensorSpec(NamedTuple):
+    """What a signature says of one input or output, which may be wrong: nothing checks it when a model is saved.
+
+    dtype: DataType number, never a reference type. shape: None for unknown rank, -1 for an unknown axis.
+    tensor_name: of the graph's tensor, `x:0`.
+    """
+
+    alias: str
+    dtype: int
+    shape: tuple[int, ...] | None
+    tensor_name: str
+
+    @property
+    def has_row_axis(self) -> bool:
+        """Whether axis 0 is declared as free, so that rows of several requests may be joined along it."""
+        return self.shape is not None and len(self.shape) >= 1 and self.shape[0] == -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignatureView:
+    """One signature of one model version. Inputs and outputs are sorted by alias.
+
+    defaults: for inputs that a request may leave out; a Failure where the stored default does not decode.
+    rows_joinable: every input has a row axis (the outputs are looked at per request: it may want only some).
+    """
+
+    name: str
+    method_name: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    defaults: dict[str, Tensor | Failure]
+    rows_joinable: bool
+    output_aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServableView:
+    """One AVAILABLE model version. signature_defs: its serialized SignatureDefMap, as GetModelMetadata gives it."""
+
+    name: str
+    version: int
+    signatures: dict[str, SignatureView]
+    signature_defs: bytes = field(repr=False)
+
+
+class VersionStatus(NamedTuple):
+    """One line of GetModelStatus. state: a VersionState; error_code: a Code, OK when there was no error."""
+
+    version: int
+    state: int
+    error_code: int
+    error_text: str
+
+
+class _Model:
+    """Everything known of one model name."""
+
+    __slots__ = ("labels", "latest", "servables", "statuses")
+
+    def __init__(self) -> None:
+        self.servables: dict[int, ServableView] = {}
+        self.latest: ServableView | None = None
+        self.statuses: list[VersionStatus] = []
+        self.labels: Mapping[str, int] = {}
+
+
+class Catalog:
+    """Resolves names to servables with TF Serving's rules and texts.
+
+    `epoch` grows with every update that changed anything; what was resolved under an older epoch must be resolved anew.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._models: dict[str, _Model] = {}
+        self._versions: list[VersionInfo] = []
+        self._labels: Mapping[str, Mapping[str, int]] = {}
+
+    def update(self, versions: Sequence[VersionInfo], labels: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """Take over the whole catalog. labels: model name -> label -> version; None keeps those known."""
+        new_versions = [VersionInfo(*version) for version in versions]
+        new_labels = self._labels if labels is None else {name: dict(those) for name, those in labels.items()}
+        if new_versions == self._versions and new_labels == self._labels:
+            return
+        models: dict[str, _Model] = {}
+        # Newest first: the order of GetModelStatus, and the first AVAILABLE one met is the latest.
+        for info in sorted(new_versions, key=lambda version: -version.version):
+            model = models.setdefault(info.name, _Model())
+            model.statuses.append(VersionStatus(info.version, info.state, info.error_code, info.error_text))
+            if info.state == VersionState.AVAILABLE:
+                servable = self._known(info) or servable_view(info.name, info.version, info.signature_defs)
+                model.servables[info.version] = servable
+                if model.latest is None:
+                    model.latest = servable
+        for name, those in new_labels.items():
+            if name in models:
+                models[name].labels = those
+        self._versions, self._labels, self._models = new_versions, new_labels, models
+        self.epoch += 1
+
+    def _known(self, info: VersionInfo) -> ServableView | None:
+        """The view made for an earlier update, when the version's signatures are the same."""
+        model = self._models.get(info.name)
+        servable = model.servables.get(info.version) if model is not None else None
+        return servable if servable is not None and servable.signature_defs == info.signature_defs else None
+
+    def resolve(self, name: str, version: int | None = None, label: str | None = None) -> ServableView | Failure:
+        """The AVAILABLE version meant: that number, that label's, or else the highest. A label goes before a number."""
+        if not name:
+            return Failure(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+        model = self._models.get(name)
+        if label is not None:
+            version = model.labels.get(label) if model is not None else None
+            if version is None:
+                return Failure(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+        if version is None:
+            if model is None or model.latest is None:
+                return Failure(Code.NOT_FOUND, f"Servable not found for request: Latest({name})")
+            return model.latest
+        servable = model.servables.get(version) if model is not None else None
+        if servable is None:
+            return Failure(Code.NOT_FOUND, f"Servable not found for request: Specific({name}, {version})")
+        return servable
+
+    def statuses(self, name: str, version: int | None = None) -> list[VersionStatus] | Failure:
+        """All versions ever seen of a model, newest first, or the one asked for."""
+        model = self._models.get(name)
+        if version is not None:
+            found = [] if model is None else [status for status in model.statuses if status.version == version]
+            return found or Failure(Code.NOT_FOUND, f"Could not find version {version} of model {name}")
+        if model is None:
+            return Failure(Code.NOT_FOUND, f"Could not find any versions of model {name}")
+        return list(model.statuses)
+
+    def names(self) -> list[str]:
+        """Every model name, sorted."""
+        return sorted(self._models)
+
+
+def servable_view(name: str, version: int, signature_defs: bytes) -> ServableView:
+    """Read a serialized SignatureDefMap. A worker of ours made it, so bytes that do not parse raise (a bug)."""
+    parsed = SignatureDefMap.FromString(signature_defs)
+    signatures = {key: _signature_view(key, parsed.signature_def[key]) for key in sorted(parsed.signature_def)}
+    return ServableView(name, version, signatures, signature_defs)
+
+
+def _signature_view(name: str, signature: Any) -> SignatureView:
+    inputs = {alias: _tensor_spec(alias, signature.inputs[alias]) for alias in sorted(signature.inputs)}
+    outputs = {alias: _tensor_spec(alias, signature.outputs[alias]) for alias in sorted(signature.outputs)}
+    defaults = {}
+    # An older protobuf definition of SignatureDef has no defaults.
+    for alias in sorted(getattr(signature, "defaults", ())):
+        defaults[alias] = decode(signature.defaults[alias], alias, _DEFAULT_BYTES_MAX)
+    return SignatureView(
+        name=name,
+        method_name=signature.method_name,
+        inputs=inputs,
+        outputs=outputs,
+        defaults=defaults,
+        rows_joinable=bool(inputs) and all(spec.has_row_axis for spec in inputs.values()),
+        output_aliases=tuple(outputs),
+    )
+
+
+def _tensor_spec(alias: str, info: Any) -> TensorSpec:
+    shape = info.tensor_shape
+    # A TensorInfo without a shape says nothing; protobuf reads it as a scalar, so presence is asked for.
+    unknown = shape.unknown_rank or not info.HasField("tensor_shape")
+    dtype = info.dtype - _REFERENCE if info.dtype > _REFERENCE else info.dtype
+    return TensorSpec(alias, dtype, None if unknown else tuple(dim.size for dim in shape.dim), info.name)

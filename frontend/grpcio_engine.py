@@ -1,0 +1,207 @@
+"""The second gRPC engine: `grpc.aio`'s server behind the same handler interface as `http2/`.
+
+It is the reference that the native engine is compared with, and a way out for an operator whose client meets a bug in
+the native one. It is about fifty times slower per call. Messages pass as bytes, without serializers; the library does
+all of HTTP/2, so limits that it does not have (`write_buffer_bytes_max`, `connections_max`) do not apply here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from ringserve.frontend.handler import EngineLimits, Methods, StreamFailure, StreamHandler, UnaryHandler
+from ringserve.frontend.http2.request import RESERVED_FIELDS
+from ringserve.frontend.http2.server import report_bug
+
+#: Untyped on purpose: the library has no types of its own, and the stubs that exist lag behind it.
+grpc: Any = importlib.import_module("grpc")
+_RESERVED = frozenset(name.decode() for name in RESERVED_FIELDS)
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_OK, _INTERNAL, _UNIMPLEMENTED = 0, 13, 12
+#: A deadline further away than this is none: the library reports a missing one as years.
+_TIMEOUT_SECONDS_MAX = 10 * 365 * 86_400.0
+
+
+class _Context(Protocol):
+    """What is used of `grpc.aio.ServicerContext`."""
+
+    def time_remaining(self) -> float | None: ...
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
+    def peer(self) -> str: ...
+    def set_code(self, code: Any) -> None: ...
+    def set_details(self, details: str) -> None: ...
+    async def read(self) -> Any: ...
+    async def write(self, message: bytes) -> None: ...
+
+
+class _Call:
+    """What unary and streaming calls share."""
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        remaining = context.time_remaining()
+        self.timeout_ns = (
+            0 if remaining is None or remaining > _TIMEOUT_SECONDS_MAX else max(1, int(remaining * 1_000_000_000))
+        )
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, bytes]]:
+        return [
+            (name, value if isinstance(value, bytes) else value.encode("ascii"))
+            for name, value in self._context.invocation_metadata() or ()
+            if name not in _RESERVED
+        ]
+
+    @property
+    def peer(self) -> str:
+        # The library percent-encodes the brackets of IPv6 addresses.
+        peer = unquote(self._context.peer())
+        return "unix:" if peer.startswith("unix") else peer
+
+
+class UnaryCall(_Call):
+    """`handler.Call` of this engine."""
+
+    def __init__(self, context: _Context) -> None:
+        super().__init__(context)
+        self._outcome: asyncio.Future[tuple[bytes, int, str]] = asyncio.get_running_loop().create_future()
+        self._on_cancel: Callable[[], None] | None = None
+
+    def finish(self, message: bytes) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result((message, _OK, ""))
+
+    def fail(self, code: int, text: str) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result((b"", code, text))
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._on_cancel = callback
+
+    async def outcome(self) -> tuple[bytes, int, str]:
+        """Message, code and text that the handler has decided on. Tells the handler when the client leaves first."""
+        try:
+            return await self._outcome
+        except asyncio.CancelledError:
+            if self._on_cancel is not None:
+                self._on_cancel()
+            raise
+
+
+class StreamingCall(_Call):
+    """`handler.Stream` of this engine."""
+
+    async def receive(self) -> bytes | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else bytes(message)
+
+    async def send(self, message: bytes) -> None:
+        await self._context.write(message)
+
+
+def _unary(handler: UnaryHandler, on_bug: Callable[[BaseException], None]) -> Any:
+    async def serve(message: bytes, context: _Context) -> bytes:
+        call = UnaryCall(context)
+        try:
+            handler(call, message)
+        except Exception as error:
+            call.fail(_INTERNAL, "internal error")
+            on_bug(error)
+        answer, code, text = await call.outcome()
+        _set_status(context, code, text)
+        return answer
+
+    return grpc.unary_unary_rpc_method_handler(serve)
+
+
+def _stream(handler: StreamHandler, on_bug: Callable[[BaseException], None]) -> Any:
+    async def serve(_: Any, context: _Context) -> None:
+        try:
+            await handler(StreamingCall(context))
+        except StreamFailure as failure:
+            _set_status(context, failure.code, failure.text)
+        except Exception as error:
+            _set_status(context, _INTERNAL, "internal error")
+            on_bug(error)
+
+    return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def _set_status(context: _Context, code: int, text: str) -> None:
+    if code != _OK:
+        context.set_code(_STATUS.get(code, grpc.StatusCode.UNKNOWN))
+        context.set_details(text)
+
+
+class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the handler of a path; an unknown path is answered with the native engine's text."""
+
+    def __init__(self, methods: Methods, on_bug: Callable[[BaseException], None]) -> None:
+        self._handlers = {path: _unary(handler, on_bug) for path, handler in methods.unary.items()}
+        self._handlers |= {path: _stream(handler, on_bug) for path, handler in methods.stream.items()}
+
+    def service(self, details: Any) -> Any:
+        return self._handlers.get(details.method) or _unknown(details.method)
+
+
+def _unknown(path: str) -> Any:
+    async def serve(_: bytes, context: _Context) -> bytes:
+        _set_status(context, _UNIMPLEMENTED, f"unknown method {path}")
+        return b""
+
+    return grpc.unary_unary_rpc_method_handler(serve)
+
+
+class GrpcioEngine:
+    """A serving engine. Make one with `serve_grpcio`."""
+
+    def __init__(self, server: Any, ports: list[int]) -> None:
+        self._server = server
+        self.ports = ports
+
+    @property
+    def connections_count(self) -> int:
+        """Unknown to this engine: always 0."""
+        return 0
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
+        await self._server.stop(timeout_s)
+
+    async def close(self) -> None:
+        """Ends everything at once."""
+        await self._server.stop(None)
+
+
+async def serve_grpcio(
+    methods: Methods,
+    addresses: list[str],
+    limits: EngineLimits,
+    on_bug: Callable[[BaseException], None] = report_bug,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> GrpcioEngine:
+    """Starts serving on addresses in gRPC's notation (`host:port`, `unix:path`); port 0 picks one, see `ports`.
+
+    `options` are gRPC channel arguments and win over those made from `limits`. OSError: an address cannot be bound.
+    """
+    arguments: dict[str, int | str] = {
+        "grpc.max_receive_message_length": limits.message_bytes_max,
+        "grpc.max_send_message_length": 2**31 - 1,
+        "grpc.max_concurrent_streams": limits.concurrent_streams_max,
+        "grpc.max_metadata_size": limits.header_list_bytes_max,
+        "grpc.so_reuseport": 1,
+    }
+    server = grpc.aio.server(options=list((arguments | dict(options)).items()))
+    server.add_generic_rpc_handlers((_Router(methods, on_bug),))
+    ports = []
+    for address in addresses:
+        try:
+            ports.append(server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+    await server.start()
+    return GrpcioEngine(server, ports)

@@ -1,0 +1,147 @@
+"""Predict answers in JSON, byte for byte as TF Serving writes them: RapidJSON's pretty printing with four spaces.
+
+Row format puts each row's arrays on one line; columnar format gives every element a line of its own.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from math import prod
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.handler import Buffer
+from ringserve.frontend.json_numbers import number_texts
+from ringserve.frontend.json_text import decode, encode, string_text
+from ringserve.shm import dtype as dt
+from ringserve.shm.dtype import dtype_of
+
+_INDENT: Final = "    "
+
+#: dtypes that JSON can carry. half, bfloat16 and uint16 are ours: TF Serving refuses them.
+_WRITABLE: Final = frozenset(
+    (
+        *(dt.FLOAT, dt.DOUBLE, dt.HALF, dt.BFLOAT16, dt.BOOL, dt.STRING),
+        *(dt.INT8, dt.INT16, dt.INT32, dt.INT64, dt.UINT8, dt.UINT16, dt.UINT32, dt.UINT64),
+    )
+)
+
+
+class NamedOutput(NamedTuple):
+    """One output of an answer. data: raw little-endian bytes, or the elements of a string tensor; row-major."""
+
+    alias: str
+    dtype: int
+    shape: tuple[int, ...]
+    data: Buffer | list[bytes]
+
+
+def write_rows(outputs: Sequence[NamedOutput]) -> bytes | Failure:
+    """`{"predictions": [...]}`: one entry per row, a value or, of several outputs, an object."""
+    failure = _check(outputs) or _check_rows(outputs)
+    if failure is not None:
+        return failure
+    rows = outputs[0].shape[0]
+    if len(outputs) == 1:
+        # The first row follows the bracket, unlike in any other array that RapidJSON prints.
+        texts = _on_one_line(outputs[0], 2)
+        start, separator = "", ", "
+    else:
+        columns = [_on_one_line(output, 3) for output in outputs]
+        inner = "\n" + _INDENT * 3
+        start, separator = "\n" + _INDENT * 2, ",\n" + _INDENT * 2
+        template = ",".join(f"{inner}{string_text(output.alias)}: \0" for output in outputs).split("\0")
+        texts = []
+        for row in zip(*columns, strict=True):
+            pieces = [piece for pair in zip(template, row, strict=False) for piece in pair]
+            texts.append("{" + "".join(pieces) + "\n" + _INDENT * 2 + "}")
+    body = f"[{start}{separator.join(texts)}\n{_INDENT}]" if rows else "[]"
+    return encode(f'{{\n{_INDENT}"predictions": {body}\n}}')
+
+
+def write_columns(outputs: Sequence[NamedOutput]) -> bytes | Failure:
+    """`{"outputs": value}`, or of several outputs an object of values."""
+    failure = _check(outputs)
+    if failure is not None:
+        return failure
+    if len(outputs) == 1:
+        body = _on_many_lines(outputs[0], 1)
+    else:
+        inner = "\n" + _INDENT * 2
+        members = [f"{inner}{string_text(output.alias)}: {_on_many_lines(output, 2)}" for output in outputs]
+        body = "{" + ",".join(members) + f"\n{_INDENT}}}"
+    return encode(f'{{\n{_INDENT}"outputs": {body}\n}}')
+
+
+def _check(outputs: Sequence[NamedOutput]) -> Failure | None:
+    if not outputs:
+        return _invalid("Cannot convert empty tensor map to JSON")
+    for output in outputs:
+        if output.dtype not in _WRITABLE and 0 not in output.shape:
+            return _invalid(f"Failed to write JSON value for tensor type: {dtype_of(output.dtype).name}")
+    return None
+
+
+def _check_rows(outputs: Sequence[NamedOutput]) -> Failure | None:
+    rows = -1
+    for output in outputs:
+        if not output.shape:
+            return _invalid(f"Tensor name: {output.alias} has no shape information ")
+        if rows not in (-1, output.shape[0]):
+            return _invalid(
+                f"Tensor name: {output.alias} has inconsistent batch size: {output.shape[0]} expecting: {rows}"
+            )
+        rows = output.shape[0]
+    return None
+
+
+def _on_one_line(output: NamedOutput, depth: int) -> list[str]:
+    """One text per row. depth: containers that are open around a row's value."""
+    inner = output.shape[1:]
+    texts = _elements(output, depth + len(inner))
+    for axis in range(len(inner) - 1, -1, -1):
+        size = inner[axis]
+        if size:
+            texts = [f"[{', '.join(texts[i : i + size])}]" for i in range(0, len(texts), size)]
+        else:
+            texts = ["[]"] * (output.shape[0] * prod(inner[:axis]))
+    return texts
+
+
+def _on_many_lines(output: NamedOutput, depth: int) -> str:
+    """depth: containers that are open around the output's value."""
+    shape = output.shape
+    texts = _elements(output, depth + len(shape))
+    for axis in range(len(shape) - 1, -1, -1):
+        size = shape[axis]
+        if not size:
+            texts = ["[]"] * prod(shape[:axis])
+            continue
+        outer = "\n" + _INDENT * (depth + axis)
+        inner = outer + _INDENT
+        separator = "," + inner
+        texts = [f"[{inner}{separator.join(texts[i : i + size])}{outer}]" for i in range(0, len(texts), size)]
+    return texts[0]
+
+
+def _elements(output: NamedOutput, depth: int) -> list[str]:
+    """The text of every element. depth: containers that are open around one."""
+    data = output.data
+    if isinstance(data, list):
+        if not output.alias.endswith("_bytes"):
+            return [string_text(decode(value)) for value in data]
+        outer = "\n" + _INDENT * depth
+        return [
+            f'{{{outer}{_INDENT}"b64": "{binascii.b2a_base64(value, newline=False).decode()}"{outer}}}'
+            for value in data
+        ]
+    if 0 in output.shape:
+        return []
+    return number_texts(np.frombuffer(data, dtype_of(output.dtype).numpy))
+
+
+def _invalid(text: str) -> Failure:
+    return Failure(Code.INVALID_ARGUMENT, text)

@@ -1,0 +1,361 @@
+"""Predict's hot path: request bytes -> (lane, rows, payloads), and a result record -> response bytes.
+
+Requests. A client that calls in a loop sends messages that differ in their payload bytes only. A *template* keeps
+everything else of such a message: its length, and all bytes outside of the payloads. A message of that length with
+those very bytes has the same structure, because every tag and every length of it was compared; so its payloads lie
+where the template says and it means the same lane, without parsing. Only complete raw payloads qualify (tensor_content,
+or packed floats): any value of their bytes is valid, but for bool, whose bytes are checked every time.
+Everything else takes the long way through the official classes.
+
+Responses. TensorProto's packed floats, and every tensor_content, are the raw bytes of the result record, so a response
+is constant pieces around those; the pieces are kept by lane and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.catalog import Catalog, ServableView, SignatureView
+from ringserve.frontend.handler import Buffer
+from ringserve.frontend.lanes import Lane, LaneTable, Request, check_names, find_signature
+from ringserve.frontend.outputs import Output
+from ringserve.frontend.protos import ModelSpec, PredictRequest
+from ringserve.frontend.tensor_proto import (
+    TYPED_FIELDS,
+    Tensor,
+    bools_valid,
+    coded_values,
+    decode,
+    header,
+    payload_tag,
+    varint,
+)
+from ringserve.frontend.wire_walk import CONTENT, find_payloads
+from ringserve.shm.dtype import BOOL, STRING, dtype_of
+
+#: What a match gives: as Request, without the cost of making one.
+Matched = tuple[Lane, int, list[Buffer | list[bytes]]]
+
+
+class _Template:
+    """A message's constant bytes and what it means. Slices are ready-made: making one costs as much as using it."""
+
+    __slots__ = (
+        "bools",
+        "gaps",
+        "hits",
+        "lane",
+        "payloads",
+        "prefix",
+        "prefix_slice",
+        "rows",
+        "suffix",
+        "suffix_slice",
+    )
+
+    def __init__(self, message: bytes, request: Request, places: list[tuple[int, int]]) -> None:
+        """places: of each payload, in the lane's input order."""
+        ordered = sorted(places)
+        self.prefix_slice = slice(0, ordered[0][0])
+        self.prefix = message[self.prefix_slice]
+        self.suffix_slice = slice(ordered[-1][1], len(message))
+        self.suffix = message[self.suffix_slice]
+        between = [slice(one[1], next_one[0]) for one, next_one in pairwise(ordered)]
+        self.gaps = tuple((gap, message[gap]) for gap in between)
+        self.payloads = tuple(slice(start, end) for start, end in places)
+        self.lane = request.lane
+        self.rows = request.rows
+        specs = request.lane.spec.inputs
+        self.bools = tuple(place for spec, place in zip(specs, self.payloads, strict=True) if spec.dtype == BOOL)
+        self.hits = 0
+
+    @property
+    def constant_bytes(self) -> int:
+        return len(self.prefix) + len(self.suffix) + sum(len(constant) for _, constant in self.gaps)
+
+
+class TemplateTable:
+    """Templates by message length, bounded in every direction, for clients cannot be trusted to be few or honest.
+
+    At most `per_length_max` templates of one length (each costs a failed comparison), `templates_max` in all, and
+    `constant_bytes_max` in each. A template is made at the second miss of a length. When there is no room, templates
+    that have matched nothing since the last such moment make room; if all have, the new one is not kept. So traffic
+    that never repeats cannot drive out the templates in use, and costs what a miss costs.
+    """
+
+    def __init__(self, templates_max: int = 512, per_length_max: int = 8, constant_bytes_max: int = 4096) -> None:
+        self._templates_max = templates_max
+        self._per_length_max = per_length_max
+        self._constant_bytes_max = constant_bytes_max
+        self._by_length: dict[int, list[_Template]] = {}
+        self._missed_lengths: set[int] = set()
+        self._count = 0
+        self._refused = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def clear(self) -> None:
+        """Forget everything: the catalog has changed, or a message may mean something else now."""
+        self._by_length.clear()
+        self._missed_lengths.clear()
+        self._count = 0
+
+    def match(self, message: Buffer) -> Matched | None:
+        """What `message` means, when a template fits. The payloads are views into it."""
+        templates = self._by_length.get(len(message))
+        if templates is None:
+            return None
+        view = message if type(message) is memoryview else memoryview(message)
+        for template in templates:
+            if (
+                view[template.prefix_slice].tobytes() != template.prefix
+                or view[template.suffix_slice].tobytes() != template.suffix
+            ):
+                continue
+            if template.gaps and not _holds(view, template.gaps):
+                continue
+            template.hits += 1
+            if template.bools and not all(bools_valid(view[place]) for place in template.bools):
+                return None  # the long way reports it
+            if template.gaps:
+                return template.lane, template.rows, [view[place] for place in template.payloads]
+            return template.lane, template.rows, [view[template.payloads[0]]]
+        return None
+
+    def learn(self, message: bytes, request: Request, tensors: dict[str, Tensor]) -> None:
+        """Keep a template of `message`, which was parsed the long way as `request`, if it is of the plain kind."""
+        length = len(message)
+        if length not in self._missed_lengths:
+            if len(self._missed_lengths) >= 2 * self._templates_max:
+                self._missed_lengths.clear()
+            self._missed_lengths.add(length)
+            return
+        if not self._has_room(length):
+            return
+        places = _payload_places(message, request, tensors)
+        if not places:
+            return
+        template = _Template(message, request, places)
+        if template.constant_bytes <= self._constant_bytes_max:
+            templates = self._by_length.setdefault(length, [])
+            templates.append(template)
+            templates.sort(key=lambda each: -each.hits)
+            self._count += 1
+
+    def _has_room(self, length: int) -> bool:
+        templates = self._by_length.get(length)
+        if templates is not None and len(templates) >= self._per_length_max:
+            self._sweep(length, templates)
+            if len(self._by_length.get(length, ())) >= self._per_length_max:
+                return False
+        if self._count < self._templates_max:
+            return True
+        # A sweep of everything is paid by as many misses as there are templates.
+        self._refused += 1
+        if self._refused >= self._templates_max:
+            self._refused = 0
+            for swept_length, swept in list(self._by_length.items()):
+                self._sweep(swept_length, swept)
+        return self._count < self._templates_max
+
+    def _sweep(self, length: int, templates: list[_Template]) -> None:
+        """Drop what has not matched since the last sweep, as far as its hits have faded."""
+        kept = [template for template in templates if template.hits]
+        for template in kept:
+            template.hits >>= 1
+        self._count -= len(templates) - len(kept)
+        if kept:
+            self._by_length[length] = kept
+        else:
+            del self._by_length[length]
+
+
+def _holds(view: memoryview, gaps: tuple[tuple[slice, bytes], ...]) -> bool:
+    """Whether the bytes between the payloads are the template's. (A generator would cost more than the comparing.)"""
+    for gap, constant in gaps:  # noqa: SIM110
+        if view[gap].tobytes() != constant:
+            return False
+    return True
+
+
+def _payload_places(message: bytes, request: Request, tensors: dict[str, Tensor]) -> list[tuple[int, int]] | None:
+    """[start, end) of each input's payload in `message`, in the lane's order; None unless all are surely found."""
+    specs = request.lane.spec.inputs
+    if len(specs) != len(tensors):
+        return None  # defaults were filled in
+    for spec in specs:
+        # Only tensor_content is kept by the decoder as bytes: spare what cannot qualify the walk.
+        if not TYPED_FIELDS[spec.dtype].raw and not isinstance(tensors[spec.alias].data, bytes):
+            return None
+    found = find_payloads(message)
+    if found is None or found.keys() != tensors.keys():
+        return None
+    places = []
+    for spec in specs:
+        of_input = found[spec.alias]
+        field = TYPED_FIELDS[spec.dtype]
+        start, end = of_input.get(CONTENT, (0, 0))
+        if start == end:
+            if not field.raw:
+                return None
+            start, end = of_input.get(field.number, (0, 0))
+        # The official parser's bytes are the judge: complete, not filled up or cut, and just these.
+        if start == end or message[start:end] != tensors[spec.alias].data:
+            return None
+        places.append((start, end))
+    return places
+
+
+class PredictDecoder:
+    """PredictRequest bytes -> Request or Failure.
+
+    tensor_bytes_max: see `tensor_proto.decode`. check_method_name: TF Serving's enable_signature_method_name_check.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        lanes: LaneTable,
+        *,
+        tensor_bytes_max: int,
+        check_method_name: bool = False,
+        templates: TemplateTable | None = None,
+    ) -> None:
+        self.templates = templates if templates is not None else TemplateTable()
+        self._catalog = catalog
+        self._lanes = lanes
+        self._tensor_bytes_max = tensor_bytes_max
+        self._check_method_name = check_method_name
+        self._epoch = catalog.epoch
+
+    def decode(self, message: Buffer) -> Matched | Failure:
+        """The request in `message`. Its payloads may be views into `message` and live as long."""
+        if self._epoch != self._catalog.epoch:
+            self.templates.clear()
+            self._epoch = self._catalog.epoch
+        return self.templates.match(message) or self._parse(bytes(message))
+
+    def _parse(self, message: bytes) -> Matched | Failure:
+        try:
+            proto = PredictRequest.FromString(message)
+        except DecodeError:
+            return Failure(Code.INTERNAL, "Error parsing the request message as tensorflow.serving.PredictRequest.")
+        found = self._find(proto)
+        if isinstance(found, Failure):
+            return found
+        servable, signature = found
+        failure = check_names(signature, proto.inputs.keys())
+        if failure is not None:
+            return failure
+        tensors = {alias: decode(tensor, alias, self._tensor_bytes_max) for alias, tensor in proto.inputs.items()}
+        request = self._lanes.bind(servable, signature, tensors, proto.output_filter)
+        if isinstance(request, Request):
+            decoded = {alias: tensor for alias, tensor in tensors.items() if isinstance(tensor, Tensor)}
+            self.templates.learn(message, request, decoded)
+        return request
+
+    def _find(self, proto: Any) -> tuple[ServableView, SignatureView] | Failure:
+        if not proto.HasField("model_spec"):
+            return Failure(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+        servable = self._catalog.resolve(*model_spec_of(proto))
+        if isinstance(servable, Failure):
+            return servable
+        name = proto.model_spec.signature_name
+        signature = find_signature(servable, name, check_method_name=self._check_method_name)
+        return signature if isinstance(signature, Failure) else (servable, signature)
+
+
+def model_spec_of(proto: Any) -> tuple[str, int | None, str | None]:
+    """(name, version or None, label or None) of a request that has a `model_spec`."""
+    spec = proto.model_spec
+    choice = spec.WhichOneof("version_choice")
+    version = spec.version.value if choice == "version" else None
+    return spec.name, version, spec.version_label if choice == "version_label" else None
+
+
+#: What precedes an output's values: all bytes up to its payload; or (map key, tensor header) when the length of the
+#: coded values is not known beforehand.
+_Head = bytes | tuple[bytes, bytes]
+
+_ANSWERS_PER_LANE_MAX: Final = 64
+
+
+class PredictEncoder:
+    """A lane's outputs -> PredictResponse bytes. tensor_content: TF Serving's enable_serialization_as_tensor_content.
+
+    It keeps its pieces in `lane.answers`, so the lanes must be of one LaneTable that no other encoder uses.
+    """
+
+    def __init__(self, *, tensor_content: bool = False) -> None:
+        self._tensor_content = tensor_content
+
+    def encode(self, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int) -> bytes:
+        """Rows [row_first, row_first + rows) of `outputs`, which are in the lane's output order."""
+        if len(outputs) == 1:
+            output = outputs[0]
+            shape = (rows, *output.shape[1:]) if output.batchable else output.shape
+            answer = lane.answers.get((output.dtype, shape))
+            if answer is None:
+                answer = self._pieces(lane, (output.dtype, shape), [(output.dtype, shape)])
+            heads, suffix = answer
+            head = heads[0]
+            if type(head) is bytes:
+                return b"".join((head, output.raw(row_first, rows), suffix))
+        else:
+            shapes = [(output.dtype, output.shape_of(rows)) for output in outputs]
+            key = tuple(shapes)
+            answer = lane.answers.get(key)
+            if answer is None:
+                answer = self._pieces(lane, key, shapes)
+            heads, suffix = answer
+        parts: list[Buffer] = []
+        for head, output in zip(heads, outputs, strict=True):
+            if type(head) is bytes:
+                parts.append(head)
+                parts.append(output.raw(row_first, rows))
+            else:
+                parts.append(self._coded(head, output, row_first, rows))
+        parts.append(suffix)
+        return b"".join(parts)
+
+    def _coded(self, head: tuple[bytes, bytes], output: Output, row_first: int, rows: int) -> bytes:
+        key, tensor_header = head
+        data = output.strings(row_first, rows) if output.dtype == STRING else output.raw(row_first, rows)
+        values = coded_values(output.dtype, data, tensor_content=self._tensor_content)
+        tensor_length = varint(len(tensor_header) + len(values))
+        entry_length = len(key) + 1 + len(tensor_length) + len(tensor_header) + len(values)
+        return b"".join((b"\x0a", varint(entry_length), key, b"\x12", tensor_length, tensor_header, values))
+
+    def _pieces(self, lane: Lane, key: Any, shapes: list[tuple[int, tuple[int, ...]]]) -> tuple[list[_Head], bytes]:
+        spec = lane.spec
+        heads = [self._head(alias, *each) for alias, each in zip(spec.outputs, shapes, strict=True)]
+        model_spec = ModelSpec(name=spec.model, signature_name=spec.signature)
+        model_spec.version.value = spec.version
+        model_spec.version.SetInParent()  # version 0 is a version too
+        serialized = model_spec.SerializeToString()
+        answer = (heads, b"\x12" + varint(len(serialized)) + serialized)
+        if len(lane.answers) >= _ANSWERS_PER_LANE_MAX:
+            lane.answers.clear()
+        lane.answers[key] = answer
+        return answer
+
+    def _head(self, alias: str, dtype: int, shape: tuple[int, ...]) -> _Head:
+        name = alias.encode()
+        key = b"\x0a" + varint(len(name)) + name
+        tensor_header = header(dtype, shape)
+        tag = payload_tag(dtype, tensor_content=self._tensor_content)
+        if tag is None:
+            return key, tensor_header
+        payload_bytes = prod(shape) * dtype_of(dtype).itemsize
+        if payload_bytes:
+            tensor_header += tag + varint(payload_bytes)
+        tensor_length = varint(len(tensor_header) + payload_bytes)
+        entry_length = len(key) + 1 + len(tensor_length) + len(tensor_header) + payload_bytes
+        return b"".join((b"\x0a", varint(entry_length), key, b"\x12", tensor_length, tensor_header))

@@ -1,0 +1,116 @@
+"""Which request a URL means: TF Serving's rules, as one pure function.
+
+What is matched is path and query together, so a query makes a POST malformed and becomes part of a GET's model name.
+Names are percent-decoded after matching.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from ringserve.broker.messages import Code, Failure
+
+_INT64_MAX: Final = 2**63 - 1
+
+_FLAGS: Final = re.IGNORECASE | re.ASCII
+_API: Final = re.compile(r"/v1/.*", _FLAGS)
+_VERSION: Final = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
+_POST: Final = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(classify|regress|predict)", _FLAGS)
+_GET: Final = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(?:/(metadata))?", _FLAGS)
+
+#: Methods that TF Serving's HTTP library knows; all others are answered 501 whatever the path.
+METHODS: Final = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
+
+
+class Action(Enum):
+    """What is asked for."""
+
+    PREDICT = "predict"
+    CLASSIFY = "classify"
+    REGRESS = "regress"
+    STATUS = "status"
+    METADATA = "metadata"
+    OPTIONS = "options"
+    HEALTH = "health"
+    READY = "ready"
+
+
+class Route(NamedTuple):
+    """A request of the API. version and label are never both set."""
+
+    action: Action
+    name: str = ""
+    version: int | None = None
+    label: str | None = None
+
+
+class Page(Enum):
+    """Refusals that are no JSON: HTTP status, and what the page says (nothing: an empty body)."""
+
+    BAD_VERSION = (400, "")
+    NOT_FOUND = (404, "Not Found")
+    NOT_IMPLEMENTED = (501, "Not Implemented")
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        status: int = self.value[0]
+        return status
+
+    @property
+    def body(self) -> bytes:
+        """The page of libevent, TF Serving's HTTP library."""
+        status, reason = self.value
+        if not reason:
+            return b""
+        return (
+            f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD><BODY>\n<H1>{reason}</H1>\n</BODY></HTML>\n"
+        ).encode()
+
+
+_OURS: Final = {"/healthz": Route(Action.HEALTH), "/readyz": Route(Action.READY)}
+
+
+def route(method: str, path: bytes, query: bytes) -> Route | Failure | Page:
+    """The request that a method and an undecoded path and query mean, or how they are refused."""
+    if method not in METHODS:
+        return Page.NOT_IMPLEMENTED
+    target = path.decode("latin-1")
+    if not query and target in _OURS:
+        return _OURS[target] if method in ("GET", "HEAD") else Page.NOT_FOUND
+    if query:
+        target += "?" + query.decode("latin-1")
+    if _API.fullmatch(target) is None:
+        return Page.NOT_FOUND
+    if method == "POST":
+        match = _POST.fullmatch(target)
+        # Letter case is ignored in all but the verb.
+        if match is not None and match[4].islower():
+            return _route(Action(match[4]), match)
+    elif method == "GET":
+        match = _GET.fullmatch(target)
+        if match is not None:
+            if match[1] is None:
+                return Failure(Code.INVALID_ARGUMENT, "Missing model name in request.")
+            return _route(Action.STATUS if match[4] is None else Action.METADATA, match)
+    elif method == "OPTIONS":
+        return Route(Action.OPTIONS)
+    return Failure(Code.INVALID_ARGUMENT, f"Malformed request: {method} {target}")
+
+
+def _route(action: Action, match: re.Match[str]) -> Route | Page:
+    name, version, label = match[1], match[2], match[3]
+    number = None
+    if version is not None:
+        digits = version.lstrip("0")
+        number = int(digits or "0") if len(digits) <= 19 else _INT64_MAX + 1
+        if number > _INT64_MAX:
+            return Page.BAD_VERSION
+    return Route(action, _decoded(name), number, None if label is None else _decoded(label))
+
+
+def _decoded(text: str) -> str:
+    return unquote_to_bytes(text.encode("latin-1")).decode("utf-8", "replace")

@@ -1,0 +1,199 @@
+/* The command line of the load generator, and the message files it names. */
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "loadgen.h"
+
+struct setup setup = {
+    .host = "127.0.0.1",
+    .path = "/tensorflow.serving.PredictionService/Predict",
+    .connections_count = 1,
+    .in_flight_max = 1,
+    .warmup_s = 0,
+    .duration_s = 5,
+    .drain_s = 10,
+    .connect_s = 10,
+    .seed = 1,
+    .check_every = 1,
+};
+
+void *allocate(void *old, size_t bytes) {
+    void *memory = realloc(old, bytes);
+    if (memory) return memory;
+    fputs("loadgen: out of memory\n", stderr);
+    exit(2);
+}
+
+static const char usage[] =
+    "loadgen: calls one gRPC method (or REST URL) as fast as asked, checks the answers, prints the figures as JSON\n"
+    "  --host=127.0.0.1 --port=N\n"
+    "  --path=PATH                  default: Predict of TensorFlow Serving's PredictionService\n"
+    "  --authority=TEXT             default: host:port\n"
+    "  --rest                       HTTP/1.1 POST to --path, one connection per call in flight\n"
+    "  --request=FILE               body of a request (protobuf, or JSON with --rest); repeat for several\n"
+    "  --expect=FILE                expected answer of the request before it\n"
+    "  --compare=exact|predict|json how to compare; default: predict, with --rest json\n"
+    "  --float_tolerance=1e-4       relative; --float_floor=1e-6 is added to it (absolute)\n"
+    "  --check_every=1              compare every so many answers (their status is checked always)\n"
+    "  --order=turn|random          order of the request bodies\n"
+    "  --connections=1 --in_flight=1   in flight over all connections; with --rate an upper bound\n"
+    "  --rate=N                     open loop: Poisson arrivals, latency from when a call should have started\n"
+    "  --warmup_s=0 --duration_s=5 --count=N   measure for a duration, or for so many calls\n"
+    "  --drain_s=10 --connect_s=10  how long to wait for the last answers, for connections\n"
+    "  --grpc_timeout=100m          deadline sent with every call, in gRPC's notation\n"
+    "  --seed=1 --reconnect --allow_errors\n"
+    "Exit status: 0, 1 if any call failed (0 with --allow_errors), 2 if nothing could be measured.\n";
+
+static void __attribute__((noreturn, format(printf, 1, 2))) refuse(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("loadgen: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputs("\nTry --help.\n", stderr);
+    va_end(arguments);
+    exit(2);
+}
+
+static uint8_t *read_file(const char *path, size_t *bytes) {
+    FILE *file = fopen(path, "rb");
+    if (!file) refuse("cannot open %s", path);
+    fseek(file, 0, SEEK_END);
+    long end = ftell(file);
+    rewind(file);
+    if (end < 0) refuse("cannot read %s", path);
+    uint8_t *data = allocate(NULL, (size_t)end + 1);
+    if (fread(data, 1, (size_t)end, file) != (size_t)end) refuse("cannot read %s", path);
+    data[end] = 0;
+    fclose(file);
+    *bytes = (size_t)end;
+    return data;
+}
+
+static double number(const char *option, const char *text, double smallest) {
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= smallest) || value > 1e15)
+        refuse("--%s=%s is not a number of at least %g", option, text, smallest);
+    return value;
+}
+
+static void add_head(struct message *m, const uint8_t *body, size_t body_bytes) {
+    char head[4096];
+    int head_bytes = 5;
+    if (setup.rest) {
+        head_bytes = snprintf(head, sizeof head,
+                              "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
+                              "Content-Length: %zu\r\n\r\n",
+                              setup.path, setup.authority, body_bytes);
+    } else {
+        if (body_bytes > UINT32_MAX) refuse("a gRPC message holds 4 GiB at most");
+        head[0] = 0;
+        for (int i = 0; i < 4; i++) head[1 + i] = (char)(body_bytes >> (24 - 8 * i));
+    }
+    m->wire_bytes = (size_t)head_bytes + body_bytes;
+    m->wire = allocate(NULL, m->wire_bytes + 1);
+    memcpy(m->wire, head, (size_t)head_bytes);
+    if (body_bytes) memcpy(m->wire + head_bytes, body, body_bytes);
+}
+
+static void read_messages(char **requests, char **expects, enum comparison comparison, struct tolerance tolerance) {
+    setup.messages = allocate(NULL, setup.messages_count * sizeof *setup.messages);
+    for (uint32_t i = 0; i < setup.messages_count; i++) {
+        struct message *m = &setup.messages[i];
+        size_t bytes;
+        uint8_t *body = read_file(requests[i], &bytes);
+        add_head(m, body, bytes);
+        free(body);
+        m->expectation = NULL;
+        if (!expects[i]) continue;
+        char why[TEXT_BYTES];
+        uint8_t *expected = read_file(expects[i], &bytes);
+        m->expectation = expectation_new(comparison, tolerance, expected, bytes, why);
+        if (!m->expectation) refuse("%s: %s", expects[i], why);
+    }
+}
+
+static enum comparison comparison_named(const char *name) {
+    if (!strcmp(name, "exact")) return COMPARE_EXACT;
+    if (!strcmp(name, "predict")) return COMPARE_PREDICT;
+    if (!strcmp(name, "json")) return COMPARE_JSON;
+    refuse("--compare=%s: exact, predict or json", name);
+}
+
+void setup_read(int argc, char **argv) {
+    enum { HOST = 1, PORT, PATH, AUTHORITY, REST, REQUEST, EXPECT, COMPARE, TOLERANCE, FLOOR, CHECK_EVERY, ORDER,
+           CONNECTIONS, IN_FLIGHT, RATE, WARMUP, DURATION, COUNT, DRAIN, CONNECT, TIMEOUT, SEED, RECONNECT, ALLOW,
+           HELP };
+    static const struct option options[] = {
+        {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"path", 1, NULL, PATH}, {"authority", 1, NULL, AUTHORITY},
+        {"rest", 0, NULL, REST}, {"request", 1, NULL, REQUEST}, {"expect", 1, NULL, EXPECT},
+        {"compare", 1, NULL, COMPARE}, {"float_tolerance", 1, NULL, TOLERANCE}, {"float_floor", 1, NULL, FLOOR},
+        {"check_every", 1, NULL, CHECK_EVERY}, {"order", 1, NULL, ORDER}, {"connections", 1, NULL, CONNECTIONS},
+        {"in_flight", 1, NULL, IN_FLIGHT}, {"rate", 1, NULL, RATE}, {"warmup_s", 1, NULL, WARMUP},
+        {"duration_s", 1, NULL, DURATION}, {"count", 1, NULL, COUNT}, {"drain_s", 1, NULL, DRAIN},
+        {"connect_s", 1, NULL, CONNECT}, {"grpc_timeout", 1, NULL, TIMEOUT}, {"seed", 1, NULL, SEED},
+        {"reconnect", 0, NULL, RECONNECT}, {"allow_errors", 0, NULL, ALLOW}, {"help", 0, NULL, HELP}, {0}};
+    char **requests = allocate(NULL, (size_t)argc * sizeof *requests);
+    char **expects = allocate(NULL, (size_t)argc * sizeof *expects);
+    enum comparison comparison = COMPARE_NONE;
+    struct tolerance tolerance = {1e-4, 1e-6};
+    int got, index;
+    while ((got = getopt_long(argc, argv, "", options, &index)) != -1) {
+        if (got == '?') refuse("see above");
+        const char *name = options[index].name;
+        switch (got) {
+        case HOST: setup.host = optarg; break;
+        case PORT: setup.port = optarg; break;
+        case PATH: setup.path = optarg; break;
+        case AUTHORITY: setup.authority = optarg; break;
+        case REST: setup.rest = true; break;
+        case REQUEST: requests[setup.messages_count] = optarg; expects[setup.messages_count++] = NULL; break;
+        case EXPECT:
+            if (!setup.messages_count) refuse("--expect comes behind its --request");
+            expects[setup.messages_count - 1] = optarg;
+            break;
+        case COMPARE: comparison = comparison_named(optarg); break;
+        case TOLERANCE: tolerance.relative = number(name, optarg, 0); break;
+        case FLOOR: tolerance.absolute = number(name, optarg, 0); break;
+        case CHECK_EVERY: setup.check_every = (uint64_t)number(name, optarg, 1); break;
+        case ORDER:
+            if (strcmp(optarg, "turn") && strcmp(optarg, "random")) refuse("--order=%s: turn or random", optarg);
+            setup.order_random = *optarg == 'r';
+            break;
+        case CONNECTIONS: setup.connections_count = (uint32_t)number(name, optarg, 1); break;
+        case IN_FLIGHT: setup.in_flight_max = (uint32_t)number(name, optarg, 1); break;
+        case RATE: setup.rate = number(name, optarg, 1e-3); break;
+        case WARMUP: setup.warmup_s = number(name, optarg, 0); break;
+        case DURATION: setup.duration_s = number(name, optarg, 1e-3); break;
+        case COUNT: setup.count = (uint64_t)number(name, optarg, 1); break;
+        case DRAIN: setup.drain_s = number(name, optarg, 0); break;
+        case CONNECT: setup.connect_s = number(name, optarg, 0); break;
+        case TIMEOUT: setup.grpc_timeout = optarg; break;
+        case SEED: setup.seed = (uint64_t)number(name, optarg, 0); break;
+        case RECONNECT: setup.reconnect = true; break;
+        case ALLOW: setup.errors_allowed = true; break;
+        case HELP: fputs(usage, stdout); exit(0);
+        default: refuse("unknown option");
+        }
+    }
+    if (optind < argc) refuse("what is %s?", argv[optind]);
+    if (!setup.port) refuse("--port is missing");
+    if (!setup.messages_count) refuse("--request is missing");
+    if (setup.rest) setup.connections_count = setup.in_flight_max;
+    if (setup.connections_count > setup.in_flight_max) refuse("more connections than calls in flight");
+    if (!setup.authority) {
+        char *authority = allocate(NULL, strlen(setup.host) + strlen(setup.port) + 4);
+        bool bare_ipv6 = strchr(setup.host, ':') != NULL;
+        sprintf(authority, bare_ipv6 ? "[%s]:%s" : "%s:%s", setup.host, setup.port);
+        setup.authority = authority;
+    }
+    if (strlen(setup.path) + strlen(setup.authority) + strlen(setup.grpc_timeout ? setup.grpc_timeout : "") > 3000)
+        refuse("path, authority and timeout are too long");
+    if (comparison == COMPARE_NONE) comparison = setup.rest ? COMPARE_JSON : COMPARE_PREDICT;
+    read_messages(requests, expects, comparison, tolerance);
+    free(requests);
+    free(expects);
+}

@@ -1,0 +1,75 @@
+/* What a run counts, and a latency histogram of constant size: linear buckets inside each power of two, so that the
+ * error stays below 1 / (2 * HISTOGRAM_PARTS) = 0.4 % of the value from nanoseconds to hours, and recording is a
+ * handful of instructions. */
+#ifndef LOADGEN_STATS_H
+#define LOADGEN_STATS_H
+
+#include <stdint.h>
+#include <sys/resource.h>
+
+#include "loadgen.h"
+
+#define HISTOGRAM_BITS 7
+#define HISTOGRAM_PARTS (1 << HISTOGRAM_BITS)
+#define HISTOGRAM_BUCKETS ((64 - HISTOGRAM_BITS + 1) * HISTOGRAM_PARTS)
+
+struct histogram {
+    uint64_t buckets[HISTOGRAM_BUCKETS];
+    uint64_t count, sum, min, max;
+};
+
+static inline uint32_t histogram_bucket(uint64_t value) {
+    if (value < HISTOGRAM_PARTS) return (uint32_t)value;
+    uint32_t shift = 63 - (uint32_t)__builtin_clzll(value) - HISTOGRAM_BITS;
+    return (shift << HISTOGRAM_BITS) + (uint32_t)(value >> shift);
+}
+
+/* The middle of a bucket. */
+static inline uint64_t histogram_value(uint32_t bucket) {
+    if (bucket < 2 * HISTOGRAM_PARTS) return bucket;
+    uint32_t shift = (bucket >> HISTOGRAM_BITS) - 1;
+    uint64_t part = (bucket & (HISTOGRAM_PARTS - 1)) | HISTOGRAM_PARTS;
+    return (part << shift) + (1ull << shift) / 2;
+}
+
+static inline void histogram_record(struct histogram *h, uint64_t value) {
+    h->buckets[histogram_bucket(value)]++;
+    if (!h->count++ || value < h->min) h->min = value;
+    if (value > h->max) h->max = value;
+    h->sum += value;
+}
+
+/* The smallest recorded value that at least `fraction` of all do not exceed; 0 when nothing was recorded. */
+static inline uint64_t histogram_quantile(const struct histogram *h, double fraction) {
+    if (!h->count) return 0;
+    double exact = fraction * (double)h->count;
+    uint64_t wanted = (uint64_t)exact;
+    if ((double)wanted < exact) wanted++;
+    if (!wanted) wanted = 1;
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i < HISTOGRAM_BUCKETS; i++) {
+        seen += h->buckets[i];
+        if (seen < wanted) continue;
+        uint64_t value = histogram_value(i);
+        return value > h->max ? h->max : value < h->min ? h->min : value;
+    }
+    return h->max;
+}
+
+struct figures {
+    uint64_t window_from, window_until;       /* the measured window; UINT64_MAX before it is known */
+    struct histogram latency, start_delay;    /* of calls that should have started inside the window */
+    uint64_t good_count;                      /* ended inside the window */
+    uint64_t compared_count, received_bytes, sent_bytes, receives_count, sends_count; /* in window and drain */
+    uint32_t active_reached;
+    uint64_t outcome_counts[OUTCOMES_COUNT], grpc_status_counts[17]; /* of the whole run */
+    char outcome_examples[OUTCOMES_COUNT][TEXT_BYTES];
+    struct rusage usage_from, usage_until;
+};
+
+extern struct figures figures;
+
+void count_failure(enum outcome outcome, const char *text);
+uint64_t figures_print(void); /* returns how many calls failed */
+
+#endif

@@ -1,0 +1,100 @@
+"""CPU time and memory of a server's processes, from /proc: what each of them costs, named by its role.
+
+The processes of one server are those of its session (the server is started as a session's leader), so that workers
+which the pool forked, and orphans, are seen as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_TITLE = re.compile(r"rs-([a-z]+)")
+_MIB = 1024.0  # /proc counts in KiB
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One process at one moment. `start_ticks` tells a process from a later one with the same pid."""
+
+    pid: int
+    role: str
+    start_ticks: int
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MiB. pss: shared pages divided among their sharers; private: pages of its own; shm: the rings' part of pss."""
+
+    pid: int
+    role: str
+    pss_mib: float
+    private_mib: float
+    shm_mib: float
+
+
+def _stat(pid: int) -> tuple[str, list[str]] | None:
+    """(comm, fields after it) of /proc/PID/stat; None when the process is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    comm, _, rest = text[text.index("(") + 1 :].rpartition(")")
+    fields = rest.split()
+    return None if fields[0] in "ZX" else (comm, fields)
+
+
+def role_of(comm: str) -> str:
+    """`rs-worker-0` -> `worker`; other names stay as they are."""
+    match = _TITLE.match(comm)
+    return match.group(1) if match else comm
+
+
+def machine_busy_s() -> float:
+    """CPU seconds that all CPUs together have spent since the start, also for other guests of the host (steal)."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) * _TICK_S
+
+
+def usages(session: int, leader: str = "supervisor") -> list[Usage]:
+    """Every live process of that session. `leader`: the role of its first process, unless that has a title itself."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or (stat := _stat(int(name))) is None:
+            continue
+        comm, fields = stat
+        if int(fields[3]) != session:
+            continue
+        role = leader if int(name) == session and not comm.startswith("rs-") else role_of(comm)
+        cpu_s = (int(fields[11]) + int(fields[12])) * _TICK_S
+        found.append(Usage(int(name), role, int(fields[19]), cpu_s))
+    return found
+
+
+def cpu_between(before: list[Usage], after: list[Usage]) -> dict[str, float]:
+    """CPU seconds by role. A process that started in between counts whole, one that ended counts nothing."""
+    earlier = {(usage.pid, usage.start_ticks): usage.cpu_s for usage in before}
+    spent: dict[str, float] = {}
+    for usage in after:
+        spent[usage.role] = spent.get(usage.role, 0.0) + usage.cpu_s - earlier.get((usage.pid, usage.start_ticks), 0.0)
+    return spent
+
+
+def memory(usage: Usage) -> Memory | None:
+    """None when the process is gone."""
+    try:
+        lines = Path(f"/proc/{usage.pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    private = kib["Private_Clean"] + kib["Private_Dirty"]
+    return Memory(usage.pid, usage.role, kib["Pss"] / _MIB, private / _MIB, kib.get("Pss_Shmem", 0) / _MIB)
+
+
+def memories(session: int) -> list[Memory]:
+    found = (memory(usage) for usage in usages(session))
+    return sorted((m for m in found if m is not None), key=lambda m: (m.role, m.pid))

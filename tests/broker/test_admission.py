@@ -1,0 +1,139 @@
+"""Who enters a lane, at every limit and one beyond it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ringserve.broker.admission import admit
+from ringserve.broker.messages import Code
+from ringserve.broker.placement import soonest_answer
+from ringserve.broker.policy import LanePolicy
+from tests.broker.kit import FRONTEND, MS, NOW, entry, ids, lane_of, worker_of
+
+UNKNOWN = (0, 0.0)
+FULL = "The batch scheduling queue to which this task was submitted is full; "
+
+
+@pytest.mark.parametrize(
+    ("policy", "waiting", "rows", "code", "text"),
+    [
+        ({}, [], 128, None, ""),
+        ({"batch_rows_max": 8}, [], 9, None, ""),  # will be split
+        (
+            {"batch_rows_max": 8, "split": False},
+            [],
+            9,
+            Code.INVALID_ARGUMENT,
+            "Task size 9 is larger than maximum input batch size 8",
+        ),
+        ({"batch_rows_max": 8, "split": False}, [], 8, None, ""),
+        ({"batch_rows_max": 8, "split": False, "batching": "none"}, [], 9, None, ""),
+        ({}, [], 0, Code.INVALID_ARGUMENT, "A request must have at least one row"),
+        ({"queue_requests_max": 2}, [1], 1, None, ""),
+        (
+            {"queue_requests_max": 2},
+            [1, 1],
+            1,
+            Code.UNAVAILABLE,
+            FULL + "currently 2 requests with 2 rows enqueued and the limits are 2 requests and 65536 rows",
+        ),
+        ({"queue_rows_max": 10}, [4], 6, None, ""),
+        (
+            {"queue_rows_max": 10},
+            [4],
+            7,
+            Code.UNAVAILABLE,
+            FULL + "currently 1 requests with 4 rows enqueued and the limits are 8192 requests and 10 rows",
+        ),
+        ({"queue_rows_max": 10}, [], 11, None, ""),  # it could never run otherwise
+        ({"queue_batches_max": 2, "batch_rows_max": 4}, [4, 3], 1, None, ""),
+        (
+            {"queue_batches_max": 2, "batch_rows_max": 4},
+            [4, 4],
+            1,
+            Code.UNAVAILABLE,
+            FULL + "currently 2 batches enqueued and max_enqueued_batches is 2",
+        ),
+    ],
+)
+def test_limits(policy: dict[str, Any], waiting: list[int], rows: int, code: Code | None, text: str) -> None:
+    lane = lane_of(*(entry(i, r) for i, r in enumerate(waiting)), **policy)
+    refused = admit(lane, FRONTEND, [[50, rows, 0, 640]], UNKNOWN, NOW)
+    if code is None:
+        assert not refused
+        assert lane.queue[-1] == ([FRONTEND, 50, rows, 0, 640], 0, NOW)
+        assert lane.rows_queued == sum(waiting) + rows
+        assert ((FRONTEND, 50) in lane.splits) == (rows > lane.rows_max)
+    else:
+        assert refused == [(50, (code, text))]
+        assert ids(list(lane.queue)) == list(range(len(waiting)))
+        assert lane.rows_queued == sum(waiting)
+        assert not lane.splits
+
+
+def test_the_limit_counts_within_one_message() -> None:
+    lane = lane_of(queue_requests_max=3)
+    refused = admit(lane, FRONTEND, [[i, 1, 0, 0] for i in range(5)], UNKNOWN, NOW)
+    assert ids(list(lane.queue)) == [0, 1, 2]
+    assert [request_id for request_id, _ in refused] == [3, 4]
+
+
+def test_a_small_request_enters_after_a_large_one_was_refused() -> None:
+    lane = lane_of(entry(0, 5), queue_rows_max=10)
+    refused = admit(lane, FRONTEND, [[1, 6, 0, 0], [2, 5, 0, 0]], UNKNOWN, NOW)
+    assert [request_id for request_id, _ in refused] == [1]
+    assert lane.rows_queued == 10
+
+
+@pytest.mark.parametrize(("deadline_ns", "admitted"), [(0, True), (NOW - 1, False), (NOW, False), (NOW + 1, True)])
+def test_a_passed_deadline(deadline_ns: int, admitted: bool) -> None:
+    lane = lane_of()
+    refused = admit(lane, FRONTEND, [[1, 1, deadline_ns, 0]], UNKNOWN, NOW)
+    assert bool(lane.queue) == admitted
+    assert lane.deadline_min_ns == (deadline_ns if admitted else 0)
+    if not admitted:
+        assert refused == [(1, (Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))]
+
+
+@pytest.mark.parametrize(
+    # 1 ms a row, well known. 20 rows wait before the request.
+    ("refuse_late", "known", "waiting", "workers", "deadline_ms", "admitted"),
+    [
+        (True, True, 20, 1, 30, True),
+        (True, True, 20, 1, 15, False),
+        (True, True, 20, 2, 15, True),  # two workers need half the time
+        (False, True, 20, 1, 15, True),  # the policy is off
+        (True, False, 20, 1, 15, True),  # not known well enough
+        (True, True, 0, 1, 1, True),  # the only one: it is tried
+        (True, True, 20, 0, 15, True),  # nobody serves it now: no prediction
+    ],
+)
+def test_a_deadline_that_cannot_be_met(
+    refuse_late: bool, known: bool, waiting: int, workers: int, deadline_ms: int, admitted: bool
+) -> None:
+    lane = lane_of(*(entry(i) for i in range(waiting)), batch_rows_max=8, refuse_late=refuse_late)
+    for _ in range(20 if known else 2):
+        for rows in (1, 8):
+            lane.times.observe(rows, rows * MS, rows * MS)
+    soonest = soonest_answer(lane, [worker_of(i) for i in range(workers)], NOW)
+    refused = admit(lane, FRONTEND, [[50, 1, NOW + deadline_ms * MS, 0]], soonest, NOW)
+    assert (not refused) == admitted
+    if refused:
+        assert refused[0][1].code == Code.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batching": "sometimes"},
+        {"batch_rows_max": 0},
+        {"queue_requests_max": 0},
+        {"spread_ns": -1},
+        {"lease_ns_max": 0},
+    ],
+)
+def test_a_policy_names_its_mistake(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LanePolicy(**wrong)

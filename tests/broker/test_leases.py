@@ -1,0 +1,85 @@
+"""Leases: whose time runs, who is late, what comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringserve.broker.leases import RUN_TIMES_MAX, Lease, Leases
+from tests.broker.kit import MS, NOW, entry, lane_of
+
+LEASE_NS = 100 * MS
+
+
+def leases_of(*workers: int) -> tuple[Leases, dict[int, list[Lease]]]:
+    leases = Leases()
+    return leases, {worker_id: leases.worker_joined(worker_id) for worker_id in workers}
+
+
+def grant(leases: Leases, worker_id: int, now_ns: int = NOW, expected_ns: int = 0) -> Lease:
+    lane = lane_of(lease_ns_max=LEASE_NS)
+    return leases.grant(worker_id, lane, [entry(1)], 1, now_ns, expected_ns=expected_ns, solo=False)
+
+
+def test_only_the_heads_time_runs() -> None:
+    leases, held = leases_of(1)
+    first, second = grant(leases, 1), grant(leases, 1)
+    assert held[1] == [first, second]
+    assert (first.started_ns, second.started_ns) == (NOW, 0)
+    assert leases.settle(first.batch_id, 1, NOW + 5 * MS) is first
+    assert second.started_ns == NOW + 5 * MS
+    assert second.deadline_ns == NOW + 5 * MS + LEASE_NS
+    assert held[1] == [second]
+
+
+@pytest.mark.parametrize(
+    ("batch_id_off", "worker_id", "settled"), [(0, 1, True), (0, 2, False), (1, 1, False), (-1, 1, False)]
+)
+def test_settle_wants_the_batch_and_its_worker(batch_id_off: int, worker_id: int, settled: bool) -> None:
+    leases, _ = leases_of(1, 2)
+    lease = grant(leases, 1)
+    assert (leases.settle(lease.batch_id + batch_id_off, worker_id, NOW) is lease) == settled
+    assert len(leases) == (0 if settled else 1)
+    assert lease.lane.leases_count == (0 if settled else 1)
+
+
+def test_a_lease_settles_once() -> None:
+    leases, _ = leases_of(1)
+    lease = grant(leases, 1)
+    assert leases.settle(lease.batch_id, 1, NOW) is lease
+    assert leases.settle(lease.batch_id, 1, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("after_ns", "expected_ns", "late"),
+    [
+        (LEASE_NS - 1, 0, []),
+        (LEASE_NS, 0, [1]),
+        (LEASE_NS, 50 * MS, []),  # slow by nature, not hung
+        (RUN_TIMES_MAX * 50 * MS, 50 * MS, [1]),
+    ],
+)
+def test_expire(after_ns: int, expected_ns: int, late: list[int]) -> None:
+    leases, _ = leases_of(1, 2)
+    grant(leases, 1, expected_ns=expected_ns)
+    grant(leases, 2, NOW + 600 * MS)
+    assert leases.expire(NOW + after_ns) == late
+    assert leases.wake_ns() > NOW + after_ns or not late
+
+
+def test_wake_ns_is_a_lower_bound_that_expire_makes_exact() -> None:
+    leases, _ = leases_of(1, 2)
+    lease = grant(leases, 1)
+    grant(leases, 2, NOW + 10 * MS)
+    leases.settle(lease.batch_id, 1, NOW + MS)
+    assert leases.wake_ns() == NOW + LEASE_NS
+    assert leases.expire(NOW + LEASE_NS) == []
+    assert leases.wake_ns() == NOW + 10 * MS + LEASE_NS
+
+
+def test_revoke_gives_all_back_in_order_and_knows_the_worker_no_more() -> None:
+    leases, _ = leases_of(1, 2)
+    first, second, other = grant(leases, 1), grant(leases, 1), grant(leases, 2)
+    assert leases.revoke(1) == [first, second]
+    assert list(leases) == [other]
+    assert leases.settle(first.batch_id, 1, NOW) is None
+    assert leases.revoke(1) == []

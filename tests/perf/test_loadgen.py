@@ -1,0 +1,254 @@
+"""The load generator against servers that behave, servers that answer awkwardly, and servers that misbehave.
+
+It is built with the address and undefined-behaviour sanitizers here; a finding of theirs ends a run with an exit status
+that `loadgen.run` raises on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import grpc
+import pytest
+
+from perf import loadgen, stand_in
+from perf.loadgen import Exchange, Load
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [Exchange(bytes([index]) * 300, bytes([index]) * 300) for index in range(5)]
+LARGE = [Exchange(bytes(range(256)) * 1200, bytes(range(256)) * 1200)]
+
+
+@contextmanager
+def standing_in(*options: str) -> Iterator[int]:
+    command = [sys.executable, "-m", "perf.stand_in", "--echo", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def echo_load(port: int, exchanges: list[Exchange] = SMALL, **options: Any) -> Load:
+    defaults: dict[str, Any] = {"in_flight": 8, "connections": 2, "count": 400, "compare": "exact"}
+    return Load(port=port, exchanges=exchanges, **{**defaults, **options})
+
+
+# The other quirks write a message as one frame, or as very many.
+LARGE_QUIRKS = ("none", "window", "table", "few_streams")
+
+
+@pytest.mark.parametrize(
+    ("quirk", "exchanges", "count"),
+    [(quirk, SMALL, 400) for quirk in stand_in.QUIRKS] + [(quirk, LARGE, 60) for quirk in LARGE_QUIRKS],
+    ids=[f"{quirk}-small" for quirk in stand_in.QUIRKS] + [f"{quirk}-large" for quirk in LARGE_QUIRKS],
+)
+def test_legal_answers_of_any_form_are_good(quirk: str, exchanges: list[Exchange], count: int) -> None:
+    with standing_in("--quirk", quirk) as port:
+        figures = loadgen.run(echo_load(port, exchanges, count=count), sanitized=True)
+    assert figures.failures == 0, figures.examples
+    assert figures.calls >= count
+    assert figures.compared >= figures.calls
+    assert figures.in_flight_reached == (4 if quirk == "few_streams" else 8)
+    assert figures.latency_us.min <= figures.latency_us.p50 <= figures.latency_us.p99 <= figures.latency_us.max
+
+
+EXPECTED_KINDS = {
+    "grpc_status": "grpc_status",
+    "no_status": "grpc_status",
+    "http_status": "http_status",
+    "reset": "reset",
+    "value": "value",
+    "length": "length",
+    "empty": "length",
+}
+
+
+@pytest.mark.parametrize(("fault", "kind"), EXPECTED_KINDS.items())
+def test_every_spoiled_answer_is_counted(fault: str, kind: str) -> None:
+    with standing_in("--fault", fault, "--every", "10") as port:
+        figures = loadgen.run(echo_load(port, connections=1), sanitized=True)
+    calls = figures.calls + figures.failures
+    assert set(figures.failures_by_kind) == {kind}
+    assert abs(figures.failures - calls / 10) <= 2
+    assert figures.latency_us.count <= figures.calls + 8  # only good calls have a latency
+
+
+def test_status_and_message_are_shown() -> None:
+    with standing_in("--fault", "grpc_status") as port:
+        figures = loadgen.run(echo_load(port, connections=1, count=0, duration_s=0.2), sanitized=True)
+    assert figures.calls == 0
+    assert figures.failures_by_grpc_status == {"8": figures.failures}
+    assert figures.examples == {"grpc_status": "grpc-status 8: lane full"}
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("close", "closed"), ("goaway", "goaway"), ("garbage", "protocol")])
+def test_a_lost_connection_fails_its_calls_and_another_is_made(fault: str, kind: str) -> None:
+    with standing_in("--fault", fault, "--every", "50") as port:
+        figures = loadgen.run(echo_load(port, extra=["--reconnect"]), sanitized=True)
+    assert figures.calls >= 400
+    assert figures.failures_by_kind.get(kind, 0) > 0
+    assert set(figures.failures_by_kind) <= {kind, "closed"}
+
+
+def test_without_reconnect_the_run_ends_when_all_connections_are_lost() -> None:
+    with standing_in("--fault", "close", "--every", "50") as port:
+        figures = loadgen.run(echo_load(port, count=100_000), sanitized=True)
+    assert 0 < figures.calls < 200
+    assert figures.failures_by_kind["closed"] >= 2
+
+
+def test_calls_without_an_answer_are_counted() -> None:
+    with standing_in("--fault", "silent", "--every", "100") as port:
+        figures = loadgen.run(
+            echo_load(port, connections=1, count=0, duration_s=0.3, extra=["--drain_s=0.2"]), sanitized=True
+        )
+    assert figures.failures_by_kind == {"unanswered": 8}  # each lost answer holds its place until all are held
+
+
+def test_open_loop_keeps_its_rate_and_counts_from_the_intended_start() -> None:
+    with standing_in() as port:
+        load = echo_load(port, rate=2000.0, in_flight=100, count=0, duration_s=1.0, warmup_s=0.1)
+        figures = loadgen.run(load, sanitized=True)
+    assert figures.failures == 0
+    assert 1500 < figures.latency_us.count < 2500  # Poisson: 2000 ± 45 (one standard deviation)
+    assert figures.start_delay_us.count == figures.latency_us.count
+    assert figures.latency_us.max >= figures.start_delay_us.max
+
+
+def test_open_loop_charges_a_stalled_server() -> None:
+    """A server that never answers one connection's calls fills the bound; all later arrivals are unanswered."""
+    with standing_in("--fault", "silent") as port:
+        load = echo_load(
+            port, rate=1000.0, in_flight=4, connections=1, count=0, duration_s=0.3, extra=["--drain_s=0.1"]
+        )
+        figures = loadgen.run(load, sanitized=True)
+    assert figures.calls == 0
+    assert figures.failures > 100
+
+
+def test_the_measured_window_is_announced() -> None:
+    seen: list[str] = []
+    with standing_in() as port:
+        load = echo_load(port, count=0, duration_s=0.2, warmup_s=0.1)
+        figures = loadgen.run(load, at_start=lambda: seen.append("start"), at_end=lambda: seen.append("end"))
+    assert seen == ["start", "end"]
+    assert figures.seconds == pytest.approx(0.2, rel=0.5)
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(loadgen.LoadError, match="0 of 2 connections"):
+        loadgen.run(echo_load(1, extra=["--connect_s=0.1"]), sanitized=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--port=1"], "--request is missing"),
+        (["--port=1", "--expect=x"], "--expect comes behind"),
+        (["--port=1", "--request=/nowhere"], "cannot open /nowhere"),
+        (["--duration_s=soon"], "--duration_s=soon is not a number"),
+        (["--in_flight=0"], "--in_flight=0 is not a number of at least 1"),
+        (["--order=backwards"], "turn or random"),
+        (["more"], "what is more?"),
+    ],
+)
+def test_mistakes_are_named(options: list[str], why: str) -> None:
+    outcome = subprocess.run([loadgen.build(), *options], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 2
+    assert why in outcome.stderr
+
+
+def test_against_grpcio() -> None:
+    """grpcio's server has its own header compression, flow control and pings."""
+    seen: list[tuple[bytes, float | None]] = []
+
+    def echo(request: bytes, context: Any) -> bytes:
+        seen.append((request, context.time_remaining()))
+        if request == b"refuse":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such model\n%")
+        return request
+
+    path = "/tensorflow.serving.PredictionService/Predict"
+    handler = grpc.unary_unary_rpc_method_handler(echo)
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(path.split("/")[1], {"Predict": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        good = loadgen.run(
+            echo_load(port, [*SMALL, *LARGE], extra=["--grpc_timeout=20S", "--order=random"]), sanitized=True
+        )
+        assert good.failures == 0, good.examples
+        assert good.calls >= 400
+        remaining = seen[0][1]
+        assert remaining is not None
+        assert 0 < remaining <= 20
+        assert {request for request, _ in seen} == {exchange.request for exchange in [*SMALL, *LARGE]}
+        refused = loadgen.run(echo_load(port, [Exchange(b"refuse")], count=0, duration_s=0.2), sanitized=True)
+        assert refused.failures_by_grpc_status == {"5": refused.failures}
+        unknown = loadgen.run(echo_load(port, path="/a/b", count=0, duration_s=0.2), sanitized=True)
+        assert unknown.failures_by_grpc_status == {"12": unknown.failures}
+    finally:
+        server.stop(None)
+
+
+class RestHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = 404 if self.path != "/v1/models/mlp:predict" else 200
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if body == b'{"instances": "close"}':
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_rest() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RestHandler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    body = b'{"instances": [[1.0, 2.5]]}'
+    large = b'{"instances": [' + b"1.5, " * 400_000 + b"0]}"
+    exchanges = [Exchange(body, b'{"instances":[[1.00001,2.5]]}'), Exchange(large, large)]
+    try:
+        options: dict[str, Any] = {"rest": True, "compare": None, "path": "/v1/models/mlp:predict", "in_flight": 3}
+        good = loadgen.run(echo_load(port, exchanges, **{**options, "count": 50}), sanitized=True)
+        assert good.failures == 0, good.examples
+        assert good.compared >= 50
+        wrong = loadgen.run(
+            echo_load(
+                port, [Exchange(body, b'{"instances": [[1.0, 2.6]]}')], **{**options, "count": 0, "duration_s": 0.2}
+            ),
+            sanitized=True,
+        )
+        assert wrong.examples == {"value": "token 7 is 2.5, expected 2.6"}
+        absent = loadgen.run(
+            echo_load(port, **{**options, "path": "/other", "count": 0, "duration_s": 0.2}), sanitized=True
+        )
+        assert set(absent.failures_by_kind) == {"http_status"}
+        assert absent.examples["http_status"].startswith("HTTP status 404: ")
+        closing = [Exchange(b'{"instances": "close"}')]
+        closed = loadgen.run(
+            echo_load(port, closing, **{**options, "count": 50, "extra": ["--reconnect"]}), sanitized=True
+        )
+        assert closed.calls >= 50
+        assert closed.failures == 0
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,226 @@
+"""The rules that every simulated world is held to, at every message.
+
+answered exactly once       at least one end each; a second one only for requests whose worker was lost, or that
+                            were submitted again while their answer was on its way
+no record read too long     when a request's failure is told, no live lease names it
+no request in two leases    nor any of its rows
+no batch over its limit     and requests that must run alone do
+no worker over its credit   and none that drains, hangs or is gone is sent anything
+no slot lost                at the end nothing is queued, leased, split or told
+the sum holds               submitted = ended + queued + leased + split, after every turn
+no late run                 what has expired is not sent to a worker; what waits is told within a sweep's time
+no busy loop                a wake-up lies in the future
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ringserve.broker.core import Core, Turn
+from ringserve.broker.messages import Code, Execute, LaneSpec
+from ringserve.broker.outcomes import ENDS
+from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
+
+Key = tuple[int, int]  # frontend id, request id
+
+
+class Kind(Protocol):
+    """What the rules need to know of a lane."""
+
+    spec: LaneSpec
+    policy: LanePolicy
+
+
+@dataclass
+class Watched:
+    """One request as its frontend sees it. rows_left: not answered yet, as a set of row numbers."""
+
+    rows: int
+    deadline_ns: int
+    rows_left: set[int]
+    arrived: bool = False
+    ends: int = 0
+    resubmitted: bool = False
+    leases: set[int] = field(default_factory=set)
+    workers_lost: int = 0
+    blamed: int = 0
+    free_since_ns: int = 0  # since when it is not leased
+
+
+@dataclass
+class HeldBatch:
+    worker_id: int
+    execute: Execute
+
+
+class Checks:
+    """Watches one world; every method is told of one thing that happened there."""
+
+    def __init__(self, core: Core, credit_max: int, lanes: Mapping[bytes, Kind]) -> None:
+        self.core = core
+        self.credit_max = credit_max
+        self.lanes = lanes
+        self.requests: dict[Key, Watched] = {}
+        self.frontends: set[int] = set()
+        self.held: dict[int, list[HeldBatch]] = {}
+        self.open_to: set[int] = set()
+        self.killed: set[int] = set()
+        self.now_ns = 0
+        self.duplicates = 0
+        self.wait_ns_max = 0
+
+    # -------------------------------------------------------------------------------------------- what happened
+
+    def frontend_joined(self, frontend_id: int) -> None:
+        self.frontends.add(frontend_id)
+
+    def frontend_left(self, frontend_id: int) -> None:
+        self.frontends.discard(frontend_id)
+
+    def worker_joined(self, worker_id: int) -> None:
+        self.held[worker_id] = []
+        self.open_to.add(worker_id)
+
+    def drained(self, worker_id: int) -> None:
+        self.open_to.discard(worker_id)
+
+    def worker_left(self, worker_id: int) -> None:
+        self.open_to.discard(worker_id)
+        for position, batch in enumerate(self.held.pop(worker_id)):
+            for part in batch.execute.parts:
+                watched = self.requests[part[0], part[1]]
+                watched.leases.discard(batch.execute.batch_id)
+                watched.workers_lost += 1
+                watched.blamed += position == 0
+                watched.free_since_ns = self.now_ns
+
+    def submitted(self, frontend_id: int, key: bytes, request: list[int]) -> None:
+        request_id, rows, deadline_ns, _ = request
+        self.requests[frontend_id, request_id] = Watched(rows, deadline_ns, set(range(rows)))
+
+    def arrived(self, frontend_id: int, groups: list[list[Any]], now_ns: int) -> None:
+        for _, requests in groups:
+            for request in requests:
+                self.requests[frontend_id, request[0]].arrived = True
+                self.requests[frontend_id, request[0]].free_since_ns = now_ns
+
+    def resubmitted(self, frontend_id: int, request_id: int) -> bool:
+        """Would the frontend submit this request again? Only one that arrived and is unanswered."""
+        watched = self.requests[frontend_id, request_id]
+        if watched.ends or not watched.arrived:
+            return False
+        watched.resubmitted = True
+        return True
+
+    def started(self, worker_id: int, batch_id: int) -> None:
+        assert any(batch.execute.batch_id == batch_id for batch in self.held[worker_id])
+
+    def settled(self, batch_id: int) -> None:
+        for batches in self.held.values():
+            for batch in batches:
+                if batch.execute.batch_id == batch_id:
+                    for part in batch.execute.parts:
+                        self.requests[part[0], part[1]].leases.discard(batch_id)
+                        self.requests[part[0], part[1]].free_since_ns = self.now_ns
+                    batches.remove(batch)
+                    return
+        raise AssertionError(f"batch {batch_id} was settled and nobody held it")
+
+    def result(self, frontend_id: int, request_id: int, row_start: int, rows: int) -> None:
+        """A worker sent rows of this request to its frontend."""
+        watched = self.requests[frontend_id, request_id]
+        answered = set(range(row_start, row_start + rows))
+        assert answered <= set(range(watched.rows))
+        if watched.ends and not watched.rows_left:
+            self._end(watched)  # all of it was answered before
+        elif not answered <= watched.rows_left:
+            assert watched.workers_lost or watched.resubmitted, "rows answered twice and no worker was lost"
+        watched.rows_left -= answered
+        if not watched.rows_left and not watched.ends:
+            self._end(watched)
+
+    def failed(self, frontend_id: int, request: list[Any], now_ns: int) -> None:
+        request_id, code, text = request
+        watched = self.requests[frontend_id, request_id]
+        assert frontend_id in self.frontends
+        assert not watched.leases, "told of its failure while a worker may still read its records"
+        if code == Code.DEADLINE_EXCEEDED:
+            assert watched.deadline_ns
+            since_ns = max(watched.deadline_ns, watched.free_since_ns)
+            late_ns = now_ns - since_ns
+            assert late_ns <= 2 * MILLISECOND_NS, f"told {late_ns} ns after its deadline"
+        if code == Code.INTERNAL:
+            assert watched.blamed >= 2, text
+        self._end(watched)
+
+    def _end(self, watched: Watched) -> None:
+        watched.ends += 1
+        if watched.ends > 1:
+            self.duplicates += 1
+            assert watched.workers_lost or watched.resubmitted, "ended twice and no worker was lost"
+
+    # ------------------------------------------------------------------------------------------------- the turn
+
+    def turned(self, turn: Turn, now_ns: int) -> None:
+        assert turn.wake_ns == 0 or turn.wake_ns > now_ns
+        for worker_id in turn.kills:
+            assert worker_id not in self.killed
+            self.killed.add(worker_id)
+            self.open_to.discard(worker_id)
+        for worker_id, execute in turn.executes:
+            self._sent(worker_id, execute, now_ns)
+        for worker_id in turn.drained:
+            assert worker_id not in self.open_to
+            assert not self.held[worker_id]
+        self._sum_holds()
+
+    def _sent(self, worker_id: int, execute: Execute, now_ns: int) -> None:
+        assert worker_id in self.open_to
+        held = self.held[worker_id]
+        held.append(HeldBatch(worker_id, execute))
+        assert len(held) <= self.credit_max
+        kind = self.lanes[execute.lane_key]
+        assert execute.parts
+        rows = sum(part[2] for part in execute.parts)
+        if kind.policy.batching == "none" or not kind.spec.batchable:
+            assert len(execute.parts) == 1
+        else:
+            assert rows <= kind.policy.batch_rows_max
+        seen: set[tuple[int, int, int]] = set()
+        for frontend_id, request_id, part_rows, row_start, *offsets in execute.parts:
+            watched = self.requests[frontend_id, request_id]
+            assert offsets == [64 * request_id]
+            assert watched.deadline_ns == 0 or watched.deadline_ns > now_ns
+            assert part_rows >= 1
+            assert 0 <= row_start <= watched.rows - part_rows
+            rows_now = {(frontend_id, request_id, row) for row in range(row_start, row_start + part_rows)}
+            assert not rows_now & seen
+            seen |= rows_now
+            for other in [batch for batches in self.held.values() for batch in batches]:
+                if other.execute is execute or other.execute.batch_id not in watched.leases:
+                    continue
+                for part in other.execute.parts:
+                    if part[:2] == [frontend_id, request_id]:
+                        overlap = range(max(row_start, part[3]), min(row_start + part_rows, part[3] + part[2]))
+                        assert not overlap, "the same rows are in two live leases"
+        for part in execute.parts:
+            self.requests[part[0], part[1]].leases.add(execute.batch_id)
+
+    def _sum_holds(self) -> None:
+        counted = self.core.statistics()
+        held = counted["queued"] + counted["leased"] + counted["split"]
+        assert counted["submitted"] == sum(counted[end] for end in ENDS) + held, counted
+
+    # -------------------------------------------------------------------------------------------------- the end
+
+    def everything_finished(self) -> None:
+        counted = self.core.statistics()
+        for name in ("queued", "queued_rows", "leased", "split", "leases"):
+            assert counted[name] == 0, counted
+        for (frontend_id, request_id), watched in self.requests.items():
+            if frontend_id in self.frontends and watched.arrived:
+                assert watched.ends >= 1, f"request {request_id} of frontend {frontend_id} was never answered"
+        for batches in self.held.values():
+            assert not batches, "a lease is left and nobody will settle it"

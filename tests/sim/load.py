@@ -1,0 +1,128 @@
+"""A quiet world under load: closed-loop clients or open arrivals against the real `Core`, simulated workers and time.
+
+For questions of policy: who gets how much, how long does anyone wait, how many workers does a lane use? There is no
+chance in it; each link takes `LINK_NS`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ringserve.broker.core import Core
+from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
+from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
+
+LINK_NS = 60_000
+START_NS = 1_000 * MILLISECOND_NS
+
+
+@dataclass
+class LoadLane:
+    """clients: each sends its next request when it has the answer. interval_ns: open arrivals instead, one each.
+
+    A batch takes fixed_ns + rows * row_ns. timeout_ns: every request's deadline after its arrival; 0 = none.
+    """
+
+    name: str
+    fixed_ns: int
+    row_ns: int
+    clients: int = 0
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    batchable: bool = True
+    answered: int = 0
+    in_time: int = 0
+    refused: int = 0
+    batches: int = 0
+    busy_ns: int = 0
+    wait_ns_max: int = 0
+    workers_used: set[int] = field(default_factory=set)
+
+    @property
+    def spec(self) -> LaneSpec:
+        return LaneSpec("m", 1, self.name, (InputSpec("x", 1, (4,)),), ("y",), self.batchable)
+
+
+class Load:
+    def __init__(self, lanes: list[LoadLane], workers_count: int, policy: LanePolicy | None = None) -> None:
+        self.lanes = {lane.name.encode(): lane for lane in lanes}
+        self.core = Core(lambda key: self.lanes[key].spec, default_policy=policy)
+        self.core.frontend_joined(1)
+        for index in range(workers_count):
+            self.core.worker_joined(10 + index, index, {("m", 1)})
+        self._queues: dict[int, list[Execute]] = {10 + index: [] for index in range(workers_count)}
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._requests: dict[int, tuple[bytes, int]] = {}
+        self._request_id = 0
+        self.now_ns = START_NS
+
+    def at(self, delay_ns: int, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (self.now_ns + delay_ns, self._sequence, action))
+
+    def run(self, duration_ns: int) -> None:
+        for number, (key, lane) in enumerate(self.lanes.items()):
+            if lane.interval_ns:
+                self.at(number, lambda key=key: self._arrive(key))  # type: ignore[misc]
+            else:
+                self.at(number, lambda key=key, count=lane.clients: self._send(key, count))  # type: ignore[misc]
+        wake_ns = 0
+        while self._events and self._events[0][0] < START_NS + duration_ns:
+            self.now_ns, _, action = heapq.heappop(self._events)
+            action()
+            if self._events and self._events[0][0] == self.now_ns:
+                continue
+            turn = self.core.turn(self.now_ns)
+            for worker_id, execute in turn.executes:
+                self.at(LINK_NS, lambda worker_id=worker_id, execute=execute: self._execute(worker_id, execute))  # type: ignore[misc]
+            for request_id, _, _ in turn.failed.get(1, []):
+                key, _ = self._requests.pop(request_id)
+                self.lanes[key].refused += 1
+            if turn.wake_ns not in (0, wake_ns):
+                self.at(turn.wake_ns - self.now_ns, lambda: None)
+            wake_ns = turn.wake_ns
+
+    def _arrive(self, key: bytes) -> None:
+        self._send(key, 1)
+        self.at(self.lanes[key].interval_ns, lambda: self._arrive(key))
+
+    def _send(self, key: bytes, count: int) -> None:
+        timeout_ns = self.lanes[key].timeout_ns
+        requests = []
+        for _ in range(count):
+            self._request_id += 1
+            self._requests[self._request_id] = (key, self.now_ns)
+            requests.append([self._request_id, 1, self.now_ns + timeout_ns if timeout_ns else 0, 0])
+        self.core.submit(1, [[key, requests]], self.now_ns)
+
+    def _execute(self, worker_id: int, execute: Execute) -> None:
+        self._queues[worker_id].append(execute)
+        if len(self._queues[worker_id]) == 1:
+            self._start(worker_id)
+
+    def _start(self, worker_id: int) -> None:
+        execute = self._queues[worker_id][0]
+        lane = self.lanes[execute.lane_key]
+        run_ns = lane.fixed_ns + lane.row_ns * len(execute.parts)
+        self.at(run_ns, lambda: self._finish(worker_id, run_ns))
+
+    def _finish(self, worker_id: int, run_ns: int) -> None:
+        execute = self._queues[worker_id].pop(0)
+        if self._queues[worker_id]:
+            self._start(worker_id)
+        lane = self.lanes[execute.lane_key]
+        lane.batches += 1
+        lane.busy_ns += run_ns
+        lane.workers_used.add(worker_id)
+        for part in execute.parts:
+            _, sent_ns = self._requests.pop(part[1])
+            lane.answered += 1
+            lane.wait_ns_max = max(lane.wait_ns_max, self.now_ns - sent_ns)
+            lane.in_time += not lane.timeout_ns or self.now_ns <= sent_ns + lane.timeout_ns
+        done = Done(worker_id, execute.batch_id, run_ns, len(execute.parts))
+        self.at(LINK_NS, lambda: self.core.done(done, self.now_ns))
+        if lane.clients:
+            self.at(2 * LINK_NS, lambda: self._send(execute.lane_key, len(execute.parts)))

@@ -1,0 +1,331 @@
+"""A whole ringserve without processes: the real `Core`, simulated frontends, workers, links and time, from one seed.
+
+Everything that happens is an event on one heap of (time, sequence); time jumps from one to the next. Links delay each
+message by a random time, so that a worker's Result, its Done and the news of its death arrive in any order, as they do
+from three different sockets. In the first phase faults happen; then they stop, everything that was broken is replaced,
+and everything must finish. `checks.py` looks at every message on its way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringserve.broker.core import Core
+from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
+from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
+from tests.sim.checks import Checks
+
+FAULTS_END_NS = 400 * MILLISECOND_NS
+LEASE_NS_MAX = 150 * MILLISECOND_NS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one seed drew. Chances are per request or per batch."""
+
+    workers_count: int
+    frontends_count: int
+    credit_max: int
+    requests_count: int
+    burst_max: int
+    rows_max: int
+    deadline_chance: float
+    cancel_chance: float
+    death_chance: float  # a worker dies at a batch: before it ran, or after its Results went out
+    hang_chance: float
+    poison_chance: float  # a request that ends every worker that runs it
+    frontend_death_chance: float
+    drain_chance: float
+    link_ns_max: int
+    deaf_seconds: float  # how long a dead worker stays unreplaced
+
+
+def draw_options(rng: random.Random) -> Options:
+    """Each fault is absent in some worlds, so that seeds also cover its absence."""
+
+    def chance(most: float) -> float:
+        return rng.choice((0.0, most * rng.random()))
+
+    return Options(
+        workers_count=rng.randint(1, 4),
+        frontends_count=rng.randint(1, 3),
+        credit_max=rng.randint(1, 3),
+        requests_count=rng.randint(20, 250),
+        burst_max=rng.choice((1, 4, 30)),
+        rows_max=rng.choice((1, 4, 20)),
+        deadline_chance=chance(1.0),
+        cancel_chance=chance(0.3),
+        death_chance=chance(0.15),
+        hang_chance=chance(0.05),
+        poison_chance=chance(0.05),
+        frontend_death_chance=chance(0.02),
+        drain_chance=chance(0.05),
+        link_ns_max=rng.choice((10_000, 200_000, 3 * MILLISECOND_NS)),
+        deaf_seconds=rng.choice((0.001, 0.02, 0.3)),
+    )
+
+
+@dataclass
+class LaneKind:
+    """A lane of the simulated world. Its run times are fixed_ns + rows * row_ns, times noise."""
+
+    spec: LaneSpec
+    policy: LanePolicy
+    fixed_ns: int
+    row_ns: int
+
+
+def draw_lanes(rng: random.Random) -> dict[bytes, LaneKind]:
+    """One to four models, one to three lanes each, of different policies and costs."""
+    lanes: dict[bytes, LaneKind] = {}
+    for model_index in range(rng.randint(1, 4)):
+        policy = LanePolicy(
+            batching=rng.choice(("adaptive", "adaptive", "timeout", "none")),
+            batch_rows_max=rng.choice((1, 4, 8, 32)),
+            batch_wait_ns_max=rng.choice((0, MILLISECOND_NS, 5 * MILLISECOND_NS)),
+            queue_requests_max=rng.choice((3, 50, 1_000)),
+            queue_rows_max=rng.choice((10, 10_000)),
+            queue_batches_max=rng.choice((0, 0, 2)),
+            split=rng.random() < 0.6,
+            workers_max=rng.choice((0, 0, 1)),
+            lease_ns_max=LEASE_NS_MAX,
+            prefetch_ns=rng.choice((0, MILLISECOND_NS)),
+            refuse_late=rng.random() < 0.5,
+            no_worker_ns_max=rng.choice((50 * MILLISECOND_NS, 10 * SECOND_NS)),
+        )
+        for lane_index in range(rng.randint(1, 3)):
+            spec = LaneSpec(
+                f"model{model_index}", 1, f"s{lane_index}", (InputSpec("x", 1, (4,)),), ("y",), rng.random() < 0.85
+            )
+            lanes[repr(spec).encode()] = LaneKind(
+                spec, policy, rng.choice((20_000, 500_000, 4_000_000)), rng.choice((5_000, 200_000, 2_000_000))
+            )
+    return lanes
+
+
+@dataclass
+class SimWorker:
+    worker_id: int
+    index: int
+    inbox: list[Execute] = field(default_factory=list)
+    alive: bool = True
+    busy: bool = False
+    hung: bool = False
+
+
+class World:
+    """One simulated server. `run` returns when everything has finished; a broken rule raises AssertionError."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.options = draw_options(self.rng)
+        self.lanes = draw_lanes(self.rng)
+        self.core = Core(lambda key: self.lanes[key].spec, credit_max=self.options.credit_max)
+        self.core.set_policies(LanePolicy(), {kind.spec.model: kind.policy for kind in self.lanes.values()})
+        self.core.set_versions({(kind.spec.model, 1) for kind in self.lanes.values()})
+        self.checks = Checks(self.core, self.options.credit_max, self.lanes)
+        self.now_ns = SECOND_NS
+        self.faults_end_ns = self.now_ns + FAULTS_END_NS
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._ids = 100
+        self._request_id = 0
+        self._wake_ns = 0
+        self.workers: dict[int, SimWorker] = {}
+        self.frontends: list[int] = []
+        self.poison: set[tuple[int, int]] = set()
+
+    # -------------------------------------------------------------------------------------------------- engine
+
+    def at(self, delay_ns: int, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (self.now_ns + delay_ns, self._sequence, action))
+
+    def link(self, action: Callable[[], None]) -> None:
+        """Something arrives at the broker or at a peer after a message's time."""
+        self.at(self.rng.randint(1_000, self.options.link_ns_max), action)
+
+    def faulty(self, chance: float) -> bool:
+        return self.now_ns < self.faults_end_ns and self.rng.random() < chance
+
+    def run(self) -> None:
+        for _ in range(self.options.frontends_count):
+            self.new_frontend()
+        for index in range(self.options.workers_count):
+            self.at(self.rng.randint(0, 5 * MILLISECOND_NS), lambda index=index: self.new_worker(index))  # type: ignore[misc]
+        left = self.options.requests_count
+        while left > 0:
+            burst = min(left, self.rng.randint(1, self.options.burst_max))
+            left -= burst
+            self.at(self.rng.randint(0, FAULTS_END_NS), lambda burst=burst: self.submit(burst))  # type: ignore[misc]
+        turns_limit = 40 * self.options.requests_count + 10_000
+        while self._events:
+            self.now_ns, _, action = heapq.heappop(self._events)
+            self.checks.now_ns = self.now_ns
+            action()
+            # Several messages of one loop turn: the core is not always asked before the next arrives.
+            near = bool(self._events) and self._events[0][0] - self.now_ns < 20_000
+            if not (near and self.rng.random() < 0.5):
+                self.turn()
+            turns_limit -= 1
+            assert turns_limit, "the world does not come to rest"
+        self.checks.everything_finished()
+
+    def turn(self) -> None:
+        turn = self.core.turn(self.now_ns)
+        self.checks.turned(turn, self.now_ns)
+        for worker_id, execute in turn.executes:
+            self.link(lambda worker_id=worker_id, execute=execute: self.execute(worker_id, execute))  # type: ignore[misc]
+        for frontend_id, requests in turn.failed.items():
+            for request in requests:
+                self.checks.failed(frontend_id, request, self.now_ns)
+        for worker_id in turn.kills:
+            self.at(self.rng.randint(0, MILLISECOND_NS), lambda worker_id=worker_id: self.die(worker_id))  # type: ignore[misc]
+        for worker_id in turn.drained:
+            self.at(1_000, lambda worker_id=worker_id: self.die(worker_id))  # type: ignore[misc]
+        if turn.wake_ns not in (0, self._wake_ns):
+            self.at(turn.wake_ns - self.now_ns, lambda: None)  # the loop asks the core after every event
+        self._wake_ns = turn.wake_ns
+
+    # ----------------------------------------------------------------------------------------------- frontends
+
+    def new_frontend(self) -> None:
+        self._ids += 1
+        self.frontends.append(self._ids)
+        self.core.frontend_joined(self._ids)
+        self.checks.frontend_joined(self._ids)
+
+    def submit(self, count: int) -> None:
+        rng, options = self.rng, self.options
+        frontend_id = rng.choice(self.frontends)
+        groups: list[list[Any]] = []
+        for _ in range(count):
+            key = rng.choice(list(self.lanes))
+            self._request_id += 1
+            rows = rng.randint(1, options.rows_max) if self.lanes[key].spec.batchable else 1
+            deadline_ns = 0
+            if rng.random() < options.deadline_chance:
+                deadline_ns = self.now_ns + rng.choice((100_000, 5 * MILLISECOND_NS, 50 * MILLISECOND_NS))
+            request = [self._request_id, rows, deadline_ns, 64 * self._request_id]
+            self.checks.submitted(frontend_id, key, request)
+            if rng.random() < options.poison_chance:
+                self.poison.add((frontend_id, self._request_id))
+            for group in groups:
+                if group[0] == key:
+                    group[1].append(request)
+                    break
+            else:
+                groups.append([key, [request]])
+            if rng.random() < options.cancel_chance:
+                self.at(
+                    rng.randint(0, 10 * MILLISECOND_NS),
+                    lambda key=key, request_id=self._request_id: self.cancel(frontend_id, key, request_id),  # type: ignore[misc]
+                )
+        self.link(lambda: self.arrive(frontend_id, groups))
+        if rng.random() < 0.1:
+            self.at(rng.randint(0, 20 * MILLISECOND_NS), lambda: self.resubmit(frontend_id, groups))
+        if self.faulty(options.frontend_death_chance):
+            self.link(lambda: self.frontend_dies(frontend_id))
+
+    def arrive(self, frontend_id: int, groups: list[list[Any]]) -> None:
+        self.checks.arrived(frontend_id, groups, self.now_ns)
+        self.core.submit(frontend_id, groups, self.now_ns)
+
+    def resubmit(self, frontend_id: int, groups: list[list[Any]]) -> None:
+        """The frontend is not sure that what it has no answer for is still held by anyone."""
+        again = [
+            [key, [request for request in requests if self.checks.resubmitted(frontend_id, request[0])]]
+            for key, requests in groups
+        ]
+        self.checks.arrived(frontend_id, again, self.now_ns)
+        self.core.resubmit(frontend_id, again, self.now_ns)
+
+    def cancel(self, frontend_id: int, key: bytes, request_id: int) -> None:
+        def deliver() -> None:
+            self.core.cancel(frontend_id, [[key, request_id]], self.now_ns)
+
+        self.link(deliver)
+
+    def frontend_dies(self, frontend_id: int) -> None:
+        if frontend_id in self.frontends:
+            self.frontends.remove(frontend_id)
+            self.core.frontend_left(frontend_id)
+            self.checks.frontend_left(frontend_id)
+            self.new_frontend()
+
+    # ------------------------------------------------------------------------------------------------- workers
+
+    def new_worker(self, index: int) -> None:
+        self._ids += 1
+        worker = self.workers[self._ids] = SimWorker(self._ids, index)
+        loaded = {(kind.spec.model, 1) for kind in self.lanes.values()}
+        self.core.worker_joined(worker.worker_id, index, loaded)
+        self.checks.worker_joined(worker.worker_id)
+
+    def execute(self, worker_id: int, execute: Execute) -> None:
+        worker = self.workers[worker_id]
+        if worker.alive:
+            worker.inbox.append(execute)
+            self.work(worker)
+
+    def work(self, worker: SimWorker) -> None:
+        if not worker.alive or worker.busy or worker.hung or not worker.inbox:
+            return
+        execute = worker.inbox.pop(0)
+        worker.busy = True
+        self.checks.started(worker.worker_id, execute.batch_id)
+        if self.faulty(self.options.drain_chance):
+            self.link(lambda: self.drain(worker.worker_id))
+        if self.faulty(self.options.hang_chance):
+            worker.hung = True
+            return
+        kind = self.lanes[execute.lane_key]
+        rows = sum(part[2] for part in execute.parts)
+        run_ns = int((kind.fixed_ns + rows * kind.row_ns) * self.rng.uniform(0.7, 1.5))
+        poisoned = any((part[0], part[1]) in self.poison for part in execute.parts)
+        if poisoned or self.faulty(self.options.death_chance / 2):
+            self.at(run_ns // 2, lambda: self.die(worker.worker_id))
+        else:
+            self.at(run_ns, lambda: self.finish(worker, execute, run_ns, rows))
+
+    def finish(self, worker: SimWorker, execute: Execute, run_ns: int, rows: int) -> None:
+        if not worker.alive:
+            return
+        worker.busy = False
+        for part in execute.parts:
+            self.checks.result(part[0], part[1], part[3], part[2])
+        if self.faulty(self.options.death_chance / 2):  # the Results are out, the Done is not
+            self.die(worker.worker_id)
+            return
+
+        def deliver() -> None:
+            settled = self.core.statistics()["dones_ignored"]
+            self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows), self.now_ns)
+            if self.core.statistics()["dones_ignored"] == settled:
+                self.checks.settled(execute.batch_id)
+
+        self.link(deliver)
+        self.work(worker)
+
+    def drain(self, worker_id: int) -> None:
+        if worker_id in self.workers and self.workers[worker_id].alive:
+            self.core.worker_draining(worker_id, self.now_ns)
+            self.checks.drained(worker_id)
+
+    def die(self, worker_id: int) -> None:
+        worker = self.workers[worker_id]
+        if not worker.alive:
+            return
+        worker.alive = False
+
+        def deliver() -> None:
+            self.checks.worker_left(worker_id)
+            self.core.worker_left(worker_id, self.now_ns)
+
+        self.link(deliver)
+        delay_ns = int(self.options.deaf_seconds * SECOND_NS * self.rng.random())
+        self.at(delay_ns + self.options.link_ns_max, lambda: self.new_worker(worker.index))
