@@ -1,0 +1,134 @@
+"""What must hold between settings, the numbers derived from them, and the itemised bill of memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from ringserve.config.cpus import Cpus
+from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
+
+#: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
+CPUS_PER_FRONTEND: Final = 4
+#: sockaddr_un.sun_path holds 108 bytes with its end; the longest name that we put behind run_dir is below 40.
+RUN_DIR_BYTES_MAX: Final = 107 - 40
+
+#: Private memory of a process without a model: budgets, not measurements, except the pool's: TensorFlow's import.
+BROKER_PRIVATE_BYTES: Final = 60 * MIB
+FRONTEND_PRIVATE_BYTES: Final = 60 * MIB
+WORKER_PRIVATE_BYTES: Final = 60 * MIB
+POOL_PRIVATE_BYTES: Final = 210 * MIB
+
+
+class Broken(NamedTuple):
+    """A relation that does not hold. keys: the settings it is between (`models` for the list of models)."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+def mistakes(settings: Settings) -> list[Broken]:
+    """Every relation between settings that does not hold."""
+    found: list[Broken] = []
+
+    def broken(text: str, *keys: str) -> None:
+        found.append(Broken(keys, text))
+
+    server, workers = settings.server, settings.workers
+    if server.port > 0 and server.port == server.rest_api_port:
+        text = f"port and rest_api_port are both {server.port}: gRPC and REST need a port each"
+        broken(text, "port", "rest_api_port")
+    if not server.host:
+        broken("host is empty: '0.0.0.0' listens on all addresses", "host")
+    if len(os.fsencode(server.run_dir)) > RUN_DIR_BYTES_MAX:
+        broken(f"run_dir is longer than {RUN_DIR_BYTES_MAX} bytes: UNIX sockets in it could not be named", "run_dir")
+    if server.run_dir and not os.path.isabs(server.run_dir):
+        broken(f"run_dir: {server.run_dir!r} is not an absolute path", "run_dir")
+    if workers.restart_wait_ms_min > workers.restart_wait_ms_max:
+        broken(
+            f"restart_wait_ms_min ({workers.restart_wait_ms_min}) is above "
+            f"restart_wait_ms_max ({workers.restart_wait_ms_max})",
+            "restart_wait_ms_min",
+            "restart_wait_ms_max",
+        )
+    rows_keys = ("queue_rows_max", "batch_rows_max")
+    for text in _mistakes_of_batching("batching", settings.batching):
+        broken(text, *rows_keys)
+    for text in _mistakes_of_models(settings.models):
+        broken(text, "models", *rows_keys)
+    return found
+
+
+def _mistakes_of_batching(place: str, batching: Batching) -> list[str]:
+    if batching.queue_rows_max >= batching.batch_rows_max:
+        return []
+    return [
+        f"{place}: queue_rows_max ({batching.queue_rows_max}) is below batch_rows_max "
+        f"({batching.batch_rows_max}): no batch could ever be full"
+    ]
+
+
+def _mistakes_of_models(models: tuple[Model, ...]) -> list[str]:
+    if not models:
+        return ["no model to serve: give --model_base_path, or [[models]] in a file named by --config"]
+    names = [model.name for model in models]
+    found = [f"two models are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
+    for model in models:
+        if "://" in model.base_path:
+            found.append(f"model {model.name!r}: base_path {model.base_path!r} is not a folder of this machine")
+        found += _mistakes_of_batching(f"model {model.name!r}", model.batching)
+    return found
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is probably not meant, and no reason to refuse to start: a model's folder may still come."""
+    return [
+        f"model {model.name!r}: base path {model.base_path} does not exist (yet)"
+        for model in settings.models
+        if not os.path.isdir(model.base_path)
+    ]
+
+
+def workers_of(settings: Settings, cpus: Cpus) -> int:
+    """How many workers: as set, or one for every `threads_per_worker` usable CPUs."""
+    return settings.workers.workers or max(1, cpus.count // settings.workers.threads_per_worker)
+
+
+def frontends_of(settings: Settings, cpus: Cpus) -> int:
+    """How many frontends: as set, or max(1, usable CPUs // CPUS_PER_FRONTEND)."""
+    return settings.server.frontends or max(1, cpus.count // CPUS_PER_FRONTEND)
+
+
+def resolve(settings: Settings, cpus: Cpus) -> Settings:
+    """The same settings with every number that was left to be derived filled in (ports are the supervisor's)."""
+    return replace(
+        settings,
+        server=replace(settings.server, frontends=frontends_of(settings, cpus)),
+        workers=replace(settings.workers, workers=workers_of(settings, cpus)),
+    )
+
+
+def memory_bill(settings: Settings) -> list[str]:
+    """What the server may take at most beside its models' weights and working memory, item by item, and the sum.
+
+    `settings` are resolved. Rings count in full, although their pages are taken only when requests fill them.
+    """
+    frontends, workers = settings.server.frontends, settings.workers.workers
+    items = [
+        ("request rings", frontends, settings.shm.request_ring_bytes),
+        ("result rings", workers, settings.shm.result_ring_bytes),
+        ("frontends", frontends, FRONTEND_PRIVATE_BYTES),
+        ("broker", 1, BROKER_PRIVATE_BYTES),
+        ("pool (TensorFlow)", 1, POOL_PRIVATE_BYTES),
+        ("workers", workers, WORKER_PRIVATE_BYTES),
+    ]
+    lines = [f"{name:<18}{count:>4} × {_mib(each):>9} = {_mib(count * each):>10}" for name, count, each in items]
+    total = sum(count * each for _, count, each in items)
+    return [*lines, f"{'at most':<18}{'':>4}   {'':>9}   {_mib(total):>10}, models not counted"]
+
+
+def _mib(count_bytes: int) -> str:
+    if count_bytes >= 10 * GIB:
+        return f"{count_bytes / GIB:.0f} GiB"
+    return f"{count_bytes / MIB:.0f} MiB" if count_bytes >= MIB else f"{count_bytes / KIB:.0f} KiB"

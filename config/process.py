@@ -1,0 +1,215 @@
+"""The frame that every process shares: its name, its log, when to stop, telling who started it that it is ready.
+
+    process.begin("frontend-0", settings.server.log_level, settings.server.log_format)
+    stop = process.StopWatch(death_fd)          # stop.fd: give it to the poll loop
+    ...                                          # open sockets, connect, load
+    process.freeze_heap()
+    process.tell_ready()
+    ...                                          # serve until stop.fd is readable and stop.wanted() says why
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from types import FrameType
+from typing import Any, Final, NamedTuple
+
+_PR_SET_NAME: Final = 15
+_NAME_BYTES_MAX: Final = 15
+
+
+class Exit(IntEnum):
+    """Exit statuses of ringserve's processes; part of the protocol between a process and whoever restarts it."""
+
+    OK = 0
+    #: Something went wrong; starting again may help.
+    FAILED = 1
+    #: The configuration or the machine does not let this process work (sysexits' EX_CONFIG): starting again is useless.
+    CONFIG = 78
+
+
+# ------------------------------------------------------------------------------------------------------ name and log
+
+
+def begin(name: str, log_level: str, log_format: str) -> None:
+    """Name this process (`broker`, `frontend-0`, …) for `ps`, `top` and its log lines, and set its log up."""
+    set_title(f"rs-{name}")
+    set_up_log(name, log_level, log_format)
+
+
+def set_title(title: str) -> None:
+    """Name the calling thread as `ps -c`, `top` and /proc/PID/comm show it; cut to the 15 bytes that Linux keeps."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, title.encode()[:_NAME_BYTES_MAX], 0, 0, 0)
+
+
+def set_up_log(name: str, log_level: str, log_format: str) -> None:
+    """Send every log record to standard error, one line each. Called again (after a fork), it replaces the first."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter(name) if log_format == "json" else _TextFormatter(name))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(log_level.upper())
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+class _TextFormatter(logging.Formatter):
+    """`2025-01-31T12:00:00.123Z info broker: text`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return f"{_timestamp(record)} {record.levelname.lower()} {self._name}: {text}"
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, process, pid, logger, text, and exception where there is one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "process": self._name,
+            "pid": os.getpid(),
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- stopping
+
+
+class Stop(NamedTuple):
+    """Why to stop. at_once: nobody waits for a drain any more (the supervisor is gone)."""
+
+    reason: str
+    at_once: bool
+
+
+class StopWatch:
+    """Turns SIGTERM, SIGINT and the supervisor's death into one readable descriptor, which any poll loop can watch.
+
+    death_fd: read end of a pipe whose other end only the supervisor holds; its end-of-file is the supervisor's death,
+    however it died. -1 when nobody's death matters. Stays the caller's.
+
+    The first signal asks for an orderly stop. The second calls `on_second` (in the signal handler) with the signal's
+    number; by default the process ends at once with the status 128 + number, as the shell shows a death by signal.
+    Make it in the main thread. `fd` stays readable once a stop is wanted.
+    """
+
+    def __init__(self, death_fd: int = -1, on_second: Callable[[int], None] | None = None) -> None:
+        self._reason = ""
+        self._on_second = on_second or _exit_at_once
+        self._death_fd = death_fd
+        self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Two reasons to wake, one descriptor: an epoll descriptor is itself readable when one of its own is.
+        self._epoll = select.epoll()
+        self._epoll.register(self._event_fd, select.EPOLLIN)
+        if death_fd >= 0:
+            self._epoll.register(death_fd, select.EPOLLIN)
+        self.fd = self._epoll.fileno()
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._reason:
+            self._on_second(number)
+        self.request(signal.Signals(number).name)
+
+    def request(self, reason: str) -> None:
+        """Ask for an orderly stop, as a signal does."""
+        self._reason = self._reason or reason
+        os.eventfd_write(self._event_fd, 1)
+
+    def wanted(self) -> Stop | None:
+        """Why to stop, or None while there is no reason. Never waits."""
+        if self._death_fd >= 0 and any(fd == self._death_fd for fd, _ in self._epoll.poll(0)):
+            return Stop("the supervisor is gone", at_once=True)
+        return Stop(self._reason, at_once=False) if self._reason else None
+
+    def wait(self, timeout_s: float | None = None) -> Stop | None:
+        """Wait until a stop is wanted, or for that long. For processes that have no loop of their own."""
+        poller = select.poll()  # not select(), which refuses descriptors above 1023
+        poller.register(self.fd, select.POLLIN)
+        poller.poll(None if timeout_s is None else timeout_s * 1000)
+        return self.wanted()
+
+    def close(self) -> None:
+        """Put the signals' previous handlers back and close what was opened."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._epoll.close()
+        os.close(self._event_fd)
+
+
+def _exit_at_once(number: int) -> None:
+    os._exit(128 + number)
+
+
+# --------------------------------------------------------------------------------------------------------- telling
+
+
+def tell_ready() -> None:
+    """Say READY to whoever started this process: systemd, or the supervisor, which counts on it."""
+    notify("READY=1")
+
+
+def tell_stopping() -> None:
+    """Say STOPPING likewise, when the drain begins."""
+    notify("STOPPING=1")
+
+
+def notify(text: str) -> None:
+    """Send one sd_notify(3) message to the socket named by $NOTIFY_SOCKET; does nothing where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(text.encode(), address)
+        except OSError as error:
+            # The listener may be gone before us; that is no reason to end.
+            logging.getLogger(__name__).warning("cannot notify %s: %s", address, error)
+
+
+# ------------------------------------------------------------------------------------------------------------- heap
+
+
+def freeze_heap() -> None:
+    """Put everything allocated so far out of the cyclic collector's sight. Call once, when all is loaded and ready.
+
+    With TensorFlow loaded a full collection takes 200 ms and more, in the middle of somebody's request, and finds
+    nothing, because modules live for ever. After this, collections see only what requests left, and the youngest
+    generation runs seldom: our hot paths make no cycles, other people's code may.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

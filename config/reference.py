@@ -1,0 +1,83 @@
+"""The settings' table as text: `server.toml` and docs/configuration.md. Both files are tested to equal these texts."""
+
+from __future__ import annotations
+
+from ringserve.config.limits import CPUS_PER_FRONTEND
+from ringserve.config.schema import ENVIRONMENT_PREFIX, MODEL_FLAGS, MODEL_KEYS, SECTIONS, SETTINGS, Setting
+
+
+def _why_of(section: str) -> str:
+    lines = (SECTIONS[section].__doc__ or "").split("\n")
+    return lines[0]
+
+
+def server_toml() -> str:
+    """A configuration file with every setting at its default, commented out."""
+    lines = [
+        "# Configuration of `ringserve serve --config=FILE`: every setting with its default, commented out.",
+        f"# A flag (--port=8500) beats the environment ({ENVIRONMENT_PREFIX}PORT=8500), which beats this file.",
+        '# Sizes are numbers of bytes or text such as "256MiB".',
+    ]
+    for section in SECTIONS:
+        lines += ["", f"# {_why_of(section)}", f"[{section}]"]
+        for row in (row for row in SETTINGS if row.section == section):
+            lines += [f"# {row.why}", f"#{row.key} = {row.default_text}"]
+    lines += ["", "# The models; one such table for each.", "#[[models]]"]
+    examples = {
+        "name": '"digits"',
+        "base_path": '"/models/digits"',
+        "versions": '"latest"',
+        "batching": "{ batch_rows_max = 32 }",
+    }
+    for key, why in MODEL_KEYS.items():
+        lines += [f"# {why}", f"#{key} = {examples[key]}"]
+    return "\n".join(lines) + "\n"
+
+
+def configuration_md() -> str:
+    """The reference page."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Written by `python -m ringserve.config.reference` from config/schema.py; a test compares. -->",
+        "",
+        "Every setting has a flag, a name in the environment and a key in the TOML file that `--config` names.",
+        "The flag beats the environment, the environment beats the file, the file beats the default. In flags, dashes",
+        "may stand for underscores. Sizes are numbers of bytes or text such as `256MiB`. The unit of a number is the",
+        "end of its name: `_ms`, `_us`, `_bytes`; `_max` names a limit.",
+        "",
+        "All mistakes are reported together, before anything starts; a misspelt name is a mistake.",
+        "`ringserve config check` takes the flags of `serve` and tells what follows from them, `ringserve config show`",
+        "prints a file with every setting.",
+        "",
+        "Derived numbers: *usable CPUs* are those of the affinity mask, or fewer where the control group's CPU",
+        "quota is smaller (rounded up). `workers` = max(1, usable CPUs // `threads_per_worker`).",
+        f"`frontends` = max(1, usable CPUs // {CPUS_PER_FRONTEND}).",
+    ]
+    for section in SECTIONS:
+        lines += ["", f"## [{section}]", "", _why_of(section), ""]
+        lines += ["| key | flag | environment | default | allowed | what and why |", "|---|---|---|---|---|---|"]
+        lines += [_row(row) for row in SETTINGS if row.section == section]
+    lines += ["", "## [[models]]", "", "One table for each model.", "", "| key | what |", "|---|---|"]
+    lines += [f"| `{key}` | {why} |" for key, why in MODEL_KEYS.items()]
+    lines += ["", "A single model can be given without a file; it takes the place of the file's list:", ""]
+    lines += ["| flag | environment | what |", "|---|---|---|"]
+    lines += [f"| `--{name}` | `{ENVIRONMENT_PREFIX}{name.upper()}` | {why} |" for name, why in MODEL_FLAGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: Setting) -> str:
+    return (
+        f"| `{row.key}` | `--{row.flag}` | `{row.environment}` | `{row.default_text}` | {row.allowed} | {row.why} |"
+    )
+
+
+def write() -> None:
+    """Bring both files up to date; run from the root of a checkout."""
+    for path, text in (("config/server.toml", server_toml()), ("docs/configuration.md", configuration_md())):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,127 @@
+"""The run directory: where the processes of one server find each other's sockets. Made, locked and removed here.
+
+The lock is a file in it whose descriptor every process of the server inherits: it is held while any of them lives,
+however they die, so that a later server knows whether a directory is in use or was left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from typing import Final, NamedTuple
+
+PREFIX: Final = "ringserve-"
+_LOCK: Final = "lock"
+_MODE: Final = 0o700
+_LOCK_TRIES: Final = 50
+_LOCK_TRY_S: Final = 0.1
+
+
+class RunDirError(Exception):
+    """No run directory can be had; the text says what was tried and what to do."""
+
+
+class RunDir(NamedTuple):
+    """path: the directory, mode 0700. lock_fd: holds its lock; children inherit it; the owner's to close."""
+
+    path: str
+    lock_fd: int
+
+
+def make_run_dir(wanted: str, environ: dict[str, str] | None = None) -> RunDir:
+    """Make (or, when it is named and nobody uses it, empty) a run directory and lock it. Raises RunDirError.
+
+    wanted: an absolute path, or "" for a private directory in the first writable one of $XDG_RUNTIME_DIR, /run and
+    the temporary folder. What dead servers left there is removed on the way.
+    """
+    if wanted:
+        return _take(wanted)
+    environment = dict(os.environ) if environ is None else environ
+    tried = [environment.get("XDG_RUNTIME_DIR", ""), "/run", tempfile.gettempdir()]
+    for parent in tried:
+        if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+            sweep(parent)
+            while True:
+                run_dir = _lock(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+                # Another server's sweep may have had the lock between its making and our locking it.
+                if run_dir is not None and os.path.exists(os.path.join(run_dir.path, _LOCK)):
+                    return run_dir
+    raise RunDirError(f"no writable folder for sockets among {', '.join(filter(None, tried))}: set run_dir")
+
+
+def _take(path: str) -> RunDir:
+    try:
+        os.makedirs(path, mode=_MODE, exist_ok=True)
+        about = os.lstat(path)
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+            raise RunDirError(f"run_dir {path} is not a folder of user {os.geteuid()}")
+        strangers = [entry.name for entry in os.scandir(path) if not _is_ours(entry)]
+        if strangers:
+            raise RunDirError(f"run_dir {path} holds foreign files ({strangers[0]!r}): give it a folder of its own")
+        run_dir = _lock(path)
+        tries = 0
+        while run_dir is None and tries < _LOCK_TRIES:
+            # A server that was just killed leaves processes that need a moment to notice.
+            time.sleep(_LOCK_TRY_S)
+            tries += 1
+            run_dir = _lock(path)
+    except OSError as error:
+        raise RunDirError(f"run_dir {path}: {error.strerror}") from error
+    if run_dir is None:
+        raise RunDirError(f"run_dir {path} is in use by another server: give each its own")
+    os.chmod(path, _MODE)
+    for entry in list(os.scandir(path)):
+        if entry.name != _LOCK:
+            os.unlink(entry.path)
+    return run_dir
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether a server's directory may hold this: its sockets, its lock and its settings."""
+    mode = entry.stat(follow_symlinks=False).st_mode
+    return stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and (entry.name == _LOCK or entry.name.endswith(".json")))
+
+
+def _lock(path: str) -> RunDir | None:
+    """Lock the directory; None when somebody else holds the lock."""
+    fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return RunDir(path, fd)
+
+
+def sweep(parent: str) -> list[str]:
+    """Remove the private run directories in `parent` whose servers are dead; returns their paths."""
+    removed = []
+    for entry in list(os.scandir(parent)):
+        if not entry.name.startswith(PREFIX) or not entry.is_dir(follow_symlinks=False):
+            continue
+        lock = os.path.join(entry.path, _LOCK)
+        try:
+            if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                continue
+            # No lock file: another server is just making this one.
+            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_run_dir(entry.path)
+            removed.append(entry.path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+    return removed
+
+
+def remove_run_dir(path: str) -> None:
+    """Remove a run directory and what is in it, as far as it goes. The last process of a server calls it."""
+    shutil.rmtree(path, ignore_errors=True)

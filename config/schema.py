@@ -1,0 +1,265 @@
+"""Every setting: its unit (in its name), default, bounds and one line of why, declared once.
+
+From these dataclasses follow the command line's flags (`--port`), the environment's names (`RINGSERVE_PORT`), the
+keys of the TOML file (`[server] port`), `server.toml` and docs/configuration.md. A field's name is its TOML key; its
+flag is the same word unless `flag` says otherwise (a TOML key is read under its section's heading, a flag is not).
+
+Numbers of 0 that mean "derive" are filled in by `limits.resolve`, so that the processes only ever see real numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, get_type_hints
+
+ENVIRONMENT_PREFIX: Final = "RINGSERVE_"
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# What every int field may hold unless it says less: 2**31 - 1 is the largest that all users of these numbers take.
+_INT_MAX: Final = 2**31 - 1
+
+
+def setting(
+    default: Any,
+    why: str,
+    *,
+    low: int | None = None,
+    high: int = _INT_MAX,
+    choices: tuple[str, ...] = (),
+    flag: str = "",
+    shown: str = "",
+) -> Any:
+    """A field of a settings section. `low`, `high`: bounds of a number, both allowed. `shown`: the default as written
+    in files, where that reads better than Python's form (`256MiB`)."""
+    if low is None and type(default) is int:
+        low = 0
+    return field(
+        default=default,
+        metadata={"why": why, "low": low, "high": high, "choices": choices, "flag": flag, "shown": shown},
+    )
+
+
+@dataclass(frozen=True)
+class Server:
+    """The network's side, and the server as a whole."""
+
+    host: str = setting("0.0.0.0", "address that both ports are bound to; '::' for IPv6")
+    port: int = setting(8500, "gRPC port; 0 picks a free one, which is logged", high=65535)
+    rest_api_port: int = setting(8501, "REST port; 0 turns REST off, -1 picks a free one", low=-1, high=65535)
+    frontends: int = setting(
+        0, "frontend processes that share the ports; 0: one for every four usable CPUs, at least one", high=1024
+    )
+    grpc_engine: str = setting(
+        "native",
+        "which gRPC server: ringserve's own, or grpcio's (slower; the way out if a client meets a bug)",
+        choices=("native", "grpcio"),
+    )
+    message_bytes_max: int = setting(
+        2 * GIB - 1, "largest gRPC request message; TF Serving's limit", low=1 * KIB, shown="2147483647"
+    )
+    concurrent_streams_max: int = setting(1024, "gRPC calls in flight on one connection", low=1)
+    connections_max: int = setting(
+        10_000, "connections of one frontend; one more is closed at once, so that memory stays bounded", low=1
+    )
+    rest_body_bytes_max: int = setting(
+        256 * MIB, "largest REST request body; a larger one is answered 413", low=1 * KIB, shown="256MiB"
+    )
+    rest_timeout_ms: int = setting(30_000, "how long a REST request may take before it is answered 504; 0: no limit")
+    enable_serialization_as_tensor_content: bool = setting(
+        False, "gRPC answers carry raw bytes (tensor_content), not typed fields: faster on both sides"
+    )
+    drain_ms_max: int = setting(30_000, "how long requests in flight may take to finish after a stop was asked for")
+    run_dir: str = setting(
+        "", "folder for sockets between the processes; empty: a private one under $XDG_RUNTIME_DIR, /run or /tmp"
+    )
+    log_level: str = setting(
+        "info", "least severe messages that are logged", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = setting("text", "log lines for people, or one JSON object a line", choices=("text", "json"))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that run TensorFlow."""
+
+    workers: int = setting(0, "worker processes; 0: one for every usable CPU", high=1024)
+    threads_per_worker: int = setting(
+        1, "TensorFlow's threads in one worker; more only for large models under little traffic", low=1, high=1024
+    )
+    pin: bool = setting(True, "bind each worker to its CPUs, where there are as many as workers need")
+    lease_ms_max: int = setting(
+        30_000, "a worker that runs one batch for longer is taken to hang and replaced", low=10
+    )
+    saved_model_tags: str = setting("serve", "comma-separated tags that choose the graph of a SavedModel")
+    restart_wait_ms_min: int = setting(
+        100, "pause before a process that died is started again; doubled while it keeps dying", low=1
+    )
+    restart_wait_ms_max: int = setting(10_000, "longest such pause", low=1)
+    start_failures_max: int = setting(
+        5, "a process that dies this often in a row before it is ready ends the server, with its exit status", low=1
+    )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests are joined into batches: the default of all models, and what a model may override."""
+
+    policy: str = setting(
+        "adaptive",
+        "adaptive: whatever waits when a worker is free; timeout: wait for a full batch; none: each request alone",
+        choices=("adaptive", "timeout", "none"),
+        flag="batching_policy",
+    )
+    batch_rows_max: int = setting(128, "rows of one batch at most", low=1, high=1_000_000)
+    batch_wait_us_max: int = setting(
+        1000, "policy timeout: how long the oldest request waits for its batch to fill", high=60_000_000
+    )
+    queue_requests_max: int = setting(
+        10_000, "requests waiting in one lane; one more is answered RESOURCE_EXHAUSTED at once", low=1
+    )
+    queue_rows_max: int = setting(100_000, "rows waiting in one lane, likewise", low=1)
+    split: bool = setting(
+        True, "cut a request of more rows than a batch holds, and join its answers", flag="batching_split"
+    )
+    spread_us: int = setting(
+        1000,
+        "a lane uses a further worker only when its batches run longer than this: cheap batches are better joined",
+        flag="batching_spread_us",
+    )
+    workers_max: int = setting(0, "workers that one lane may use at a time; 0: all", flag="batching_workers_max")
+
+
+@dataclass(frozen=True)
+class Shm:
+    """The rings in shared memory that tensors travel through. Their pages take memory only once they are used."""
+
+    request_ring_bytes: int = setting(
+        256 * MIB,
+        "inputs in flight of one frontend; a request that finds no room is answered RESOURCE_EXHAUSTED",
+        low=1 * MIB,
+        high=1024 * GIB,
+        shown="256MiB",
+    )
+    result_ring_bytes: int = setting(
+        256 * MIB, "outputs in flight of one worker", low=1 * MIB, high=1024 * GIB, shown="256MiB"
+    )
+
+
+#: `versions` of a model: the highest, all, or these.
+Versions = str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: [[models]] of the file. `batching` is whole: the [batching] section with this model's overrides."""
+
+    name: str
+    base_path: str
+    versions: Versions = "latest"
+    batching: Batching = Batching()
+
+
+#: Keys of [[models]] and one line of each; `batching` is a table of the keys of [batching].
+MODEL_KEYS: Final[dict[str, str]] = {
+    "name": "what clients call the model",
+    "base_path": "folder whose children are its versions: BASE/1/saved_model.pb",
+    "versions": '"latest" (the highest number, the default), "all", or a list of numbers',
+    "batching": "keys of [batching] that differ for this model",
+}
+#: Flags without a TOML key of their own: together they are one model, in place of the file's list.
+MODEL_FLAGS: Final[dict[str, str]] = {
+    "model_name": "name of the one model to serve (default: 'default')",
+    "model_base_path": "its base path; given, it replaces the file's [[models]]",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a server, checked. Made by `load.load_settings`; children get it as JSON from the supervisor."""
+
+    server: Server = Server()
+    workers: Workers = Workers()
+    batching: Batching = Batching()
+    shm: Shm = Shm()
+    models: tuple[Model, ...] = ()
+
+    def to_json(self) -> str:
+        """This object as JSON text, for `from_json` of the same release."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """The object whose `to_json` was `text`. Raises ValueError, KeyError or TypeError for anything else."""
+        data = json.loads(text)
+        sections: dict[str, Any] = {name: section(**data[name]) for name, section in SECTIONS.items()}
+        return cls(models=tuple(_model_of_json(model) for model in data["models"]), **sections)
+
+
+def _model_of_json(data: dict[str, Any]) -> Model:
+    versions = data["versions"] if isinstance(data["versions"], str) else tuple(data["versions"])
+    return Model(data["name"], data["base_path"], versions, Batching(**data["batching"]))
+
+
+SECTIONS: Final[dict[str, type[Any]]] = {"server": Server, "workers": Workers, "batching": Batching, "shm": Shm}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table of settings. kind: 'int', 'bool', 'str' or 'bytes' (an int that may be written '4MiB')."""
+
+    section: str
+    key: str
+    kind: str
+    default: Any
+    why: str
+    low: int | None
+    high: int
+    choices: tuple[str, ...]
+    flag: str
+    shown: str
+
+    @property
+    def environment(self) -> str:
+        """Its name in the environment."""
+        return ENVIRONMENT_PREFIX + self.flag.upper()
+
+    @property
+    def default_text(self) -> str:
+        """The default as it is written in a TOML file."""
+        if self.kind == "bytes" and not self.shown.isdigit():
+            return f'"{self.shown}"'
+        return self.shown or json.dumps(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What values are right, in words: for error messages and the reference."""
+        if self.choices:
+            return " or ".join((", ".join(self.choices[:-1]), self.choices[-1]))
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "str":
+            return "text"
+        bounds = f"from {self.low} to {self.high}"
+        return f"a number of bytes {bounds}, such as 4194304 or 4MiB" if self.kind == "bytes" else f"a number {bounds}"
+
+
+def _rows_of(section: str, cls: type[Any]) -> list[Setting]:
+    hints = get_type_hints(cls)
+    rows = []
+    for item in dataclasses.fields(cls):
+        kind = hints[item.name].__name__
+        if kind == "int" and item.name.endswith(("_bytes", "_bytes_max")):
+            kind = "bytes"
+        about = dict(item.metadata)
+        about["flag"] = about["flag"] or item.name
+        rows.append(Setting(section, item.name, kind, item.default, **about))
+    return rows
+
+
+#: The table: every setting, in the order of the file.
+SETTINGS: Final[tuple[Setting, ...]] = tuple(row for name, cls in SECTIONS.items() for row in _rows_of(name, cls))

@@ -1,0 +1,169 @@
+"""One call on one stream: what every call has (`Exchange`), and the unary kind (`UnaryCall`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader, RawMessage
+from ringserve.frontend.http2.request import INTERNAL, UNIMPLEMENTED, Request
+from ringserve.frontend.http2.sending import Transfer
+
+if TYPE_CHECKING:
+    from ringserve.frontend.http2.connection import Connection
+
+
+class Exchange:
+    """An open stream.
+
+    is_done: the answer is decided or nobody waits for it; a later one is ignored.
+    is_fresh: a unary call none of whose DATA has come, which the frame loop may take the short way.
+    is_half_closed: the client has ended its side. credit: see `sending.py`. unreturned_bytes: flow-controlled bytes
+    received and not yet given back to the client's window. unread_bytes: those of them in messages nobody has taken.
+    held_bytes: memory this stream's input takes. body_bytes: DATA received, for `content-length`.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "connection",
+        "credit",
+        "held_bytes",
+        "is_done",
+        "is_fresh",
+        "is_half_closed",
+        "reader",
+        "request",
+        "stream_id",
+        "transfer",
+        "unread_bytes",
+        "unreturned_bytes",
+    )
+    is_fresh: bool
+
+    def __init__(self, connection: Connection, stream_id: int, request: Request) -> None:
+        self.connection = connection
+        self.stream_id = stream_id
+        self.request = request
+        self.is_done = False
+        self.is_half_closed = False
+        self.credit = 0
+        self.body_bytes = 0
+        self.held_bytes = 0
+        self.unread_bytes = 0
+        self.unreturned_bytes = 0
+        self.transfer: Transfer | None = None
+        self.reader: MessageReader | None = None
+
+    @property
+    def timeout_ns(self) -> int:
+        return self.request.timeout_ns
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, bytes]]:
+        return self.request.metadata
+
+    @property
+    def peer(self) -> str:
+        return self.connection.peer
+
+    def take(self, messages: list[RawMessage]) -> None:
+        """Messages that the stream's input completed, and the client's end of it if `is_half_closed`. MessageFault."""
+        raise NotImplementedError
+
+    def gone(self) -> None:
+        """The client has reset the stream or disconnected; the stream is closed already."""
+        raise NotImplementedError
+
+    def fail(self, code: int, text: str) -> None:
+        raise NotImplementedError
+
+
+class UnaryCall(Exchange):
+    """`handler.Call` of the native engine."""
+
+    __slots__ = ("_on_cancel", "_raw")
+
+    def __init__(self, connection: Connection, stream_id: int, request: Request) -> None:
+        # Exchange.__init__ by hand: a second frame per call would be a tenth of the engine's whole cost.
+        self.connection = connection
+        self.stream_id = stream_id
+        self.request = request
+        self.is_done = False
+        self.is_fresh = True
+        self.is_half_closed = False
+        self.credit = 0
+        self.body_bytes = 0
+        self.held_bytes = 0
+        self.unread_bytes = 0
+        self.unreturned_bytes = 0
+        self.transfer = None
+        self.reader = None
+        self._raw: RawMessage | None = None
+        self._on_cancel: Callable[[], None] | None = None
+
+    def finish(self, message: bytes) -> None:
+        if self.is_done:
+            return
+        self.is_done = True
+        connection = self.connection
+        size = len(message)
+        if connection.inline_bytes_max > size + 4 < connection.send_window:
+            # The whole answer at once. What `_finish_slowly` would write, in the same order.
+            connection.send_window -= size + 5
+            stream_id = self.stream_id
+            connection.out += (frames.answer_head(stream_id, size), message, frames.answer_tail(stream_id))
+            del connection.streams[stream_id]
+            if not connection.is_awake:
+                connection.is_awake = True
+                connection.host.wake()
+        else:
+            self._finish_slowly(message)
+
+    def _finish_slowly(self, message: bytes) -> None:
+        connection = self.connection
+        connection.write_headers(self.stream_id, frames.RESPONSE_BLOCK, end_stream=False)
+        tail = frames.answer_tail(self.stream_id)
+        connection.transfer(Transfer(self, message, tail, self._close))
+
+    def _close(self) -> None:
+        self.connection.close_stream(self)
+
+    def fail(self, code: int, text: str) -> None:
+        if self.is_done:
+            return
+        self.is_done = True
+        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text), end_stream=True)
+        self.connection.close_stream(self)
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._on_cancel = callback
+
+    def gone(self) -> None:
+        if self.is_done:
+            return
+        self.is_done = True
+        if self._on_cancel is not None:
+            try:
+                self._on_cancel()
+            except Exception as error:
+                self.connection.host.bug(error)
+
+    def take(self, messages: list[RawMessage]) -> None:
+        reader = self.reader
+        if self._raw is None and messages:
+            self._raw = messages.pop(0)
+            self.unread_bytes = len(self._raw[1])
+        if messages:
+            raise MessageFault(UNIMPLEMENTED, "more than one message for a unary method")
+        if not self.is_half_closed or reader is None:
+            return
+        if reader.is_inside_message:
+            raise MessageFault(INTERNAL, "the stream ended inside a message")
+        if self._raw is None:
+            raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
+        message = reader.decoded(self._raw)
+        self._raw = None
+        self.unread_bytes = 0
+        self.connection.count_held(self)
+        self.connection.run(self, message)

@@ -1,0 +1,383 @@
+"""One HTTP/2 connection without I/O: bytes in (`receive`), handlers called, bytes out (`out`).
+
+`receive` is one loop over frames. Nearly all frames at load are a HEADERS frame that opens a unary call and a DATA
+frame that holds its whole message; the loop handles these two in place. Everything else, and these two in any unusual
+circumstance, goes through `_frame` to one method per frame type, which know every rule. The short way is a special
+case of the long way and is tested against it (`is_short_way_on`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final
+
+from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.calls import Exchange, UnaryCall
+from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Control
+from ringserve.frontend.http2.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER,
+    HEADERS,
+    PADDED,
+    PREFACE,
+    PRIORITY_FLAG,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+)
+from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
+from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
+from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Request
+from ringserve.frontend.http2.sending import Host
+from ringserve.frontend.http2.streams import StreamingCall
+
+#: Largest frame that we take. The least that RFC 9113 allows: a long message costs about a microsecond per frame.
+FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_DEFAULT
+_HEAD_MAX: Final = FRAME_BYTES_MAX << 8 | 255
+#: The head (length << 8 | type) of the shortest DATA frame that can hold a message's prefix.
+_HEAD_PREFIXED: Final = 5 << 8
+#: Input of unfinished and untaken messages that a connection may hold, however small `message_bytes_max` is.
+_HELD_BYTES_MIN: Final = 256 * 2**20
+#: CONTINUATION frames of one header block; a block of the largest size needs four.
+_FRAGMENTS_MAX: Final = 64
+
+_frame_header = FRAME_HEADER.unpack_from
+_message_prefix = Struct(">BI").unpack_from
+
+
+class Connection(Control):
+    """The server's side of one connection. peer: `handler.Call.peer`."""
+
+    def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
+        super().__init__(host)
+        self.peer = peer
+        self.is_short_way_on = True
+        self._limits = limits
+        self._decoder = HeaderDecoder(cache)
+        self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
+        self._preface_seen = False
+        self._partial: list[bytes] = []  # a frame that has not come whole
+        self._partial_bytes = 0
+        self._partial_need = len(PREFACE)
+        self._block: list[bytes] = []  # fragments of a header block that CONTINUATION frames go on with
+        self._block_stream_id = 0  # 0: none
+        self._block_ends_stream = False
+        self.out.append(
+            frames.settings(
+                {
+                    frames.SETTINGS_HEADER_TABLE_SIZE: 0,
+                    frames.SETTINGS_MAX_CONCURRENT_STREAMS: limits.concurrent_streams_max,
+                    frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+                    frames.SETTINGS_MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+                }
+            )
+            + frames.window_update(0, CONNECTION_WINDOW_BYTES - frames.WINDOW_BYTES_DEFAULT)
+        )
+
+    def receive(self, data: bytes) -> None:
+        """Handles the next bytes from the client. Raises nothing, whatever a client sends."""
+        if self.is_closing:
+            return
+        try:
+            at = self._complete_partial(data) if self._partial_need else 0
+            if at >= 0 and not self.is_closing:
+                self._frames(data, at)
+            if self._received_bytes > CONNECTION_WINDOW_BYTES // 2:
+                self._return_connection_window()
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.text)
+
+    def _complete_partial(self, data: bytes) -> int:
+        """Completes and handles the frame that began earlier. Where the next one begins in `data`; -1: not here.
+
+        Only that frame is put together; joining it with all of `data` would copy every byte of a busy connection.
+        """
+        at = 0
+        while self._partial_need and not self.is_closing:
+            missing = self._partial_need - self._partial_bytes
+            piece = data[at : at + missing]
+            self._partial.append(piece)
+            self._partial_bytes += len(piece)
+            whole = len(piece) == missing
+            if not self._preface_seen:
+                self._preface(b"".join(self._partial))
+            elif whole:
+                self._frames(b"".join(self._partial), 0)  # or it was the head only: then the rest is missing now
+            if not whole:
+                return -1
+            at += missing
+        return at
+
+    def _preface(self, data: bytes) -> None:
+        if not PREFACE.startswith(data):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
+        if len(data) == len(PREFACE):
+            self._preface_seen = True
+            self._hold(b"", 0)
+
+    def _hold(self, rest: bytes, need_bytes: int) -> None:
+        """Keeps the beginning of a frame until `need_bytes` of it are there."""
+        if rest:
+            self._partial, self._partial_bytes, self._partial_need = [rest], len(rest), need_bytes
+        elif self._partial_need:
+            self._partial, self._partial_bytes, self._partial_need = [], 0, 0
+
+    def _frames(self, data: bytes, at: int) -> None:
+        end = len(data)
+        streams = self.streams
+        streams_max = self._limits.concurrent_streams_max
+        message_bytes_max = self._limits.message_bytes_max
+        blocks = self._decoder.blocks
+        is_plain = self._is_plain and self.is_short_way_on
+        calls = 0
+        while at + 9 <= end:
+            head, flags, stream_id = _frame_header(data, at)
+            if head > _HEAD_MAX:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {head >> 8} bytes")
+            stop = at + 9 + (head >> 8)
+            if stop > end:
+                break
+            if is_plain:
+                kind = head & 255
+                if kind == DATA:
+                    call = streams.get(stream_id)
+                    if flags == END_STREAM and call is not None and call.is_fresh and head >= _HEAD_PREFIXED:
+                        compressed, size = _message_prefix(data, at + 9)
+                        request = call.request
+                        if (
+                            size + 5 << 8 == head
+                            and not compressed
+                            and size <= message_bytes_max
+                            and request.body_bytes in (-1, size + 5)
+                        ):
+                            self._received_bytes += size + 5
+                            call.is_fresh = False
+                            call.is_half_closed = True
+                            calls += 1
+                            try:
+                                request.unary(call, data[at + 14 : stop])  # type: ignore[misc, arg-type]
+                            except Exception as error:
+                                self._bug(call, error)
+                            at = stop
+                            continue
+                elif (
+                    kind == HEADERS
+                    and flags == END_HEADERS
+                    and self.last_stream_id < stream_id
+                    and stream_id & 0x80000001 == 1
+                    and len(streams) < streams_max
+                ):
+                    block = data[at + 9 : stop]
+                    request = blocks.get(block) or self._decoder.decode(block)
+                    if request.unary is not None:
+                        self.last_stream_id = stream_id
+                        streams[stream_id] = UnaryCall(self, stream_id, request)
+                    else:
+                        self._open(stream_id, request, ends_stream=False)
+                    at = stop
+                    continue
+            if calls:
+                self._noise.forgive(calls)
+                calls = 0
+            self._frame(head & 255, flags, stream_id & 0x7FFFFFFF, data[at + 9 : stop])
+            if self.is_closing:
+                return
+            at = stop
+            blocks = self._decoder.blocks
+            is_plain = self._is_plain and self.is_short_way_on
+        self._hold(data[at:], stop - at if at + 9 <= end else 9)
+        if calls:
+            self._noise.forgive(calls)
+
+    def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """The long way: any frame, any circumstance."""
+        if self._block_stream_id:
+            if kind != frames.CONTINUATION or stream_id != self._block_stream_id:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        elif not self._settings_seen and (kind != frames.SETTINGS or flags & frames.ACK):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        rule = _RULES.get(kind)
+        if rule is None:
+            return  # an extension (RFC 9113 5.5)
+        try:
+            rule(self, flags, stream_id, payload)
+        except StreamFault as fault:
+            self.reset_stream(stream_id, fault.code)
+            self._noise.add()
+
+    # HEADERS and CONTINUATION.
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
+        block = _unpadded(flags, payload)
+        if flags & PRIORITY_FLAG:
+            if len(block) < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            block = block[5:]
+        self._block_ends_stream = bool(flags & END_STREAM)
+        if flags & END_HEADERS:
+            self._header_block(stream_id, block)
+            return
+        self._block = [block]
+        self._block_stream_id = stream_id
+        self._is_plain = False
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._block_stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._block.append(payload)
+        if len(self._block) > _FRAGMENTS_MAX or sum(map(len, self._block)) > 2 * self._limits.header_list_bytes_max:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
+        if flags & END_HEADERS:
+            block, self._block = b"".join(self._block), []
+            self._block_stream_id = 0
+            self._is_plain = self._final_stream_id < 0
+            self._header_block(stream_id, block)
+
+    def _header_block(self, stream_id: int, block: bytes) -> None:
+        """A whole header block. It is decoded in any case: the library's table must follow the client's."""
+        if stream_id > self.last_stream_id:
+            request = self._decoder.blocks.get(block) or self._decoder.decode(block)
+            if self._final_stream_id >= 0:
+                return  # the client will try it elsewhere: we said so in GOAWAY
+            self._open(stream_id, request, self._block_ends_stream)
+            return
+        well_formed = self._decoder.decode_trailers(block)
+        call = self.streams.get(stream_id)
+        if call is None:
+            if stream_id not in self._reset_streams:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            return
+        if call.is_half_closed:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end of the stream")
+        if not self._block_ends_stream or not well_formed:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "malformed trailers")
+        self._input(call, b"", ends_stream=True)
+
+    def _open(self, stream_id: int, request: Request, ends_stream: bool) -> None:
+        """A new stream, which need not become a call."""
+        self.last_stream_id = stream_id
+        details = request.details
+        if details.malformed:
+            self._noise.add()
+            self.reset_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return
+        if len(self.streams) >= self._limits.concurrent_streams_max:
+            self._noise.add()
+            self.reset_stream(stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        if details.refusal:
+            self.write_headers(stream_id, details.refusal, end_stream=True)
+            if not ends_stream:
+                self._remember_reset(stream_id)
+                self.write(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+            return
+        call: Exchange
+        if request.unary is not None:
+            call = UnaryCall(self, stream_id, request)
+            self.streams[stream_id] = call
+        else:
+            call = StreamingCall(self, stream_id, request)
+            self.streams[stream_id] = call
+            call.start()
+        if ends_stream:
+            self._input(call, b"", ends_stream=True)
+
+    def _table_is_off(self) -> None:
+        self._decoder.table_is_off()
+
+    # DATA.
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+        self._received_bytes += len(payload)  # padding and all, and whatever becomes of the stream
+        data = _unpadded(flags, payload)
+        call = self.streams.get(stream_id)
+        if call is None:
+            self._must_not_be_idle(stream_id, "DATA")
+            if stream_id in self._reset_streams or 0 <= self._final_stream_id < stream_id:
+                return
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
+        if call.is_half_closed:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of the stream")
+        call.unreturned_bytes += len(payload)
+        if call.unreturned_bytes > STREAM_WINDOW_BYTES:
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is overrun")
+        if not data and not flags & END_STREAM:
+            self._noise.add()
+        self._input(call, data, bool(flags & END_STREAM))
+
+    def _input(self, call: Exchange, data: bytes, ends_stream: bool) -> None:
+        """Input of an open stream: its bytes, its end, or both."""
+        reader = call.reader
+        if reader is None:
+            reader = call.reader = MessageReader(call.request.details.encoding, self._limits.message_bytes_max)
+            call.is_fresh = False
+        call.is_half_closed = ends_stream
+        call.body_bytes += len(data)
+        declared = call.request.body_bytes
+        if declared >= 0 and (call.body_bytes > declared or (ends_stream and call.body_bytes < declared)):
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "content-length differs from the data")
+        try:
+            messages = reader.feed(data) if data else []
+            call.take(messages)
+        except MessageFault as fault:
+            call.fail(fault.code, fault.text)
+        if call.is_done:
+            return
+        self.count_held(call)
+        if self.held_bytes > self._held_bytes_max:
+            call.fail(RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
+        else:
+            self.return_stream_window(call)
+
+    def count_held(self, call: Exchange) -> None:
+        """Brings the account of held input up to date with one stream."""
+        held = call.unread_bytes + (call.reader.held_bytes if call.reader is not None else 0)
+        self.held_bytes += held - call.held_bytes
+        call.held_bytes = held
+
+    # Handlers.
+
+    def run(self, call: UnaryCall, message: bytes) -> None:
+        """Calls a unary handler."""
+        self._noise.forgive(1)
+        try:
+            call.request.unary(call, message)  # type: ignore[misc]
+        except Exception as error:
+            self._bug(call, error)
+
+    def _bug(self, call: Exchange, error: Exception) -> None:
+        """A handler raised: this call fails, and the host decides what becomes of the process."""
+        call.fail(INTERNAL, "internal error")
+        self.host.bug(error)
+
+
+def _unpadded(flags: int, payload: bytes) -> bytes:
+    if not flags & PADDED:
+        return payload
+    if not payload:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without its padding's length")
+    if payload[0] >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+_RULES: Final[dict[int, Callable[[Any, int, int, bytes], None]]] = {
+    frames.DATA: Connection._on_data,
+    frames.HEADERS: Connection._on_headers,
+    frames.PRIORITY: Connection._on_priority,
+    frames.RST_STREAM: Connection._on_rst_stream,
+    frames.SETTINGS: Connection._on_settings,
+    frames.PUSH_PROMISE: Connection._on_push_promise,
+    frames.PING: Connection._on_ping,
+    frames.GOAWAY: Connection._on_goaway,
+    frames.WINDOW_UPDATE: Connection._on_window_update,
+    frames.CONTINUATION: Connection._on_continuation,
+}

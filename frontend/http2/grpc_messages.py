@@ -1,0 +1,122 @@
+"""gRPC messages inside DATA frames: the five-byte prefix (compressed flag, length), and compression.
+
+Frames and messages do not line up, so a reader collects the pieces of a message and joins them once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED
+
+PREFIX_BYTES: Final = 5
+#: What a held piece costs beside its bytes; it is counted, so that tiny frames cannot hold much memory.
+_PIECE_BYTES: Final = 64
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # zlib's: 16 + 15 expects gzip's wrapper, 15 zlib's
+
+
+class MessageFault(Exception):
+    """The message cannot be read: the call ends with this status."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+#: The compressed flag and the bytes of a message as they came. Decompressing waits until somebody takes it.
+RawMessage = tuple[int, bytes]
+
+
+class MessageReader:
+    """The incoming messages of one stream.
+
+    held_bytes: memory that the pieces of the incomplete message take.
+    """
+
+    __slots__ = ("_encoding", "_message_bytes_max", "_need_bytes", "_piece_bytes", "_pieces", "held_bytes")
+
+    def __init__(self, encoding: str, message_bytes_max: int) -> None:
+        self._encoding = encoding
+        self._message_bytes_max = message_bytes_max
+        self._pieces: list[bytes] = []
+        self._piece_bytes = 0
+        self._need_bytes = PREFIX_BYTES
+        self.held_bytes = 0
+
+    def feed(self, piece: bytes) -> list[RawMessage]:
+        """Takes the next bytes of the stream; the messages that they complete. MessageFault: one is too large."""
+        self._pieces.append(piece)
+        self._piece_bytes += len(piece)
+        self.held_bytes += len(piece) + _PIECE_BYTES
+        if self._piece_bytes < self._need_bytes:
+            return []
+        return self._cut()
+
+    def _cut(self) -> list[RawMessage]:
+        messages: list[RawMessage] = []
+        if self._need_bytes > PREFIX_BYTES and self._piece_bytes == self._need_bytes:
+            # The common end of a long message. Its first piece gives up the prefix, so that the join is the message.
+            first = self._pieces[0]
+            if len(first) >= PREFIX_BYTES:
+                self._pieces[0] = first[PREFIX_BYTES:]
+                messages.append((first[0], b"".join(self._pieces)))
+                self._hold(b"")
+                return messages
+        data = b"".join(self._pieces)
+        at = 0
+        need = PREFIX_BYTES
+        while len(data) - at >= PREFIX_BYTES:
+            size = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
+            if size > self._message_bytes_max:
+                raise MessageFault(
+                    RESOURCE_EXHAUSTED,
+                    f"Received message larger than max ({size} vs. {self._message_bytes_max})",
+                )
+            need = PREFIX_BYTES + size
+            if len(data) - at < need:
+                break
+            messages.append((data[at], data[at + PREFIX_BYTES : at + need]))
+            at += need
+            need = PREFIX_BYTES
+        self._hold(data[at:])
+        self._need_bytes = need
+        return messages
+
+    def _hold(self, rest: bytes) -> None:
+        self._pieces = [rest] if rest else []
+        self._piece_bytes = len(rest)
+        self.held_bytes = len(rest) + _PIECE_BYTES if rest else 0
+        self._need_bytes = PREFIX_BYTES
+
+    @property
+    def is_inside_message(self) -> bool:
+        return self._piece_bytes > 0
+
+    def decoded(self, raw: RawMessage) -> bytes:
+        """The message itself. MessageFault: it cannot be decompressed, or not within the limit."""
+        flag, message = raw
+        if flag == 0:
+            return message
+        if flag != 1:
+            raise MessageFault(INTERNAL, f"bad compressed flag {flag} of a message")
+        if not self._encoding:
+            raise MessageFault(INTERNAL, "compressed message without grpc-encoding")
+        return decompress(self._encoding, message, self._message_bytes_max)
+
+
+def decompress(encoding: str, data: bytes, bytes_max: int) -> bytes:
+    """`data` decompressed. MessageFault: damaged, or more than `bytes_max` (never produced to find that out)."""
+    if encoding not in _WINDOW_BITS:
+        raise MessageFault(UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported")
+    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        message = stream.decompress(data, bytes_max + 1)
+    except zlib.error as error:
+        raise MessageFault(INTERNAL, f"damaged {encoding} message: {error}") from error
+    if len(message) > bytes_max:
+        raise MessageFault(RESOURCE_EXHAUSTED, f"Received message larger than max ({bytes_max}) after decompression")
+    if not stream.eof:
+        raise MessageFault(INTERNAL, f"truncated {encoding} message")
+    return message

@@ -1,0 +1,138 @@
+"""Bytes between a socket and its `Connection`: one write per turn of the loop, and back-pressure both ways.
+
+The transport tells when the client reads too slowly. Then transfers stop, and when what is unsent grows beyond
+`write_buffer_bytes_max` in spite of that, reading stops too, so that no new work is taken from a client that does not
+collect its answers. Answers held up by HTTP/2's own windows never stop reading: the window updates that would free
+them are yet to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
+
+from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.http2.connection import Connection
+from ringserve.frontend.http2.frames import ErrorCode
+from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
+
+if TYPE_CHECKING:
+    from ringserve.frontend.http2.server import NativeEngine
+
+#: Until then a client must have sent its preface and settings.
+HANDSHAKE_SECONDS: Final = 20.0
+
+
+def peer_text(transport: asyncio.BaseTransport) -> str:
+    """The client's address as gRPC writes it."""
+    sock = transport.get_extra_info("socket")
+    family = sock.family if sock is not None else None
+    address = transport.get_extra_info("peername")
+    if family == socket.AF_INET:
+        return f"ipv4:{address[0]}:{address[1]}"
+    if family == socket.AF_INET6:
+        return f"ipv6:[{address[0]}]:{address[1]}"
+    return "unix:"
+
+
+class HostOfTheGone:
+    """The `Host` of connections whose socket is closed, for handlers that still hold their calls."""
+
+    def __init__(self, now: Callable[[], float], bug: Callable[[BaseException], None]) -> None:
+        self.now = now
+        self.bug = bug
+
+    def wake(self) -> None:
+        """Nobody reads what is written to a connection that is gone."""
+
+
+class EngineProtocol(asyncio.Protocol):
+    """One accepted socket. Also the `Host` of its connection."""
+
+    def __init__(self, engine: NativeEngine, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine = engine
+        self._limits: EngineLimits = engine.limits
+        self._loop = loop
+        self._can_write = True
+        self._reading_paused = False
+        self.now: Callable[[], float] = loop.time
+        self.bug = engine.bug
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=min(PUMP_BYTES_MAX, self._limits.write_buffer_bytes_max))
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection = Connection(self, self._engine.cache, self._limits, peer_text(transport))
+        self._handshake_timer = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
+        if not self._engine.joined(self):
+            self.connection.close(ErrorCode.ENHANCE_YOUR_CALM, "too many connections")
+        self.flush()
+
+    def _handshake_is_late(self) -> None:
+        if not self.connection.has_settings:
+            self.connection.close(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS")
+            self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        connection = self.connection
+        connection.is_awake = True  # `flush` follows anyway
+        connection.receive(data)
+        self.flush()
+
+    def wake(self) -> None:
+        """Output is waiting. Everything that this turn of the loop still adds will leave with it."""
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Writes what is in `out`, and as much of the transfers as the transport takes."""
+        connection = self.connection
+        connection.is_awake = False
+        while True:
+            is_long = self._can_write and connection.has_transfers()
+            if is_long:
+                connection.pump()
+            out = connection.out
+            if not out:
+                break
+            if is_long:
+                self._transport.writelines(out)  # not joined: the pieces are long
+            else:
+                self._transport.write(b"".join(out))
+            out.clear()
+        if connection.is_closing or connection.is_drained:
+            self._transport.close()
+        elif not self._can_write and not self._reading_paused:
+            self._pause_reading_if_full()
+
+    def _pause_reading_if_full(self) -> None:
+        if self._transport.get_write_buffer_size() > self._limits.write_buffer_bytes_max:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self._can_write = False
+
+    def resume_writing(self) -> None:
+        self._can_write = True
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self.flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._handshake_timer.cancel()
+        self.connection.disconnected()
+        # The connection and its host refer to each other, and the process may run without a cyclic collector.
+        self.connection.host = self._engine.host_of_the_gone
+        self._engine.left(self)
+
+    def abort(self) -> None:
+        """Ends the connection at once; a client that reads still gets the last frames."""
+        self.connection.close(ErrorCode.NO_ERROR)
+        self.flush()
+        if not self._can_write:
+            self._transport.abort()

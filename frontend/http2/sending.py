@@ -1,0 +1,193 @@
+"""The sending half of a connection: answers into `out`, under both flow-control windows.
+
+A small answer goes straight to `out` (`UnaryCall.finish`). An answer that a window, the frame size or a slow socket
+holds up becomes a `Transfer`, which `pump` moves frame by frame, in turns with the other transfers, whenever the
+protocol asks for more. A stream's window is never stored: it is the peer's current initial window plus the call's
+`credit` (increments received less bytes sent), so a change of that setting needs no walk over the streams.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.frames import (
+    DATA,
+    FRAME_BYTES_DEFAULT,
+    FRAME_HEADER,
+    WINDOW_BYTES_DEFAULT,
+    ConnectionFault,
+    ErrorCode,
+)
+
+if TYPE_CHECKING:
+    from ringserve.frontend.http2.calls import Exchange
+
+#: Bytes of transfers moved into `out` at a time: enough for one system call, little enough to take turns.
+PUMP_BYTES_MAX: Final = 2**20
+#: Largest DATA frame written even if the peer takes more, so that small answers slip in between.
+_FRAME_BYTES_MAX: Final = 2**17
+
+
+#: Output: whole frames or parts of them, in order.
+Piece = bytes | memoryview
+
+
+class Host(Protocol):
+    """What a connection needs from the outside. All of it is called on the event loop."""
+
+    def wake(self) -> None:
+        """Output is waiting: collect it (`Sending.collect`) before the loop sleeps."""
+
+    def now(self) -> float:
+        """Seconds of a monotonic clock; asked only when a client misbehaves."""
+
+    def bug(self, error: BaseException) -> None:
+        """A handler raised. The call has been answered INTERNAL."""
+
+
+class Transfer:
+    """One message (and, when it is the last, the frames after it) on its way to the client."""
+
+    __slots__ = ("_at", "_body", "_prefix", "call", "is_parked", "left_bytes", "on_sent", "tail")
+
+    def __init__(self, call: Exchange, message: bytes, tail: bytes, on_sent: Callable[[], None] | None) -> None:
+        self.call = call
+        self._prefix = b"\x00" + len(message).to_bytes(4, "big")
+        self._body = memoryview(message)
+        self._at = 0
+        self.left_bytes = len(message) + 5
+        self.tail = tail
+        self.on_sent = on_sent
+        self.is_parked = False
+
+    def take(self, nbytes: int, out: list[Piece]) -> None:
+        """Adds the next `nbytes` of prefix and message to `out`. The message is not copied."""
+        self.left_bytes -= nbytes
+        start = self._at
+        stop = self._at = start + nbytes
+        if start < 5:
+            out.append(self._prefix[start:stop])
+        if stop > 5:
+            out.append(self._body[max(0, start - 5) : stop - 5])
+
+
+class Sending:
+    """Output of one connection.
+
+    out: frames for the socket, complete and in order. send_window: the connection's window. inline_bytes_max: largest
+    DATA payload that may go to `out` at once if `send_window` has room; -1 while it must not.
+    streams: the open streams by identifier.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.out: list[Piece] = []
+        self.is_awake = False  # the host already knows that output may be waiting
+        self.streams: dict[int, Exchange] = {}
+        self.send_window = WINDOW_BYTES_DEFAULT
+        self.peer_initial_window = WINDOW_BYTES_DEFAULT
+        self.peer_frame_bytes_max = FRAME_BYTES_DEFAULT
+        self.inline_bytes_max = FRAME_BYTES_DEFAULT
+        self._header_table_update = b""  # due at the start of the next header block that we send
+        self._queue: deque[Transfer] = deque()
+
+    def write(self, data: bytes) -> None:
+        """Puts one or more whole frames into `out`."""
+        self.out.append(data)
+        if not self.is_awake:
+            self.is_awake = True
+            self.host.wake()
+
+    def write_headers(self, stream_id: int, block: bytes, end_stream: bool) -> None:
+        if self._header_table_update:
+            block, self._header_table_update = self._header_table_update + block, b""
+            self._tune_inline()
+        self.write(frames.headers(stream_id, block, end_stream, self.peer_frame_bytes_max))
+
+    def transfer(self, transfer: Transfer) -> None:
+        """Queues a message whose stream has its response headers."""
+        transfer.call.transfer = transfer
+        self._queue.append(transfer)
+        self.inline_bytes_max = -1
+        if not self.is_awake:
+            self.is_awake = True
+            self.host.wake()
+
+    def drop_transfer(self, call: Exchange) -> None:
+        """The stream was reset."""
+        transfer, call.transfer = call.transfer, None
+        if transfer is not None and not transfer.is_parked:
+            self._queue.remove(transfer)
+            self._tune_inline()
+
+    def has_transfers(self) -> bool:
+        """True when `pump` may have something to do."""
+        return bool(self._queue) and self.send_window > 0
+
+    def pump(self) -> None:
+        """Moves up to PUMP_BYTES_MAX of the queued transfers into `out`, a frame of each in turn."""
+        queue = self._queue
+        room = PUMP_BYTES_MAX
+        while queue and self.send_window > 0 and room > 0:
+            transfer = queue.popleft()
+            call = transfer.call
+            nbytes = min(
+                transfer.left_bytes,
+                self.send_window,
+                self.peer_initial_window + call.credit,
+                self.peer_frame_bytes_max,
+                _FRAME_BYTES_MAX,
+            )
+            if nbytes <= 0:
+                transfer.is_parked = True  # until its stream's window opens
+                continue
+            self.out.append(FRAME_HEADER.pack(nbytes << 8 | DATA, 0, call.stream_id))
+            transfer.take(nbytes, self.out)
+            self.send_window -= nbytes
+            call.credit -= nbytes
+            room -= nbytes
+            if transfer.left_bytes:
+                queue.append(transfer)
+                continue
+            call.transfer = None
+            if transfer.tail:
+                self.out.append(transfer.tail)
+            if transfer.on_sent is not None:
+                transfer.on_sent()
+        self._tune_inline()
+
+    def unpark(self, call: Exchange) -> None:
+        """The call's stream window grew."""
+        transfer = call.transfer
+        if transfer is not None and transfer.is_parked and self.peer_initial_window + call.credit > 0:
+            transfer.is_parked = False
+            self._queue.append(transfer)
+            self.inline_bytes_max = -1
+
+    def set_peer_initial_window(self, nbytes: int) -> None:
+        """SETTINGS_INITIAL_WINDOW_SIZE applies to the open streams too (RFC 9113 6.9.2)."""
+        grown = nbytes > self.peer_initial_window
+        self.peer_initial_window = nbytes
+        if grown:
+            for call in self.streams.values():
+                if nbytes + call.credit > frames.WINDOW_BYTES_CEILING:
+                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE overflows a window")
+                self.unpark(call)
+        self._tune_inline()
+
+    def set_peer_frame_bytes_max(self, nbytes: int) -> None:
+        self.peer_frame_bytes_max = nbytes
+        self._tune_inline()
+
+    def set_peer_header_table_bytes(self, nbytes: int) -> None:
+        """We never use the table; a peer that shrinks it must be told that we know (RFC 7541 4.2). Once is enough."""
+        if nbytes < frames.HEADER_TABLE_BYTES_DEFAULT:
+            self._header_table_update = b"\x20"
+            self._tune_inline()
+
+    def _tune_inline(self) -> None:
+        blocked = self._queue or self._header_table_update
+        self.inline_bytes_max = -1 if blocked else min(self.peer_initial_window, self.peer_frame_bytes_max)

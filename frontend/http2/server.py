@@ -1,0 +1,103 @@
+"""The native gRPC engine: listening sockets, the connections they accepted, and the end of both."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from ringserve.frontend.handler import EngineLimits, Methods
+from ringserve.frontend.http2.headers import HeaderCache
+from ringserve.frontend.http2.heap import keep_freed_memory
+from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
+
+
+def report_bug(error: BaseException) -> None:
+    """What becomes of a handler's bug when the caller names nothing else: the loop's exception handler is told.
+
+    Its default logs; a main that ends the process on a bug installs its own.
+    """
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": "a gRPC handler raised", "exception": error})
+
+
+class NativeEngine:
+    """A serving engine. Make one with `serve_native`."""
+
+    def __init__(self, methods: Methods, limits: EngineLimits, on_bug: Callable[[BaseException], None]) -> None:
+        self.limits = limits
+        self.cache = HeaderCache(methods, limits.header_list_bytes_max)
+        self.bug = on_bug
+        self.host_of_the_gone = HostOfTheGone(asyncio.get_running_loop().time, on_bug)
+        self._servers: list[asyncio.Server] = []
+        self._protocols: set[EngineProtocol] = set()
+        self._is_draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def connections_count(self) -> int:
+        return len(self._protocols)
+
+    async def listen(self, sockets: list[socket.socket]) -> None:
+        """Accepts from sockets that are bound already (and belong to the engine from here on)."""
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> EngineProtocol:
+            return EngineProtocol(self, loop)
+
+        for sock in sockets:
+            if sock.family == socket.AF_UNIX:
+                self._servers.append(await loop.create_unix_server(protocol, sock=sock, backlog=1024))
+            else:
+                self._servers.append(await loop.create_server(protocol, sock=sock, backlog=1024))
+
+    def joined(self, protocol: EngineProtocol) -> bool:
+        """Counts a new connection. False: there are too many, it must be closed."""
+        self._protocols.add(protocol)
+        self._empty.clear()
+        if self._is_draining:
+            protocol.connection.drain()
+        return len(self._protocols) <= self.limits.connections_max
+
+    def left(self, protocol: EngineProtocol) -> None:
+        self._protocols.discard(protocol)
+        if not self._protocols:
+            self._empty.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
+        self._is_draining = True
+        for server in self._servers:
+            server.close()
+        for protocol in list(self._protocols):
+            protocol.connection.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything at once. Open calls see a lost connection."""
+        for server in self._servers:
+            server.close()
+        for protocol in list(self._protocols):
+            protocol.abort()
+
+
+async def serve_native(
+    methods: Methods,
+    sockets: list[socket.socket],
+    limits: EngineLimits,
+    on_bug: Callable[[BaseException], None] = report_bug,
+) -> NativeEngine:
+    """Starts serving on bound sockets (TCP or UNIX). `on_bug` is told of every exception that a handler lets out.
+
+    Sets the process's C allocator to keep freed memory, see `heap.py`.
+    """
+    keep_freed_memory()
+    engine = NativeEngine(methods, limits, on_bug)
+    await engine.listen(sockets)
+    return engine

@@ -1,0 +1,299 @@
+"""`ringserve serve`: starts broker, pool and frontends, keeps them running, stops them in order, leaves nothing behind.
+
+    check the ports -> run directory, sockets -> start all -> loop: reap, restart -> frontends, pool, broker -> clean up
+
+Children hold the reading end of a pipe whose writing end only this process has: if this process dies, however that
+happens, they see its end-of-file and stop by themselves, and the broker removes the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import replace
+from typing import Final
+
+from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
+from ringserve.config import limits, process
+from ringserve.config.cpus import usable_cpus
+from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, remove_run_dir
+from ringserve.config.schema import Settings
+from ringserve.ports import PortError, hold
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_SO_PASSCRED: Final = 16
+_UCRED: Final = struct.Struct("3i")
+_BACKLOG: Final = 1024
+#: How often orphans are looked for when nothing else happens.
+_IDLE_MS: Final = 10_000
+#: How long each stage may take to stop once nothing is left to drain; the pool waits 10 s for its workers.
+_STOP_MS: Final = {Stage.FRONTEND: 2_000, Stage.POOL: 12_000, Stage.BROKER: 5_000}
+
+
+class StartError(Exception):
+    """The server cannot start on this machine as it is now: a port is taken, no run directory can be had."""
+
+
+def command_of(spec: ChildSpec) -> list[str]:
+    """The command line of a child: this interpreter, this installation."""
+    return [sys.executable, "-m", "ringserve", *spec.arguments]
+
+
+def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
+    """Serve until stopped. Returns the exit status: 0 after an orderly stop, a child's when that ended the server.
+
+    Raises StartError while nothing is started yet.
+    Owns the calling process: its signal handlers, its log, and every process that it or its children start.
+    """
+    process.begin("supervisor", settings.server.log_level, settings.server.log_format)
+    settings = limits.resolve(settings, usable_cpus())
+    for warning in limits.warnings(settings):
+        log.warning("%s", warning)
+    with contextlib.ExitStack() as stack:
+        try:
+            settings = _take_ports(settings, stack)
+            run_dir = make_run_dir(settings.server.run_dir)
+        except (PortError, RunDirError) as error:
+            raise StartError(str(error)) from error
+        stack.callback(os.close, run_dir.lock_fd)
+        stack.callback(remove_run_dir, run_dir.path)
+        log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
+        return Supervisor(settings, run_dir, command_of).run()
+
+
+def _take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
+    server = settings.server
+    port, placeholder = hold(server.host, server.port, "port")
+    stack.enter_context(placeholder)
+    server = replace(server, port=port)
+    if server.rest_api_port:
+        port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
+        stack.enter_context(placeholder)
+        server = replace(server, rest_api_port=port)
+    log.info("gRPC port %d, REST port %s, of %s", server.port, server.rest_api_port or "none", server.host)
+    return replace(settings, server=server)
+
+
+class Supervisor:
+    """The children of one server. `run_dir` stays the caller's."""
+
+    def __init__(self, settings: Settings, run_dir: RunDir, command_of: CommandOf) -> None:
+        self._settings = settings
+        self._run_dir = run_dir
+        self._command_of = command_of
+        self._stop_ns: int | None = None
+        self._hurry = False
+        self._ready_told = False
+        # Whoever started us may have left us children that are none of ours (a shell's `exec` does that).
+        self._strangers = _children_of_this_process()
+        self._become_subreaper()
+        _raise_descriptor_limit()
+        self._death_read, self._death_write = os.pipe2(os.O_CLOEXEC)
+        self._listener = self._bind_registration()
+        self._notices = self._bind_notices()
+        self._watch = process.StopWatch(on_second=self._on_second_signal)
+        self._environment = {**os.environ, "NOTIFY_SOCKET": self._path("notify.sock")}
+        with open(os.open(self._path("settings.json"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(settings.to_json())
+        self.children = [Child(spec) for spec in self._specs()]
+
+    def run(self) -> int:
+        """Start, keep running, stop. Returns the exit status."""
+        fatal: Fatal | None = None
+        try:
+            while fatal is None and self._watch.wanted() is None:
+                self._start_due()
+                fatal = self._turn()
+            if fatal is not None:
+                log.error("%s: stopping", fatal.reason)
+            else:
+                log.info("stopping: %s", wanted.reason if (wanted := self._watch.wanted()) else "")
+            process.tell_stopping()
+            self._stop_in_order()
+        finally:
+            self._kill_all()
+            self._close()
+        return process.Exit.OK if fatal is None else fatal.status
+
+    # ------------------------------------------------------------------------------------------------------ set-up
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._run_dir.path, name)
+
+    def _specs(self) -> list[ChildSpec]:
+        shared_fds = (self._death_read, self._run_dir.lock_fd)
+        common = ("--resolved", self._path("settings.json"), "--death-fd", str(self._death_read))
+
+        def spec(name: str, stage: Stage, *arguments: str, fds: tuple[int, ...] = ()) -> ChildSpec:
+            return ChildSpec(name, stage, (stage.name.lower(), *common, "--name", name, *arguments), shared_fds + fds)
+
+        listen_fd = self._listener.fileno()
+        return [
+            spec("broker", Stage.BROKER, "--listen-fd", str(listen_fd), fds=(listen_fd,)),
+            spec("pool", Stage.POOL),
+            *(
+                spec(f"frontend-{index}", Stage.FRONTEND, "--index", str(index))
+                for index in range(self._settings.server.frontends)
+            ),
+        ]
+
+    def _bind_registration(self) -> socket.socket:
+        """The broker's registration socket. It is ours so that it survives a broker: who connects while there is none
+        waits in its backlog."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind(self._path("broker.sock"))
+        listener.listen(_BACKLOG)
+        return listener
+
+    def _bind_notices(self) -> socket.socket:
+        """Where the children say READY, by the protocol of sd_notify(3); the kernel adds who spoke."""
+        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        notices.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
+        notices.bind(self._path("notify.sock"))
+        return notices
+
+    @staticmethod
+    def _become_subreaper() -> None:
+        """Orphans (workers whose pool died) become children of ours, to be collected, and killed at the end."""
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    # -------------------------------------------------------------------------------------------------------- loop
+
+    def _start_due(self) -> None:
+        now_ns = time.monotonic_ns()
+        for child in self.children:
+            if child.process is None and child.due_ns <= now_ns:
+                child.start(self._command_of(child.spec), self._environment, now_ns)
+                log.info("started %s (process %d)", child.spec.name, child.pid)
+
+    def _turn(self) -> Fatal | None:
+        """Sleep until something happens, and handle it."""
+        due_ns = min((child.due_ns for child in self.children if child.process is None), default=0)
+        wait_ms = max(0, due_ns - time.monotonic_ns()) // 1_000_000 + 1 if due_ns else _IDLE_MS
+        self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._notices.fileno())
+        self._read_notices()
+        self._reap_orphans()
+        return self._reap_children()
+
+    def _poll(self, timeout_ms: int, *fds: int) -> None:
+        poller = select.poll()
+        for fd in (*fds, *(child.pidfd for child in self.children if child.process is not None)):
+            poller.register(fd, select.POLLIN)
+        poller.poll(timeout_ms)
+
+    def _read_notices(self) -> None:
+        while True:
+            try:
+                data, ancillary, _, _ = self._notices.recvmsg(4096, socket.CMSG_SPACE(_UCRED.size))
+            except BlockingIOError:
+                break
+            for _, _, credentials in ancillary:
+                pid = _UCRED.unpack(credentials)[0]
+                for child in self.children:
+                    if child.pid == pid and b"READY=1" in data.split(b"\n"):
+                        child.became_ready()
+                        log.info("%s is ready", child.spec.name)
+        if not self._ready_told and all(child.ready for child in self.children):
+            self._ready_told = True
+            log.info("all processes are ready")
+            process.tell_ready()
+
+    def _reap_children(self) -> Fatal | None:
+        now_ns = time.monotonic_ns()
+        for child in self._ended():
+            pid, status = child.pid, child.reap()
+            log.error("%s (process %d) ended with %s", child.spec.name, pid, describe_status(status))
+            fatal = child.after(status, now_ns, self._settings.workers)
+            if fatal is not None:
+                return fatal
+        return None
+
+    def _ended(self) -> list[Child]:
+        poller = select.poll()
+        by_fd = {child.pidfd: child for child in self.children if child.process is not None}
+        for fd in by_fd:
+            poller.register(fd, select.POLLIN)
+        return [by_fd[fd] for fd, _ in poller.poll(0)]
+
+    # ---------------------------------------------------------------------------------------------------- stopping
+
+    def _on_second_signal(self, _number: int) -> None:
+        """In a signal handler: the operator does not want to wait."""
+        self._hurry = True
+        for child in self.children:
+            child.signal(signal.SIGKILL)
+
+    def _stop_in_order(self) -> None:
+        for stage in Stage:
+            children = [child for child in self.children if child.spec.stage is stage]
+            for child in children:
+                child.signal(signal.SIGKILL if self._hurry else signal.SIGTERM)
+            drain_ms = self._settings.server.drain_ms_max if stage is Stage.FRONTEND else 0
+            deadline_ns = time.monotonic_ns() + (drain_ms + _STOP_MS[stage]) * 1_000_000
+            while any(child.process is not None for child in children):
+                left_ns = deadline_ns - time.monotonic_ns()
+                if left_ns <= 0:
+                    break
+                # A signal that comes now kills the children (above), which ends this wait.
+                self._poll(left_ns // 1_000_000 + 1)
+                for child in self._ended():
+                    log.info("%s stopped with %s", child.spec.name, describe_status(child.reap()))
+            for child in children:
+                if child.process is not None:
+                    log.error("%s did not stop in time: killing it", child.spec.name)
+                    child.signal(signal.SIGKILL)
+
+    def _kill_all(self) -> None:
+        """Whatever is still there, children's children included."""
+        for child in self.children:
+            if child.process is not None:
+                child.signal(signal.SIGKILL)
+                child.reap()
+        while orphans := _children_of_this_process() - self._strangers:
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _reap_orphans(self) -> None:
+        ours = {child.pid for child in self.children}
+        for pid in _children_of_this_process() - self._strangers - ours:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                log.info("orphan process %d ended with %s", pid, describe_status(os.waitstatus_to_exitcode(status)))
+
+    def _close(self) -> None:
+        self._watch.close()
+        self._listener.close()
+        self._notices.close()
+        os.close(self._death_read)
+        os.close(self._death_write)
+
+
+def _children_of_this_process() -> set[int]:
+    """The process ids of all children, zombies included."""
+    pids: set[int] = set()
+    for path in glob.glob("/proc/self/task/*/children"):
+        try:
+            with open(path, encoding="ascii") as file:
+                pids.update(int(word) for word in file.read().split())
+        except OSError:
+            continue
+    return pids
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection is a descriptor; the usual soft limit of 1024 is there for select(), which nobody here uses."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,170 @@
+"""Every flag of `tensorflow_model_server`: its type, default, and what becomes of it here; and how TF Serving parses.
+
+Treatments: MAP, it becomes a setting; ACCEPT, it changes nothing that a client or operator could see here; WARN, it is
+not supported (yet) and the server runs without it; REFUSE, running without it would be wrong, so the server does not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+
+class Treatment(Enum):
+    """What a flag does when it is set to something other than its default."""
+
+    MAP = "becomes a setting"
+    ACCEPT = "accepted without effect"
+    WARN = "accepted with a warning"
+    REFUSE = "refused"
+
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class TfsFlag:
+    """One flag. kind: TensorFlow's name of its type. about: the usage text; for WARN and REFUSE also the reason."""
+
+    name: str
+    kind: str
+    default: Value
+    treatment: Treatment
+    about: str
+
+
+MAP, ACCEPT, WARN, REFUSE = Treatment.MAP, Treatment.ACCEPT, Treatment.WARN, Treatment.REFUSE
+_ASYNC = "no effect: requests wait on an event loop, not in threads"
+_POLL = "not supported yet: the versions found at the start are served"
+
+TFS_FLAGS: Final[dict[str, TfsFlag]] = {
+    flag.name: flag
+    for flag in (
+        TfsFlag("port", "int32", 8500, MAP, "TCP port for gRPC"),
+        TfsFlag("grpc_socket_path", "string", "", REFUSE, "gRPC on a UNIX socket is not supported yet"),
+        TfsFlag("rest_api_port", "int32", 0, MAP, "TCP port for HTTP/REST; 0: no REST"),
+        TfsFlag("rest_api_num_threads", "int32", 0, ACCEPT, _ASYNC),
+        TfsFlag("rest_api_timeout_in_ms", "int32", 30000, MAP, "time limit of a REST request; 0 or less: none"),
+        TfsFlag("rest_api_enable_cors_support", "bool", False, WARN, "CORS headers are not supported yet"),
+        TfsFlag(
+            "enable_batching",
+            "bool",
+            False,
+            MAP,
+            "not given: join whatever waits when a worker is free; true: TF Serving's batching; false: never join",
+        ),
+        TfsFlag("batching_parameters_file", "string", "", WARN, "not read yet: batching's defaults are used"),
+        TfsFlag("enable_per_model_batching_parameters", "bool", False, WARN, "not read yet: the defaults are used"),
+        TfsFlag(
+            "allow_version_labels_for_unavailable_models", "bool", False, WARN, "version labels are not supported yet"
+        ),
+        TfsFlag("model_config_file", "string", "", REFUSE, "not supported yet: use ringserve serve --config"),
+        TfsFlag("model_config_file_poll_wait_seconds", "int32", 0, WARN, "model_config_file is not supported yet"),
+        TfsFlag("model_name", "string", "default", MAP, "name of the one model"),
+        TfsFlag("model_base_path", "string", "", MAP, "its base path"),
+        TfsFlag("num_load_threads", "int32", 0, ACCEPT, "no effect: models load in the workers"),
+        TfsFlag("num_unload_threads", "int32", 0, ACCEPT, "no effect: models go with their workers"),
+        TfsFlag("max_num_load_retries", "int32", 5, WARN, "a failed load is not repeated yet"),
+        TfsFlag("load_retry_interval_micros", "int64", 60_000_000, WARN, "a failed load is not repeated yet"),
+        TfsFlag("file_system_poll_wait_seconds", "int32", 1, WARN, _POLL),
+        TfsFlag("flush_filesystem_caches", "bool", True, ACCEPT, "no effect"),
+        TfsFlag("tensorflow_session_parallelism", "int64", 0, MAP, "threads of one worker"),
+        TfsFlag("tensorflow_intra_op_parallelism", "int64", 0, MAP, "threads of one worker"),
+        TfsFlag("tensorflow_inter_op_parallelism", "int64", 0, MAP, "threads of one worker"),
+        TfsFlag("tensorflow_session_config_file", "string", "", WARN, "not read: see the setting threads_per_worker"),
+        TfsFlag("per_process_gpu_memory_fraction", "float", 0.0, WARN, "GPUs are not supported yet"),
+        TfsFlag("platform_config_file", "string", "", REFUSE, "other platforms than SavedModels are not supported"),
+        TfsFlag("saved_model_tags", "string", "serve", MAP, "comma-separated tags of the graph to load"),
+        TfsFlag("use_alts_credentials", "bool", False, REFUSE, "Google ALTS is not supported"),
+        TfsFlag("ssl_config_file", "string", "", REFUSE, "TLS is not supported yet"),
+        TfsFlag("grpc_channel_arguments", "string", "", WARN, "these are options of gRPC's C++ server"),
+        TfsFlag("grpc_max_threads", "int32", 0, ACCEPT, _ASYNC),
+        TfsFlag("enable_model_warmup", "bool", True, ACCEPT, "warm-up records are not replayed yet"),
+        TfsFlag("num_request_iterations_for_warmup", "int32", 0, WARN, "warm-up records are not replayed yet"),
+        TfsFlag("version", "bool", False, MAP, "print the versions and exit"),
+        TfsFlag("monitoring_config_file", "string", "", WARN, "metrics are not supported yet"),
+        TfsFlag("remove_unused_fields_from_bundle_metagraph", "bool", True, ACCEPT, "no effect"),
+        TfsFlag("prefer_tflite_model", "bool", False, WARN, "TFLite models are not supported yet"),
+        TfsFlag("num_tflite_pools", "int32", 0, WARN, "TFLite models are not supported yet"),
+        TfsFlag("num_tflite_interpreters_per_pool", "int32", 1, WARN, "TFLite models are not supported yet"),
+        TfsFlag("enable_signature_method_name_check", "bool", False, WARN, "not supported yet"),
+        TfsFlag("xla_cpu_compilation_enabled", "bool", False, WARN, "XLA compilation at run time is not supported"),
+        TfsFlag("xla_gpu_compilation_enabled", "bool", False, WARN, "XLA compilation at run time is not supported"),
+        TfsFlag("enable_profiler", "bool", True, ACCEPT, "there is no profiler service"),
+        TfsFlag("thread_pool_factory_config_file", "string", "", WARN, "custom thread pools are not supported"),
+        TfsFlag("mixed_precision", "string", "", WARN, "automatic mixed precision is not supported"),
+        TfsFlag("skip_initialize_tpu", "bool", False, ACCEPT, "no effect: there is no TPU support"),
+        TfsFlag("enable_grpc_healthcheck_service", "bool", False, WARN, "grpc.health.v1 is not supported yet"),
+        TfsFlag("enable_serialization_as_tensor_content", "bool", False, MAP, "raw bytes in gRPC answers"),
+    )
+}
+
+_BITS: Final = {"int32": 31, "int64": 63}
+_INTEGER: Final = re.compile(r"\s*[+-]?\d+", re.ASCII)
+_FLOAT: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass
+class Parsed:
+    """given: flags that were set, by name. leftover: arguments that are no flag of ours. errors: values that no flag
+    of their type takes; any of them ends the start."""
+
+    given: dict[str, Value] = field(default_factory=dict)
+    leftover: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Value:
+        return self.given.get(name, TFS_FLAGS[name].default)
+
+    def text(self, name: str) -> str:
+        return str(self[name])
+
+    def number(self, name: str) -> int:
+        return int(self[name])
+
+
+def parse(arguments: list[str]) -> Parsed:
+    """Parse as TensorFlow's command_line_flags does: only `--name=value`, and a bare `--name` for a bool; `--` ends the
+    flags; the last of repeated flags counts; what is not understood is left over."""
+    parsed = Parsed()
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            parsed.leftover += arguments[position + 1 :]
+            break
+        name, equals, text = argument.removeprefix("--").partition("=")
+        flag = TFS_FLAGS.get(name) if argument.startswith("--") else None
+        if flag is None or (not equals and flag.kind != "bool"):
+            parsed.leftover.append(argument)
+            continue
+        value = _value(flag.kind, text if equals else "true")
+        if value is None:
+            parsed.errors.append(f"Couldn't interpret value {text} for flag {name}.")
+        else:
+            parsed.given[name] = value
+    return parsed
+
+
+def _value(kind: str, text: str) -> Value | None:
+    """`text` as that type, None when it is none. Leading blanks are allowed, trailing ones are not (C's scanf)."""
+    if kind == "string":
+        return text
+    if kind == "bool":
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if kind == "float":
+        return float(text) if _FLOAT.fullmatch(text) else None
+    if not _INTEGER.fullmatch(text):
+        return None
+    value = int(text)
+    limit = 2 ** _BITS[kind]
+    return value if -limit <= value < limit else None
+
+
+def usage() -> str:
+    """The usage text, in TensorFlow's form."""
+    lines = ["usage: tensorflow_model_server", "Flags:"]
+    for flag in TFS_FLAGS.values():
+        default = f'"{flag.default}"' if flag.kind == "string" else str(flag.default).lower()
+        lines.append(f"\t--{flag.name}={default}".ljust(34) + f"\t{flag.kind}\t{flag.about}")
+    return "\n".join(lines) + "\n"

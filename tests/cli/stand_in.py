@@ -1,0 +1,66 @@
+"""Stand-in children for the supervisor: they do what `STAND_IN` (JSON: name -> behaviour) says and keep a diary.
+
+    python stand_in.py ROLE --resolved FILE --death-fd N --name NAME ...
+
+Behaviours: "serve" (the default: say READY, stop when asked), "fail" (exit with 3 before READY), "config" (exit with
+78), "die" (say READY, then exit with 4), "deaf" (say READY, ignore SIGTERM), "drain" (say READY, exit when the file
+`go` is in the diary's folder), "parent" (say READY, leave a sleeping grandchild behind when killed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ringserve.config import process
+from ringserve.config.schema import Settings
+
+
+def main() -> int:
+    arguments = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    name = arguments["--name"]
+    behaviour = json.loads(os.environ["STAND_IN"]).get(name, "serve")
+    diary = Path(os.environ["STAND_IN_DIARY"])
+
+    def write(event: str) -> None:
+        with diary.open("a") as file:  # one short write in append mode: lines of several processes do not mix
+            file.write(f"{event} {name} {os.getpid()}\n")
+
+    Settings.from_json(Path(arguments["--resolved"]).read_text())
+    if "--listen-fd" in arguments:
+        assert socket.socket(fileno=int(arguments["--listen-fd"])).getsockname().endswith("broker.sock")
+    stop = process.StopWatch(int(arguments["--death-fd"]))
+    write("started")
+    if behaviour == "fail":
+        return 3
+    if behaviour == "config":
+        return process.Exit.CONFIG
+    if behaviour == "parent":
+        with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as grandchild:
+            write(f"grandchild={grandchild.pid}")
+            process.tell_ready()
+            stop.wait()
+            os._exit(0)
+    if behaviour == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    process.tell_ready()
+    if behaviour == "die":
+        return 4
+    wanted = stop.wait()
+    assert wanted is not None
+    write("supervisor-gone" if wanted.at_once else "asked-to-stop")
+    if behaviour == "drain":
+        while not (diary.parent / "go").exists():
+            time.sleep(0.02)  # polls for the file by which the test ends the drain
+    write("stopped")
+    return process.Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

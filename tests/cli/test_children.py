@@ -1,0 +1,70 @@
+"""What the end of a child leads to: pure decisions, with made-up time."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from ringserve.children import Child, ChildSpec, Fatal, Stage, describe_status, shell_status
+from ringserve.config.schema import Workers
+
+_MS = 1_000_000
+_LIMITS = Workers(restart_wait_ms_min=100, restart_wait_ms_max=1000, start_failures_max=4)
+
+
+@pytest.fixture
+def child() -> Child:
+    return Child(ChildSpec("pool", Stage.POOL, (), ()))
+
+
+def _waits_ms(child: Child, *, ready: bool, count: int, now_ms: int = 0) -> list[int]:
+    waits = []
+    for _ in range(count):
+        if ready:
+            child.became_ready()
+        assert child.after(1, now_ms * _MS, _LIMITS) is None
+        waits.append(child.due_ns // _MS - now_ms)
+    return waits
+
+
+def test_pauses_double_up_to_the_limit_while_it_dies_young(child: Child) -> None:
+    assert _waits_ms(child, ready=True, count=7) == [0, 100, 200, 400, 800, 1000, 1000]
+
+
+def test_one_that_served_long_is_replaced_at_once_again(child: Child) -> None:
+    _waits_ms(child, ready=True, count=4)
+    assert _waits_ms(child, ready=True, count=1, now_ms=1000) == [0]
+
+
+def test_one_that_never_became_ready_waits_from_the_first_time(child: Child) -> None:
+    assert _waits_ms(child, ready=False, count=3) == [100, 100, 200]
+
+
+def test_too_many_failed_starts_in_a_row_are_fatal(child: Child) -> None:
+    _waits_ms(child, ready=False, count=3)
+    fatal = child.after(-signal.SIGSEGV, 0, _LIMITS)
+    assert fatal == Fatal(
+        "pool failed to start 4 times in a row, at last with signal SIGSEGV (see its last lines)", 128 + signal.SIGSEGV
+    )
+
+
+def test_a_start_that_succeeds_forgives_the_failures_before(child: Child) -> None:
+    _waits_ms(child, ready=False, count=3)
+    _waits_ms(child, ready=True, count=1)
+    _waits_ms(child, ready=False, count=3)
+
+
+def test_a_configuration_error_is_fatal_at_once(child: Child) -> None:
+    child.became_ready()
+    fatal = child.after(78, 0, _LIMITS)
+    assert fatal is not None
+    assert fatal.status == 78
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "shell"), [(3, "status 3", 3), (0, "status 0", 1), (-9, "signal SIGKILL", 137)]
+)
+def test_statuses(status: int, text: str, shell: int) -> None:
+    assert describe_status(status) == text
+    assert shell_status(status) == shell

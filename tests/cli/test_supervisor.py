@@ -1,0 +1,242 @@
+"""The supervisor as a real process over stand-in children: readiness, restarts, the order of stopping, deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ringserve.config.schema import Server, Settings, Workers
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE_S = 30.0
+
+
+def _wait_for(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    """For broken code there is a limit; working code is only waited for."""
+    limit = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < limit, what()
+        time.sleep(0.01)  # polls another process's file
+
+
+class Served:
+    """A supervisor over stand-ins, its diary and its log."""
+
+    def __init__(self, folder: Path, server: Server, behaviours: dict[str, str]) -> None:
+        self.diary_path = folder / "diary"
+        self.diary_path.touch()
+        self.run_dir = folder / "run"
+        self.log_path = folder / "log"
+        workers = Workers(workers=1, restart_wait_ms_min=1, restart_wait_ms_max=50, start_failures_max=3)
+        settings = Settings(server=replace(server, run_dir=str(self.run_dir)), workers=workers)
+        settings_path = folder / "settings.json"
+        settings_path.write_text(settings.to_json())
+        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notices.bind(str(folder / "systemd.sock"))
+        self.notices.settimeout(_PATIENCE_S)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "STAND_IN": json.dumps(behaviours),
+            "STAND_IN_DIARY": str(self.diary_path),
+            "NOTIFY_SOCKET": str(folder / "systemd.sock"),
+        }
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("serve_stand_ins.py")), str(settings_path)],
+                env=environment,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    @property
+    def diary(self) -> list[tuple[str, str]]:
+        """(event, name), in order."""
+        return [(line.split()[0], line.split()[1]) for line in self.diary_path.read_text().splitlines()]
+
+    def pids(self, event: str, name: str) -> list[int]:
+        lines = map(str.split, self.diary_path.read_text().splitlines())
+        return [int(words[2]) for words in lines if words[:2] == [event, name]]
+
+    def wait_ready(self) -> None:
+        assert self.notices.recv(100) == b"READY=1"
+
+    def wait_for(self, event: str, name: str, count: int = 1) -> None:
+        _wait_for(lambda: self.diary.count((event, name)) >= count, lambda: f"no {event} of {name}\n{self.log}")
+
+    def wait_log(self, text: str) -> None:
+        _wait_for(lambda: text in self.log, lambda: f"no {text!r} in\n{self.log}")
+
+    def end(self) -> int:
+        """The exit status, once it has ended by itself; nothing of it may be left."""
+        status = self.process.wait(_PATIENCE_S)
+        assert not self.run_dir.exists()
+        assert not any(_alive(pid) for pid in self.all_pids()), self.log
+        return status
+
+    def all_pids(self) -> set[int]:
+        return {int(line.split()[2]) for line in self.diary_path.read_text().splitlines()}
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    started: list[Served] = []
+
+    def start(*, frontends: int = 2, **behaviours: str) -> Served:
+        server = Server(host="127.0.0.1", port=0, rest_api_port=-1, frontends=frontends, drain_ms_max=20_000)
+        served = Served(tmp_path, server, {name.replace("_", "-"): what for name, what in behaviours.items()})
+        started.append(served)
+        return served
+
+    yield start
+    for served in started:
+        served.notices.close()
+        if served.process.poll() is None:
+            os.killpg(served.process.pid, signal.SIGKILL)
+            served.process.wait()
+        for pid in served.all_pids():
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_starts_all_tells_ready_and_stops_frontends_then_pool_then_broker(serve: Serve) -> None:
+    served = serve()
+    served.wait_ready()
+    assert {name for event, name in served.diary if event == "started"} == {
+        "broker", "pool", "frontend-0", "frontend-1",
+    }  # fmt: skip
+    assert served.stop() == 0
+    stops = [name for event, name in served.diary if event == "asked-to-stop"]
+    assert set(stops[:2]) == {"frontend-0", "frontend-1"}
+    assert stops[2:] == ["pool", "broker"]
+
+
+def test_run_dir_is_private_and_children_inherit_its_lock(serve: Serve) -> None:
+    served = serve(frontends=1)
+    served.wait_ready()
+    assert served.run_dir.stat().st_mode & 0o777 == 0o700
+    (pool,) = served.pids("started", "pool")
+    targets = [os.readlink(entry) for entry in Path(f"/proc/{pool}/fd").iterdir()]
+    assert str(served.run_dir / "lock") in targets
+    assert served.stop() == 0
+
+
+def test_a_child_that_served_is_replaced_and_the_others_stay(serve: Serve) -> None:
+    served = serve(frontends=1)
+    served.wait_ready()
+    (broker,) = served.pids("started", "broker")
+    os.kill(broker, signal.SIGKILL)
+    served.wait_for("started", "broker", 2)
+    served.wait_log(f"broker (process {broker}) ended with signal SIGKILL")
+    assert len(served.pids("started", "pool")) == 1
+    assert served.stop() == 0
+
+
+def test_a_child_that_keeps_dying_after_ready_is_started_again_each_time(serve: Serve) -> None:
+    served = serve(frontends=1, frontend_0="die")
+    served.wait_for("started", "frontend-0", 5)  # more often than start_failures_max
+    assert served.stop() == 0
+
+
+def test_a_child_that_fails_to_start_again_and_again_ends_the_server_with_its_status(serve: Serve) -> None:
+    served = serve(frontends=1, pool="fail")
+    assert served.end() == 3
+    assert served.diary.count(("started", "pool")) == 3
+    assert "pool failed to start 3 times in a row, at last with status 3" in served.log
+    assert ("stopped", "broker") in served.diary
+
+
+def test_a_child_that_cannot_work_as_configured_is_not_started_again(serve: Serve) -> None:
+    served = serve(frontends=1, pool="config")
+    assert served.end() == 78
+    assert served.diary.count(("started", "pool")) == 1
+
+
+def test_stop_waits_for_a_draining_frontend_before_it_touches_the_rest(serve: Serve) -> None:
+    served = serve(frontend_0="drain")
+    served.wait_ready()
+    served.process.send_signal(signal.SIGTERM)
+    served.wait_for("asked-to-stop", "frontend-0")
+    served.wait_for("stopped", "frontend-1")
+    assert ("asked-to-stop", "pool") not in served.diary
+    (served.diary_path.parent / "go").touch()
+    assert served.end() == 0
+    assert served.diary.index(("stopped", "frontend-0")) < served.diary.index(("asked-to-stop", "pool"))
+
+
+def test_a_second_signal_ends_everything_at_once(serve: Serve) -> None:
+    served = serve(frontend_0="deaf")
+    served.wait_ready()
+    served.process.send_signal(signal.SIGINT)
+    served.wait_for("stopped", "frontend-1")
+    served.process.send_signal(signal.SIGINT)
+    assert served.end() == 0
+    assert ("asked-to-stop", "pool") not in served.diary
+
+
+def test_children_end_when_the_supervisor_is_killed(serve: Serve) -> None:
+    served = serve()
+    served.wait_ready()
+    served.process.kill()
+    served.process.wait()
+    for name in ("broker", "pool", "frontend-0", "frontend-1"):
+        served.wait_for("supervisor-gone", name)
+    _wait_for(lambda: not any(map(_alive, served.all_pids())), lambda: "children live on")
+
+
+def test_orphans_are_ended_with_the_server(serve: Serve) -> None:
+    served = serve(frontends=1, pool="parent")
+    served.wait_ready()
+    (pool,) = served.pids("started", "pool")
+    os.kill(pool, signal.SIGKILL)
+    served.wait_for("started", "pool", 2)
+    grandchildren = [
+        int(event.partition("=")[2]) for event, _ in served.diary if event.startswith("grandchild=")
+    ]
+    assert _alive(grandchildren[0])
+    assert served.stop() == 0
+    assert not any(map(_alive, grandchildren))
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        # A server that would share its port with us is found all the same.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        served = Served(tmp_path, Server(host="127.0.0.1", port=port, frontends=1), {})
+        served.notices.close()
+        assert served.end() == 1
+    assert f"--port: port {port} of 127.0.0.1 is in use by another program" in served.log
+    assert "--port=NUMBER" in served.log
+    assert served.diary == []

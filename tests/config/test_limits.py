@@ -1,0 +1,56 @@
+"""Derived numbers, warnings, the bill of memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringserve.config import limits
+from ringserve.config.cpus import Cpus
+from ringserve.config.schema import MIB, Model, Server, Settings, Shm, Workers
+
+
+def _cpus(count: int) -> Cpus:
+    return Cpus(tuple(range(count)), count)
+
+
+@given(st.integers(1, 256), st.integers(1, 16))
+def test_derived_numbers(cpus: int, threads: int) -> None:
+    settings = limits.resolve(Settings(workers=Workers(threads_per_worker=threads)), _cpus(cpus))
+    assert settings.workers.workers == max(1, cpus // threads)
+    assert settings.server.frontends == max(1, cpus // 4)
+    assert limits.resolve(settings, _cpus(7)) == settings
+
+
+def test_what_is_set_is_not_derived() -> None:
+    settings = Settings(server=Server(frontends=3), workers=Workers(workers=5))
+    assert limits.resolve(settings, _cpus(64)) == settings
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 4096), st.integers(1, 4096))
+def test_the_bill_adds_up(frontends: int, workers: int, request_mib: int, result_mib: int) -> None:
+    settings = Settings(
+        server=Server(frontends=frontends),
+        workers=Workers(workers=workers),
+        shm=Shm(request_mib * MIB, result_mib * MIB),
+    )
+    *items, total = limits.memory_bill(settings)
+    rings = frontends * request_mib + workers * result_mib
+    private = frontends * limits.FRONTEND_PRIVATE_BYTES + workers * limits.WORKER_PRIVATE_BYTES
+    expected = rings + (private + limits.BROKER_PRIVATE_BYTES + limits.POOL_PRIVATE_BYTES) // MIB
+    said = re.search(r"(\d+) (MiB|GiB), models", total)
+    assert said is not None
+    if said[2] == "MiB":
+        assert int(said[1]) == expected
+    else:
+        assert abs(int(said[1]) - expected / 1024) <= 0.5
+    assert len(items) == 6
+
+
+def test_a_missing_base_path_is_a_warning_only(tmp_path: Path) -> None:
+    settings = Settings(models=(Model("here", str(tmp_path)), Model("gone", str(tmp_path / "gone"))))
+    assert limits.mistakes(settings) == []
+    assert limits.warnings(settings) == [f"model 'gone': base path {tmp_path}/gone does not exist (yet)"]

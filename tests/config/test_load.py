@@ -1,0 +1,278 @@
+"""Settings from flags, environment and file: who wins, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringserve.config.load import ConfigError, load_settings, parse
+from ringserve.config.schema import GIB, MIB, SETTINGS, Batching, Model, Setting, Settings
+
+_MODEL = {"model_base_path": "/models/m"}
+_ROWS = {row.flag: row for row in SETTINGS}
+
+
+def _mistakes(flags: dict[str, Any], environ: dict[str, str] | None = None, path: Path | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(flags, environ or {}, None if path is None else str(path))
+    return caught.value.mistakes
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "server.toml"
+    path.write_text(text)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- precedence
+
+
+def test_defaults_and_one_model_of_flags() -> None:
+    settings = load_settings({"model_name": "m", **_MODEL}, {}, None)
+    assert settings == Settings(models=(Model("m", "/models/m"),))
+
+
+@pytest.mark.parametrize(
+    ("flag", "environment", "expected"), [("1", "2", 1), (None, "2", 2), (None, None, 3)], ids=["flag", "env", "file"]
+)
+def test_flag_beats_environment_beats_file(
+    tmp_path: Path, flag: str | None, environment: str | None, expected: int
+) -> None:
+    path = _file(tmp_path, "[server]\nport = 3\n")
+    flags = _MODEL | ({"port": flag} if flag else {})
+    environ = {"RINGSERVE_PORT": environment} if environment else {}
+    assert load_settings(flags, environ, str(path)).server.port == expected
+
+
+def test_defaults_of_a_command_lose_against_everything() -> None:
+    assert load_settings(_MODEL, {}, None, defaults={"rest_api_port": 0}).server.rest_api_port == 0
+    environ = {"RINGSERVE_REST_API_PORT": "77"}
+    assert load_settings(_MODEL, environ, None, defaults={"rest_api_port": 0}).server.rest_api_port == 77
+
+
+def _other_value(row: Setting) -> Any:
+    """A right value that is not the default."""
+    if row.choices:
+        return next(choice for choice in row.choices if choice != row.default)
+    if row.kind == "bool":
+        return not row.default
+    if row.kind == "str":
+        return "/tmp/x"
+    return row.default + 2 if row.default < row.high else row.default - 1
+
+
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.flag)
+def test_every_setting_by_every_way(tmp_path: Path, row: Setting) -> None:
+    value = _other_value(row)
+    text = str(value).lower() if row.kind == "bool" else str(value)
+    toml = f'"{value}"' if row.kind == "str" else text
+    path = _file(tmp_path, f"[{row.section}]\n{row.key} = {toml}\n")
+    for flags, environ, file in (
+        ({row.flag: text}, {}, None),
+        ({}, {row.environment: text}, None),
+        ({}, {}, str(path)),
+    ):
+        settings = load_settings(_MODEL | flags, environ, file)
+        assert getattr(getattr(settings, row.section), row.key) == value
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def test_models_of_a_file_with_overrides(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        """
+[batching]
+batch_rows_max = 64
+[[models]]
+name = "a"
+base_path = "/models/a"
+[[models]]
+name = "b"
+base_path = "models/b"
+versions = [3, 1, 3]
+batching = { policy = "none" }
+""",
+    )
+    models = load_settings({}, {}, str(path)).models
+    assert models == (
+        Model("a", "/models/a", "latest", Batching(batch_rows_max=64)),
+        Model("b", os.path.abspath("models/b"), (1, 3), Batching(batch_rows_max=64, policy="none")),
+    )
+
+
+def test_model_flags_replace_the_files_list(tmp_path: Path) -> None:
+    path = _file(tmp_path, '[[models]]\nname = "a"\nbase_path = "/models/a"\n')
+    settings = load_settings({"model_base_path": "/x", "batch_rows_max": "5"}, {"RINGSERVE_MODEL_NAME": "y"}, str(path))
+    assert settings.models == (Model("y", "/x", batching=Batching(batch_rows_max=5)),)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = _file(tmp_path, "[[models]]\nname = 'a'\nbase_path = '/a'\nversions = [1, 2]\nbatching = {split = false}\n")
+    settings = load_settings({"pin": "off"}, {}, str(path))
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_all_mistakes_at_once_with_their_places(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        """[server]
+port = 99999
+hots = "::1"
+spread_us = 4
+[[models]]
+name = "a"
+[[models]]
+base_path = "/b"
+nme = "b"
+versions = "newest"
+[models.batching]
+batch_rows_max = "many"
+[sever]
+""",
+    )
+    mistakes = _mistakes(
+        {"workers": "many"}, {"RINGSERVE_WORKRES": "1", "RINGSERVE_BATCHING_POLICY": "adaptve", "PATH": "/bin"}, path
+    )
+    assert sorted(mistake.removeprefix(str(path)) for mistake in mistakes) == sorted(
+        [
+            ":2: [server] port: 99999 is not a number from 0 to 65535",
+            ":3: [server] hots: no such setting; did you mean 'host'?",
+            ":4: [server] spread_us: no such setting; it belongs into [batching]",
+            ":5: [[models]] base_path is missing: folder whose children are its versions: BASE/1/saved_model.pb",
+            ":7: [[models]] name is missing: what clients call the model",
+            ":9: [[models]] nme: no such setting; did you mean 'name'?",
+            ":10: [[models]] versions: 'newest' is not \"latest\" (the highest number, the default), \"all\", or a "
+            "list of numbers",
+            ":12: [[models]] batch_rows_max: 'many' is not a number from 1 to 1000000",
+            ":13: [sever]: no such section; did you mean 'server'?",
+            "--workers: 'many' is not a number from 0 to 1024",
+            "environment RINGSERVE_WORKRES: no such setting; did you mean 'RINGSERVE_WORKERS'?",
+            "environment RINGSERVE_BATCHING_POLICY: 'adaptve' is not adaptive, timeout or none; "
+            "did you mean 'adaptive'?",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[server\n", "not a TOML file"),
+        ("server = 3\n", "server must be a table"),
+        ("models = 3\n", "models must be tables"),
+        ("[[models]]\nname = 3\nbase_path = '/x'\n", "3 is not a text"),
+        ("[[models]]\nname = 'a'\nbase_path = '/x'\nversions = []\n", "[] is not"),
+        ("[[models]]\nname = 'a'\nbase_path = '/x'\nversions = [-1]\n", "[-1] is not"),
+        ("[[models]]\nname = 'a'\nbase_path = '/x'\nversions = [true]\n", "[True] is not"),
+        ("[[models]]\nname = 'a'\nbase_path = '/x'\nbatching = 3\n", "3 is not a table"),
+        ("[[models]]\nname = 'a'\nbase_path = '/x'\nbatching = {splt = true}\n", "did you mean 'split'"),
+        ("[workers]\npin = 1\n", "1 is not true or false"),
+        ("[workers]\nworkers = true\n", "True is not a number"),
+        ("[workers]\nworkers = 1.5\n", "1.5 is not a number"),
+        ("[server]\nhost = 3\n", "3 is not text"),
+        ("[shm]\nrequest_ring_bytes = '3 parsecs'\n", "'3 parsecs' is not a number of bytes"),
+    ],
+)
+def test_one_mistake_in_a_file(tmp_path: Path, text: str, expected: str) -> None:
+    mistakes = _mistakes({}, {}, _file(tmp_path, text))
+    assert any(expected in mistake for mistake in mistakes), mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, "no model to serve"),
+        ({"model_name": "m"}, "--model_name: names the model of --model_base_path, which is missing"),
+        ({"port": "8501", **_MODEL}, "port and rest_api_port are both 8501"),
+        ({"host": "", **_MODEL}, "host is empty"),
+        ({"run_dir": "here", **_MODEL}, "not an absolute path"),
+        ({"run_dir": "/" + "x" * 67, **_MODEL}, "longer than 67 bytes"),
+        ({"restart_wait_ms_min": "20", "restart_wait_ms_max": "10", **_MODEL}, "restart_wait_ms_min (20) is above"),
+        ({"queue_rows_max": "127", **_MODEL}, "queue_rows_max (127) is below batch_rows_max (128)"),
+        ({"model_base_path": "gs://bucket/m"}, "'gs://bucket/m' is not a folder of this machine"),
+    ],
+)
+def test_relations_between_settings(flags: dict[str, str], expected: str) -> None:
+    mistakes = _mistakes(flags)
+    assert any(expected in mistake for mistake in mistakes), mistakes
+
+
+def test_two_models_of_one_name(tmp_path: Path) -> None:
+    table = '[[models]]\nname = "a"\nbase_path = "/a"\n'
+    assert "two models are called 'a'" in _mistakes({}, {}, _file(tmp_path, table + table))
+
+
+def test_relations_are_reported_beside_wrong_values_unless_they_concern_them() -> None:
+    assert _mistakes({"workers": "x", "port": "8501", **_MODEL}) == [
+        "--workers: 'x' is not a number from 0 to 1024",
+        "port and rest_api_port are both 8501: gRPC and REST need a port each",
+    ]
+    assert _mistakes({"port": "x", "rest_api_port": "8500", **_MODEL}) == [
+        "--port: 'x' is not a number from 0 to 65535"
+    ]
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    assert f"{missing}: cannot be read: No such file or directory" in _mistakes(_MODEL, {}, missing)
+
+
+def test_what_kubernetes_puts_into_the_environment_is_not_ours() -> None:
+    environ = {
+        "RINGSERVE_PORT": "tcp://10.0.0.1:8500",
+        "RINGSERVE_SERVICE_HOST": "10.0.0.1",
+        "RINGSERVE_SERVICE_PORT_GRPC": "8500",
+        "RINGSERVE_PORT_8500_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_settings(_MODEL, environ, None).server.port == 8500
+
+
+# ------------------------------------------------------------------------------------------------------------ parsing
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4194304", 4 * MIB),
+        ("4MiB", 4 * MIB),
+        (" 1 gib ", GIB),
+        ("2MB", 2_000_000),
+        ("1048576B", MIB),
+        (4 * MIB, 4 * MIB),
+    ],
+)
+def test_sizes(text: Any, expected: int) -> None:
+    assert parse(_ROWS["request_ring_bytes"], text) == expected
+
+
+@given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none(), st.lists(st.integers())))
+def test_any_value_is_parsed_or_refused_in_words(value: Any) -> None:
+    for row in SETTINGS:
+        try:
+            parsed = parse(row, value)
+        except ValueError as error:
+            said = str(error)
+            assert row.allowed in said
+        else:
+            assert type(parsed) is type(row.default)
+            assert not row.choices or parsed in row.choices
+            assert row.low is None or row.low <= parsed <= row.high
+
+
+@pytest.mark.parametrize("row", [row for row in SETTINGS if row.low is not None], ids=lambda row: row.flag)
+def test_bounds_are_allowed_and_one_beyond_is_not(row: Setting) -> None:
+    assert row.low is not None
+    assert parse(row, str(row.low)) == row.low
+    assert parse(row, str(row.high)) == row.high
+    for wrong in (row.low - 1, row.high + 1):
+        with pytest.raises(ValueError, match="is not a number"):
+            parse(row, str(wrong))

@@ -1,0 +1,194 @@
+"""The frame of every process: log lines, stopping on signals and on the supervisor's death, sd_notify, the heap."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from ringserve.config import process
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def watch() -> Iterator[process.StopWatch]:
+    watch = process.StopWatch()
+    yield watch
+    watch.close()
+
+
+def test_nothing_is_wanted_at_first(watch: process.StopWatch) -> None:
+    assert watch.wait(0) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_wakes_and_says_its_name(watch: process.StopWatch, number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    assert watch.wait() == process.Stop(number.name, at_once=False)
+    assert watch.wait() == process.Stop(number.name, at_once=False)
+
+
+def test_the_supervisors_death_wakes_and_is_urgent() -> None:
+    reading, writing = os.pipe()
+    watch = process.StopWatch(reading)
+    assert watch.wait(0) is None
+    os.close(writing)
+    assert watch.wait() == process.Stop("the supervisor is gone", at_once=True)
+    watch.close()
+    os.close(reading)
+
+
+def test_a_death_during_an_orderly_stop_makes_it_urgent() -> None:
+    reading, writing = os.pipe()
+    watch = process.StopWatch(reading)
+    watch.request("test")
+    assert watch.wait() == process.Stop("test", at_once=False)
+    os.close(writing)
+    stop = watch.wait()
+    assert stop is not None
+    assert stop.at_once
+    watch.close()
+    os.close(reading)
+
+
+def test_the_second_signal_calls() -> None:
+    seen: list[int] = []
+    second = process.StopWatch(on_second=seen.append)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == []
+    os.kill(os.getpid(), signal.SIGINT)
+    assert seen == [signal.SIGINT]
+    second.close()
+
+
+def test_the_second_signal_ends_the_process_by_default() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from ringserve.config.process import StopWatch\n"
+        "watch = StopWatch()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(watch.wait().reason, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("SIGTERM\n", 128 + signal.SIGTERM)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_descriptor_wakes_an_event_loop(watch: process.StopWatch, loop_factory: object) -> None:
+    async def until_stopped() -> None:
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_reader(watch.fd, stopped.set)
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await stopped.wait()
+        asyncio.get_running_loop().remove_reader(watch.fd)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:  # type: ignore[arg-type]
+        runner.run(until_stopped())
+    assert watch.wanted() == process.Stop("SIGTERM", at_once=False)
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    process.StopWatch().close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -------------------------------------------------------------------------------------------------------------- log
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_text_lines(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    process.set_up_log("broker", "info", "text")
+    root_logger.info("%d workers", 3)
+    root_logger.debug("not shown")
+    (line,) = capsys.readouterr().err.splitlines()
+    when, rest = line.split(" ", 1)
+    assert when.endswith("Z")
+    assert rest == "info broker: 3 workers"
+
+
+def test_json_lines(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    process.set_up_log("broker", "warning", "json")
+    try:
+        raise ValueError("broken\nline")
+    except ValueError:
+        root_logger.exception("oh")
+    (line,) = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert fields["process"] == "broker"
+    assert fields["level"] == "error"
+    assert fields["text"] == "oh"
+    assert fields["pid"] == os.getpid()
+    assert "ValueError: broken" in fields["exception"]
+
+
+def test_the_title_is_what_the_kernel_shows() -> None:
+    code = (
+        "from ringserve.config.process import set_title\nset_title('rs-frontend-1234567890')\n"
+        "print(open('/proc/self/comm').read(), end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "rs-frontend-123\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- sd_notify
+
+
+def test_ready_and_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        process.tell_ready()
+        process.tell_stopping()
+        assert [listener.recv(100), listener.recv(100)] == [b"READY=1", b"STOPPING=1"]
+
+
+def test_an_abstract_notify_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"ringserve-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + name)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+        process.tell_ready()
+        assert listener.recv(100) == b"READY=1"
+
+
+def test_nobody_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    process.tell_ready()
+    assert not caplog.records
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    process.tell_ready()
+    assert "cannot notify" in caplog.text
+
+
+def test_freeze_heap() -> None:
+    thresholds = gc.get_threshold()
+    try:
+        process.freeze_heap()
+        assert gc.get_freeze_count() > 1000
+        assert gc.get_threshold()[0] > thresholds[0]
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)

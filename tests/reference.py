@@ -1,0 +1,100 @@
+"""docs/messages.md and docs/failures.md as text, from the code they describe: `python -m tests.reference` writes them.
+
+Run from the root of a checkout; test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from ringserve.broker import control, messages
+from ringserve.broker.messages import Code
+from ringserve.frontend.status import HTTP_STATUS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_HOT = ("Submit", "Cancel", "Execute", "Result", "Done", "Release", "Failed")
+_VALUES = ("Failure", "ModelVersion", "InputSpec", "LaneSpec", "VersionInfo")
+
+#: When a client sees it. Codes that only a model's own run time can answer with say so.
+_WHEN: dict[Code, str] = {
+    Code.OK: "the call succeeded",
+    Code.CANCELLED: "the client went away or cancelled before the answer",
+    Code.UNKNOWN: "a model's run time said so; nothing of the server's own",
+    Code.INVALID_ARGUMENT: "inputs that do not fit the signature, or bytes that do not parse",
+    Code.DEADLINE_EXCEEDED: "the request's time is over, or by the learned run times cannot be met",
+    Code.NOT_FOUND: "no such model, version or label",
+    Code.ALREADY_EXISTS: "a model's run time said so; nothing of the server's own",
+    Code.PERMISSION_DENIED: "a model's run time said so; nothing of the server's own",
+    Code.RESOURCE_EXHAUSTED: "a queue or a ring is full, or the message is too large: try again later, or smaller",
+    Code.FAILED_PRECONDITION: "a model's run time said so, or its signature cannot be run this way",
+    Code.ABORTED: "a model's run time said so; nothing of the server's own",
+    Code.OUT_OF_RANGE: "a model's run time said so; nothing of the server's own",
+    Code.UNIMPLEMENTED: "no such gRPC method, or a part of it that is not supported",
+    Code.INTERNAL: "a bug of the server's, or a request that ended every worker that ran it",
+    Code.UNAVAILABLE: "no worker can run it now, or the server is stopping: try again",
+    Code.DATA_LOSS: "a model's run time said so; nothing of the server's own",
+    Code.UNAUTHENTICATED: "a model's run time said so; nothing of the server's own",
+}
+
+
+def message_names() -> list[str]:
+    """Every NamedTuple of broker/messages.py, in its order."""
+    return [
+        name
+        for name, value in vars(messages).items()
+        if inspect.isclass(value) and issubclass(value, tuple) and value.__module__ == messages.__name__
+    ]
+
+
+def messages_md() -> str:
+    """The reference of what travels between the processes."""
+    lines = [
+        "# Messages between the processes",
+        "",
+        "<!-- Written by `python -m tests.reference` from broker/messages.py; a test compares. -->",
+        "",
+        f"Protocol version {messages.PROTOCOL_VERSION}. *Hot* messages go over ZeroMQ (`broker/wire.py`), *control*",
+        "messages over the registration socket (`broker/control.py`). Times are nanoseconds of the host's monotonic",
+        "clock; a deadline of 0 means none.",
+    ]
+    names = message_names()
+    control_names = [name for name in names if name not in (*_HOT, *_VALUES)]
+    for title, group in (("Hot", _HOT), ("Control", control_names), ("Values inside them", _VALUES)):
+        lines += ["", f"## {title}"]
+        for name in group:
+            message: Any = getattr(messages, name)
+            fields = ", ".join(f"`{field}`" for field in message._fields)
+            lines += ["", f"### {name}", "", f"Fields: {fields}.", "", inspect.cleandoc(message.__doc__ or "")]
+    return "\n".join(lines) + "\n"
+
+
+def failures_md() -> str:
+    """The reference of what a client may see."""
+    lines = [
+        "# Failures",
+        "",
+        "<!-- Written by `python -m tests.reference` from messages.py and status.py; a test compares. -->",
+        "",
+        "Every call ends in one of these codes: as the status of a gRPC call, and as the HTTP status of a REST call,",
+        "whose body then is `{\"error\": \"text\"}`. One request fails alone, whatever batch it ran in.",
+        "",
+        "| code | gRPC | HTTP | when |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {code.name} | {int(code)} | {HTTP_STATUS[code]} | {_WHEN[code]} |" for code in Code]
+    return "\n".join(lines) + "\n"
+
+
+def control_messages() -> set[str]:
+    """Names of the messages that the registration channel carries."""
+    return {message.__name__ for message in control._MESSAGES}
+
+
+PAGES = {"docs/messages.md": messages_md, "docs/failures.md": failures_md}
+
+if __name__ == "__main__":
+    for page, make in PAGES.items():
+        (ROOT / page).write_text(make())
