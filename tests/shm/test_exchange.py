@@ -18,8 +18,7 @@ from ringserve.shm.dtype import DTYPES, STRING
 from ringserve.shm.ring import FULL, RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.shm.tensor import read_strings, string_record_bytes, tensor_bytes, write_array, write_strings
-
-from .exchange_reader import MESSAGE_BYTES_MAX
+from tests.shm.exchange_reader import MESSAGE_BYTES_MAX
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -1,4 +1,5 @@
 """The REST API against TF Serving's texts, whole requests through the application."""
+# long: one case table per rule of the REST API, read side by side
 
 from __future__ import annotations
 

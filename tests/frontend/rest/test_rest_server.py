@@ -168,10 +168,10 @@ def test_a_client_that_disconnects_cancels() -> None:
         writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
         async with asyncio.timeout(10):
             while not client.requests:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # polls a condition of another task, bounded by the test
             writer.close()
             while not client.cancelled:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # polls a condition of another task, bounded by the test
         assert client.cancelled == [1]
 
     serving(test, answers=False)
@@ -184,7 +184,7 @@ def test_drain_finishes_what_runs_and_closes_what_idles() -> None:
         writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
         async with asyncio.timeout(20):
             while not client.requests:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # polls a condition of another task, bounded by the test
             draining = asyncio.create_task(server.drain(15.0))
             assert await idle[0].read() == b""
             with pytest.raises(ConnectionRefusedError):
@@ -209,7 +209,7 @@ def test_the_end_of_the_drain_is_answered_503(caplog: pytest.LogCaptureFixture) 
         writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
         async with asyncio.timeout(20):
             while not client.requests:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # polls a condition of another task, bounded by the test
             await server.drain(0.0)
             await server.close()
             assert (await reader.read()).startswith(b"HTTP/1.1 503")
