@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import time
 
 from ringserve.broker.service import Service
 from ringserve.broker.setup import find_versions, make_core, make_roster
 from ringserve.config import process
+from ringserve.config.rundir import remove_run_dir
 from ringserve.config.schema import Settings
 
 log = logging.getLogger(__name__)
@@ -44,5 +44,5 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
         service.close()
     if wanted is not None and wanted.at_once:
         # Nobody is left to clear up after all of us.
-        shutil.rmtree(run_dir, ignore_errors=True)
+        remove_run_dir(run_dir)
     return process.Exit.OK

@@ -40,6 +40,10 @@ NOT_PER_ROW_TEXT = (
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
 _TIDY_S = 1.0
+#: Which result records are given back together, and when at the latest.
+_RELEASE_LATER_BYTES_MAX = 65_536
+_RELEASE_LATER_COUNT_MAX = 16
+_RELEASE_LATER_S = 0.005
 
 #: (reply or None when nobody waits, lane, rows, the request as in Submit, its deadline bucket or None)
 _Pending = tuple[Reply | None, Lane, int, list[int], "dict[int, None] | None"]
@@ -68,6 +72,8 @@ class Client:
         self._cancels: list[list[Any]] = []
         self._releases: dict[int, list[int]] = {}
         self._flush_planned = False
+        self._releases_due = False
+        self._release_timer: asyncio.TimerHandle | None = None
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
@@ -183,7 +189,8 @@ class Client:
         if self._cancels:
             cancels, self._cancels = self._cancels, []
             link.send(wire.pack(Cancel(link.frontend_id, cancels)))
-        if self._releases:
+        if self._releases_due:
+            self._releases_due = False
             releases, self._releases = self._releases, {}
             for worker_id, record_ids in releases.items():
                 worker = link.workers.get(worker_id)
@@ -256,8 +263,26 @@ class Client:
                     self._plan_flush()
                 self._fail(request_id, code, text)
         if result.record_id >= 0:
-            self._releases.setdefault(result.worker_id, []).append(result.record_id)
+            self._release(result, outputs)
+
+    def _release(self, result: Result, outputs: list[Output] | None) -> None:
+        """Give the record back: a small one soon, together with others, as each message wakes a worker; a large one now.
+
+        A worker's ring holds thousands of small records, so that it never waits for them; it may wait for a large one.
+        """
+        record_ids = self._releases.setdefault(result.worker_id, [])
+        record_ids.append(result.record_id)
+        small = outputs is not None and sum(output.whole_bytes for output in outputs) <= _RELEASE_LATER_BYTES_MAX
+        if not small or len(record_ids) >= _RELEASE_LATER_COUNT_MAX:
             self._plan_flush()
+            self._releases_due = True
+        elif self._release_timer is None:
+            self._release_timer = self._loop.call_later(_RELEASE_LATER_S, self._release_now)
+
+    def _release_now(self) -> None:
+        self._release_timer = None
+        self._releases_due = True
+        self._plan_flush()
 
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
@@ -307,6 +332,8 @@ class Client:
         """Fail what is pending and leave."""
         self._deadlines.close()
         self._tidy_timer.cancel()
+        if self._release_timer is not None:
+            self._release_timer.cancel()
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()

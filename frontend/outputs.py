@@ -34,6 +34,12 @@ class Output:
         self._data = data
         self._offset = offset
 
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the whole output in its record; of strings, at least 8 for each."""
+        rows = self.shape[0] if self.batchable else 1
+        return rows * (self.row_bytes or 8 * self.row_elements)
+
     def raw(self, row_first: int, rows: int) -> memoryview:
         """Row-major little-endian bytes of rows [row_first, row_first + rows)."""
         row_bytes = self.row_bytes
