@@ -266,9 +266,9 @@ class Client:
             self._release(result, outputs)
 
     def _release(self, result: Result, outputs: list[Output] | None) -> None:
-        """Give the record back: a small one soon, together with others, as each message wakes a worker; a large one now.
+        """Give the record back: a large one now, small ones soon and together, as each message wakes a worker.
 
-        A worker's ring holds thousands of small records, so that it never waits for them; it may wait for a large one.
+        A worker never waits for small records, of which its ring holds thousands; it may wait for a large one.
         """
         record_ids = self._releases.setdefault(result.worker_id, [])
         record_ids.append(result.record_id)
