@@ -7,8 +7,10 @@ import os
 import socket
 import time
 
+from ringserve.broker.core import Core
 from ringserve.broker.service import Service
-from ringserve.broker.setup import find_versions, make_core, make_roster
+from ringserve.broker.setup import Policies, find_versions, make_roster
+from ringserve.broker.wire import unpack_lane
 from ringserve.config import process
 from ringserve.config.rundir import remove_run_dir
 from ringserve.config.schema import Settings
@@ -24,8 +26,10 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
     with socket.socket(fileno=listen_fd) as listener:
+        core = Core(unpack_lane)
         service = Service(
-            make_core(settings),
+            core,
+            Policies(core, settings),
             find_versions(settings.models),
             make_roster(settings.workers),
             listener,

@@ -290,13 +290,17 @@ class Exited(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """worker -> broker: how a model version's load went in this worker. error_text is empty when it succeeded."""
+    """worker -> broker: how a model version's load went in this worker. error_text is empty when it succeeded.
+
+    changes_state: some signature changes the model's variables, so one worker must serve all its requests.
+    """
 
     name: str
     version: int
     error_code: int
     error_text: str
     signature_defs: bytes
+    changes_state: bool = False
 
 
 class Ready(NamedTuple):

@@ -32,6 +32,7 @@ from ringserve.broker.messages import (
 )
 from ringserve.broker.registry import Arrivals, Peer, Registry
 from ringserve.broker.roster import Roster
+from ringserve.broker.setup import Policies
 from ringserve.broker.versions import Versions
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Service:
     def __init__(
         self,
         core: Core,
+        policies: Policies,
         versions: Versions,
         roster: Roster,
         listener: socket.socket,
@@ -55,6 +57,7 @@ class Service:
         first_peer_id: int,
     ) -> None:
         self._core = core
+        self._policies = policies
         self._versions = versions
         self._roster = roster
         self._clock = clock
@@ -192,6 +195,8 @@ class Service:
             failure = Failure(Code(message.error_code), message.error_text)
             if message.error_text:
                 log.error("%s version %d did not load: %s", message.name, message.version, message.error_text)
+            if message.changes_state:
+                self._policies.keep_on_one_worker(message.name)
             self._versions.loaded(ModelVersion(message.name, message.version), failure, message.signature_defs)
         elif isinstance(message, Ready):
             loaded = frozenset((str(name), int(version)) for name, version in message.loaded)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from ringserve.broker.core import Core
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.repository import choose_versions, list_versions
 from ringserve.broker.roster import Roster
 from ringserve.broker.versions import Versions
-from ringserve.broker.wire import unpack_lane
 from ringserve.config.cpus import usable_cpus
 from ringserve.config.schema import Batching, Model, Settings, Workers
 
@@ -31,12 +31,22 @@ def lane_policy(batching: Batching, workers: Workers) -> LanePolicy:
     )
 
 
-def make_core(settings: Settings) -> Core:
-    """The decisions, with each model's policy."""
-    core = Core(unpack_lane)
-    by_model = {model.name: lane_policy(model.batching, settings.workers) for model in settings.models}
-    core.set_policies(lane_policy(settings.batching, settings.workers), by_model)
-    return core
+class Policies:
+    """Each model's policy, as configured and as what the workers find out about the models makes it."""
+
+    def __init__(self, core: Core, settings: Settings) -> None:
+        self._core = core
+        self._default = lane_policy(settings.batching, settings.workers)
+        self._by_model = {model.name: lane_policy(model.batching, settings.workers) for model in settings.models}
+        core.set_policies(self._default, self._by_model)
+
+    def keep_on_one_worker(self, model: str) -> None:
+        """This model changes its variables while it serves: with two workers it would have two states."""
+        policy = self._by_model.get(model, self._default)
+        if policy.workers_max != 1:
+            log.warning("model %s changes its variables while serving: one worker serves it, with its own state", model)
+            self._by_model[model] = replace(policy, workers_max=1)
+            self._core.set_policies(self._default, self._by_model)
 
 
 def find_versions(models: tuple[Model, ...]) -> Versions:

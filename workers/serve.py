@@ -40,7 +40,7 @@ def load_models(
             reports.append(Loaded(name, version, int(error.code), error.text, b""))
             continue
         servables[name, version] = servable
-        reports.append(Loaded(name, version, int(Code.OK), "", servable.signature_defs))
+        reports.append(Loaded(name, version, int(Code.OK), "", servable.signature_defs, servable.changes_state))
     return servables, reports
 
 

@@ -311,10 +311,18 @@ def test_both_protocols_give_the_same_answer(server: Server, stub: Any) -> None:
     np.testing.assert_allclose(json.loads(body)["predictions"], over_grpc, rtol=1e-5, atol=1e-7, err_msg=alias)
 
 
-def test_a_stateful_model_keeps_one_state(stub: Any) -> None:
+def test_a_stateful_model_keeps_one_state_whichever_worker_is_free(stub: Any) -> None:
     start = float(predict(stub, "counter", "get")["output"])
-    for count in range(1, 21):
-        assert predict(stub, "counter", "add", delta=np.float32(1))["output"] == start + count
+
+    def call(number: int) -> None:
+        if number % 3:
+            predict(stub, "counter", "add", delta=np.float32(1))
+        else:
+            assert predict(stub, "counter", "get")["output"] >= start
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(call, range(240)))
+    assert predict(stub, "counter", "get")["output"] == start + 160
 
 
 def test_health(server: Server) -> None:
