@@ -20,6 +20,10 @@ from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Lease
 from ringserve.broker.runtimes import RunTimes
 
+#: A known run is overdue this many `spread_ns` after its time. On a host whose cores are shared a worker is often put
+#: aside for some milliseconds and comes back; a second worker then only competes for the core that it waits for.
+_OVERDUE_SPREADS = 6
+
 
 class Placement(NamedTuple):
     """worker: who gets the batch, None = nobody now. rows_max: its size at most.
@@ -91,7 +95,8 @@ def spread(lane: Lane, workers: Sequence[Worker], now_ns: int) -> int:
         known = head.lane.times.known and head.expected_ns
         if known and free_ns(leases, now_ns) - now_ns > spread_ns:
             continue
-        patience_ns = spread_ns + head.expected_ns + 2 * int(head.lane.times.turnaround_ns) if known else spread_ns
+        overdue_ns = _OVERDUE_SPREADS * spread_ns + 2 * int(head.lane.times.turnaround_ns)
+        patience_ns = head.expected_ns + overdue_ns if known else spread_ns
         if now_ns - head.started_ns >= patience_ns:
             continue
         ask_ns = earliest(ask_ns, head.started_ns + patience_ns)

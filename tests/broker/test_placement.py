@@ -19,13 +19,13 @@ US = 1_000
     # spread_ns is 1 ms
     ("known", "expected_ns", "ran_ns", "spreads", "ask_after_ns"),
     [
-        (True, 800 * US, 0, False, 1800 * US),  # free soon: wait; but not longer than it takes and 1 ms
-        (True, 800 * US, 700 * US, False, 1100 * US),
-        (True, 800 * US, 1700 * US, False, 100 * US),
-        (True, 800 * US, 1800 * US, True, 0),  # overdue
+        (True, 800 * US, 0, False, 6800 * US),  # free soon: wait; but not longer than it takes and 6 ms
+        (True, 800 * US, 700 * US, False, 6100 * US),
+        (True, 800 * US, 6700 * US, False, 100 * US),
+        (True, 800 * US, 6800 * US, True, 0),  # overdue
         (True, 4 * MS, 0, True, 0),  # a long run: use another worker
         (True, 4 * MS, 2900 * US, True, 0),
-        (True, 4 * MS, 3 * MS, False, 2 * MS),  # about to end: wait
+        (True, 4 * MS, 3 * MS, False, 7 * MS),  # about to end: wait
         (False, 0, 0, False, 1 * MS),  # unknown: see whether it takes long
         (False, 0, 999 * US, False, 1 * US),
         (False, 0, 1 * MS, True, 0),  # it does
