@@ -18,7 +18,7 @@ from ringserve.frontend.grpc_api import make_methods
 from ringserve.frontend.grpcio_engine import serve_grpcio
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2.server import serve_native
-from ringserve.frontend.rest_api import RestSettings, make_app
+from ringserve.frontend.rest_api import RestApp, RestSettings, make_app
 from ringserve.frontend.rest_server import RestLimits, serve_rest
 from ringserve.shm.segment import Segment
 
@@ -65,6 +65,7 @@ class Service:
             inbox_path=os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
         )
         self._servers: list[Listening] = []
+        self._rest_app: RestApp | None = None
 
     async def start(self) -> None:
         """Open the ports."""
@@ -89,9 +90,10 @@ class Service:
         log.info("Running gRPC ModelServer at %s:%d ...", server.host, server.port)
         if server.rest_api_port > 0:
             rest = RestSettings(body_bytes_max=server.rest_body_bytes_max, timeout_ms=server.rest_timeout_ms)
-            app = make_app(self._client, rest)
+            self._rest_app = make_app(self._client, rest)
             sockets = [listen(server.host, server.rest_api_port)]
-            self._servers.append(await serve_rest(app, sockets, RestLimits(connections_max=server.connections_max)))
+            rest_limits = RestLimits(connections_max=server.connections_max)
+            self._servers.append(await serve_rest(self._rest_app, sockets, rest_limits))
             log.info("Exporting HTTP/REST API at:localhost:%d ...", server.rest_api_port)
 
     async def stop(self, *, drain: bool) -> None:
@@ -100,5 +102,7 @@ class Service:
         await asyncio.gather(*(server.drain(drain_s) for server in self._servers))
         for server in self._servers:
             await server.close()
+        if self._rest_app is not None:
+            self._rest_app.close()
         self._client.close()
         self._segment.close()
