@@ -9,7 +9,7 @@ import time
 
 from ringserve.broker.core import Core
 from ringserve.broker.service import Service
-from ringserve.broker.setup import Policies, find_versions, make_roster
+from ringserve.broker.setup import Policies, find_versions, make_roster, pin_broker
 from ringserve.broker.wire import unpack_lane
 from ringserve.config import process
 from ringserve.config.rundir import remove_run_dir
@@ -25,13 +25,15 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
     """
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
+    roster = make_roster(settings.workers)
+    pin_broker(settings.workers)  # after the workers' cores were counted: this narrows what the process may use
     with socket.socket(fileno=listen_fd) as listener:
         core = Core(unpack_lane)
         service = Service(
             core,
             Policies(core, settings),
             find_versions(settings.models),
-            make_roster(settings.workers),
+            roster,
             listener,
             os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
             clock=time.monotonic_ns,

@@ -91,7 +91,9 @@ class Workers:
     threads_per_worker: int = setting(
         1, "TensorFlow's threads in one worker; more only for large models under little traffic", low=1, high=1024
     )
-    pin: bool = setting(True, "bind each worker to its CPUs, where there are as many as workers need")
+    pin: bool = setting(
+        True, "bind each worker to its CPUs, where there are as many as workers need, and the broker to one"
+    )
     lease_ms_max: int = setting(
         30_000, "a worker that runs one batch for longer is taken to hang and replaced", low=10
     )
