@@ -18,23 +18,43 @@ from typing import NamedTuple
 
 from ringserve.broker import wire
 from ringserve.broker.messages import (
+    Ask,
     Catalog,
     Exited,
     Fork,
     Hello,
     Kill,
     Loaded,
+    Loading,
+    LoadOrder,
+    ModelOptions,
     PeerJoined,
     PeerLeft,
     PoolState,
     Ready,
     Stop,
+    Told,
     VersionInfo,
     Welcome,
 )
 
 ControlMessage = (
-    Hello | Welcome | PeerJoined | PeerLeft | Catalog | Fork | Kill | Exited | Loaded | Ready | Stop | PoolState
+    Hello
+    | Welcome
+    | PeerJoined
+    | PeerLeft
+    | Catalog
+    | Fork
+    | Kill
+    | Exited
+    | Loaded
+    | Ready
+    | Stop
+    | PoolState
+    | Loading
+    | ModelOptions
+    | Ask
+    | Told
 )
 
 # The position is the kind on the wire: append, never reorder, and raise PROTOCOL_VERSION on any change.
@@ -51,6 +71,10 @@ _MESSAGES: tuple[type[ControlMessage], ...] = (
     Ready,
     Stop,
     PoolState,
+    Loading,
+    ModelOptions,
+    Ask,
+    Told,
 )
 _KIND_OF_MESSAGE = {message: kind for kind, message in enumerate(_MESSAGES)}
 
@@ -202,5 +226,7 @@ def _decode(body: bytes) -> ControlMessage:
     except (wire.WireError, ValueError, IndexError, TypeError) as error:
         raise ControlClosed(f"no control message of this protocol: {error!r}") from error
     if isinstance(message, Catalog):
-        return Catalog([VersionInfo(*version) for version in message.versions])
+        return message._replace(versions=[VersionInfo(*version) for version in message.versions])
+    if isinstance(message, Fork):
+        return message._replace(models=[LoadOrder(*order) for order in message.models])
     return message

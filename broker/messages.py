@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Code(IntEnum):
@@ -240,6 +240,8 @@ class VersionInfo(NamedTuple):
     """One version of one model in the catalog.
 
     signature_defs: a serialized tensorflow.serving.SignatureDefMap, empty until a worker has loaded the version.
+    notes: what an operator should know of this version, a sentence each (how it was warmed up, that it runs on one
+    worker only, ...).
     """
 
     name: str
@@ -248,22 +250,61 @@ class VersionInfo(NamedTuple):
     error_code: int
     error_text: str
     signature_defs: bytes
+    notes: list[str]
 
 
 class Catalog(NamedTuple):
-    """broker -> frontends: all models and versions, whole, after every change. `versions`: list of VersionInfo."""
+    """broker -> frontends: all models and versions, whole, after every change.
+
+    versions: list of VersionInfo. models: every configured model's name, also of those without any version (readiness
+    needs them). labels: {model: {label: version}}, only labels that are assigned now. pads: names of the models whose
+    rows of different inner shapes are padded into one batch (their lanes leave these axes open).
+    """
 
     versions: list[VersionInfo]
+    models: list[str]
+    labels: dict[str, dict[str, int]]
+    pads: list[str]
+
+
+class LoadOrder(NamedTuple):
+    """One model version that a worker is to load, inside a Fork.
+
+    fallback: load it only if no other version of this model in the same Fork loaded (it serves now, and a version
+    that does not load must not take its place). options: ModelOptions' fields of this model but its name.
+    """
+
+    name: str
+    version: int
+    path: str
+    fallback: bool
+    options: list[Any]
+
+
+class ModelOptions(NamedTuple):
+    """broker -> worker: how batches of this model are to be run from now on; also inside each LoadOrder.
+
+    batch_rows_max: rows of the largest batch (synthetic warm-up runs up to it). batch_rows_allowed: sizes up to which
+    a batch's rows are padded, ascending; empty = no row padding. pad_inputs: rows of different inner shapes share a
+    batch, padded at the end of each axis to the largest. pad_with_first: fill with each tensor's first element, as TF
+    Serving does, in place of zeros.
+    """
+
+    name: str
+    batch_rows_max: int
+    batch_rows_allowed: list[int]
+    pad_inputs: bool
+    pad_with_first: bool
 
 
 class Fork(NamedTuple):
-    """broker -> pool: make one worker. models: [[name, version, path], ...]; cpu: core to pin to, -1 for none."""
+    """broker -> pool: make one worker. models: LoadOrders, loaded in this order; cpu: core to pin to, -1 for none."""
 
     worker_index: int
     generation: int
     cpu: int
     threads: int
-    models: list[list[Any]]
+    models: list[LoadOrder]
 
 
 class PoolState(NamedTuple):
@@ -289,10 +330,18 @@ class Exited(NamedTuple):
     status: int
 
 
+class Loading(NamedTuple):
+    """worker -> broker: I begin to load this version now. What a worker that dies while loading died of."""
+
+    name: str
+    version: int
+
+
 class Loaded(NamedTuple):
     """worker -> broker: how a model version's load went in this worker. error_text is empty when it succeeded.
 
-    changes_state: some signature changes the model's variables, so one worker must serve all its requests.
+    changes_state: some signature changes the model's variables, so one worker must serve all its requests. notes: as in
+    VersionInfo.
     """
 
     name: str
@@ -301,12 +350,37 @@ class Loaded(NamedTuple):
     error_text: str
     signature_defs: bytes
     changes_state: bool = False
+    notes: list[str] = []  # noqa: RUF012  (never changed; msgpack makes lists)
 
 
 class Ready(NamedTuple):
-    """worker -> broker: all loads are over; I take batches. loaded: [[name, version], ...] that succeeded."""
+    """worker -> broker: I take batches of these. loaded: [[name, version], ...], all that succeeded so far.
+
+    Sent after each load that succeeds, so that a model answers as soon as it can; complete: all loads are over.
+    """
 
     loaded: list[list[Any]]
+    complete: bool
+
+
+class Ask(NamedTuple):
+    """frontend -> broker, or broker -> worker: an operator's call that the asked process must answer with one Told.
+
+    ask_id: the asker's number for it. verb and body: see `broker/admin.py` (broker) and `workers/profile.py` (worker).
+    """
+
+    ask_id: int
+    verb: str
+    body: bytes
+
+
+class Told(NamedTuple):
+    """The answer to an Ask, back the way it came. code: a Code; body is meaningful only when it is OK."""
+
+    ask_id: int
+    code: int
+    text: str
+    body: bytes
 
 
 class Stop(NamedTuple):

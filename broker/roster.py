@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from ringserve.broker.messages import Fork
+from ringserve.broker.messages import Fork, LoadOrder
 
 #: A worker that lived this long was healthy: its next death starts the back-off afresh.
 _HEALTHY_NS = 10_000_000_000
@@ -79,7 +79,7 @@ class Roster:
             if seat.place is Place.VACANT and seat.not_before_ns <= now_ns:
                 seat.place = Place.FORKING
                 cpu = self._cpus[index % len(self._cpus)] if self._cpus else -1
-                forks.append(Fork(index, 0, cpu, self._threads, [list(model) for model in models]))
+                forks.append(Fork(index, 0, cpu, self._threads, [LoadOrder(*model, False, []) for model in models]))
         return forks
 
     def wake_ns(self) -> int:

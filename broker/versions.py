@@ -81,9 +81,13 @@ class Versions:
                     int(version.failure.code),
                     version.failure.text,
                     version.signature_defs,
+                    [],
                 )
                 for key, version in self._versions.items()
-            ]
+            ],
+            sorted({key.name for key in self._versions}),
+            {},
+            [],
         )
 
     def _move(self, version: _Version, state: VersionState) -> None:

@@ -49,7 +49,11 @@ class Server:
     """The network's side, and the server as a whole."""
 
     host: str = setting("0.0.0.0", "address that both ports are bound to; '::' for IPv6")
-    port: int = setting(8500, "gRPC port; 0 picks a free one, which is logged", high=65535)
+    port: int = setting(8500, "gRPC port; 0 picks a free one, which is logged; -1: none", low=-1, high=65535)
+    grpc_socket_path: str = setting("", "also take gRPC on this UNIX socket; empty: none")
+    grpc_connection_age_ms_max: int = setting(
+        0, "a gRPC connection this old is asked to leave (GOAWAY), so that load balancers can even out; 0: never"
+    )
     rest_api_port: int = setting(8501, "REST port; 0 turns REST off, -1 picks a free one", low=-1, high=65535)
     frontends: int = setting(
         0, "frontend processes that share the ports; 0: one for every four usable CPUs, at least one", high=1024
@@ -68,6 +72,22 @@ class Server:
     )
     rest_body_bytes_max: int = setting(
         256 * MIB, "largest REST request body; a larger one is answered 413", low=1 * KIB, shown="256MiB"
+    )
+    rest_api_enable_cors_support: bool = setting(False, "let web pages of any origin read REST answers (CORS headers)")
+    rest_admin: str = setting(
+        "local",
+        "who may change models over REST: processes of this host, everybody who reaches the port, or nobody",
+        choices=("local", "all", "off"),
+    )
+    enable_signature_method_name_check: bool = setting(
+        False, "refuse a signature whose method_name is not the one of the call"
+    )
+    enable_grpc_healthcheck_service: bool = setting(True, "serve grpc.health.v1.Health")
+    enable_grpc_reflection: bool = setting(True, "serve grpc.reflection, so that grpcurl needs no .proto files")
+    enable_profiler: bool = setting(True, "serve tensorflow.ProfilerService, which profiles one worker")
+    ssl_config_file: str = setting("", "text-format SSLConfig with PEM texts: TLS for gRPC; empty: none")
+    metrics_path: str = setting(
+        "/monitoring/prometheus/metrics", "REST path of the metrics under TF Serving's names; empty: none"
     )
     rest_timeout_ms: int = setting(30_000, "how long a REST request may take before it is answered 504; 0: no limit")
     enable_serialization_as_tensor_content: bool = setting(
@@ -134,6 +154,65 @@ class Batching:
         flag="batching_spread_us",
     )
     workers_max: int = setting(0, "workers that one lane may use at a time; 0: all", flag="batching_workers_max")
+    request_rows_max: int = setting(
+        0, "rows of one request; one with more is refused; 0: no limit (TF Serving's max_batch_size)"
+    )
+    queue_batches_max: int = setting(
+        0, "whole batches waiting in one lane; 0: no limit (TF Serving's max_enqueued_batches)"
+    )
+    batches_at_once_max: int = setting(
+        0, "batches of all models running at the same time; 0: as many as workers (TF Serving's num_batch_threads)"
+    )
+    batch_rows_allowed: str = setting(
+        "", "sizes up to which a batch's rows are padded, such as '1,8,32'; empty: batches keep their size"
+    )
+    pad_inputs: bool = setting(
+        False, "requests of different inner shapes share a batch, padded to the largest (pad_variable_length_inputs)"
+    )
+    pad_with: str = setting(
+        "zero",
+        "what these are padded with; first: each tensor's first element, as in TF Serving",
+        choices=("zero", "first"),
+    )
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """How models come, change and go."""
+
+    model_config_file: str = setting("", "models in TF Serving's ModelServerConfig, text format or JSON; empty: none")
+    model_config_file_poll_wait_seconds: int = setting(0, "how often that file is read again; 0: never", low=-1)
+    file_system_poll_wait_seconds: int = setting(
+        1, "how often the base paths are looked at; 0: once, and when asked to; -1: only when asked to", low=-1
+    )
+    settle_ms: int = setting(
+        2_000, "a version is loaded when nothing in its directory has changed for this long, and it is complete"
+    )
+    incomplete_ms_max: int = setting(
+        30_000, "a directory that stays incomplete and unchanged for this long is loaded anyway, to say what is wrong"
+    )
+    unload_when_empty: bool = setting(
+        False, "a base path that is empty or cannot be read unloads its model, as in TF Serving; else it keeps serving"
+    )
+    max_num_load_retries: int = setting(5, "how often a load that may yet succeed is repeated")
+    load_retry_ms_max: int = setting(60_000, "longest pause before it is repeated; the first is a second")
+    require_all_models: bool = setting(
+        False, "end the server when a configured model cannot be loaded at the start, as TF Serving does"
+    )
+    allow_version_labels_for_unavailable_models: bool = setting(
+        False, "a new label may point to a version that is not available (yet)"
+    )
+    enable_model_warmup: bool = setting(True, "replay assets.extra/tf_serving_warmup_requests before a version serves")
+    num_request_iterations_for_warmup: int = setting(0, "how often each warm-up record is run; 0: once")
+    synthetic_warmup: bool = setting(
+        True, "without such a file: run each signature on zeros over the batch sizes that will be used"
+    )
+    prefer_tflite_model: bool = setting(
+        False, "serve a version's model.tflite when it has one (needs the extra 'tflite')"
+    )
+    enable_per_model_batching_parameters: bool = setting(
+        False, "read batch sizes and waits from batching_params.pbtxt in each version's directory"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,18 +231,23 @@ class Shm:
     )
 
 
-#: `versions` of a model: the highest, all, or these.
+#: `versions` of a model: "latest" (the highest), "latest:N" (the N highest), "all", or these.
 Versions = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model: [[models]] of the file. `batching` is whole: the [batching] section with this model's overrides."""
+    """One model: [[models]] of the file. `batching` is whole: the [batching] section with this model's overrides.
+
+    labels: (label, version) pairs, sorted. platform: `tensorflow`, the only one so far (as ModelConfig names it).
+    """
 
     name: str
     base_path: str
     versions: Versions = "latest"
     batching: Batching = Batching()
+    labels: tuple[tuple[str, int], ...] = ()
+    platform: str = "tensorflow"
 
 
 #: Keys of [[models]] and one line of each; `batching` is a table of the keys of [batching].
@@ -188,6 +272,7 @@ class Settings:
     workers: Workers = Workers()
     batching: Batching = Batching()
     shm: Shm = Shm()
+    lifecycle: Lifecycle = Lifecycle()
     models: tuple[Model, ...] = ()
 
     def to_json(self) -> str:
@@ -204,10 +289,17 @@ class Settings:
 
 def _model_of_json(data: dict[str, Any]) -> Model:
     versions = data["versions"] if isinstance(data["versions"], str) else tuple(data["versions"])
-    return Model(data["name"], data["base_path"], versions, Batching(**data["batching"]))
+    labels = tuple((label, version) for label, version in data["labels"])
+    return Model(data["name"], data["base_path"], versions, Batching(**data["batching"]), labels, data["platform"])
 
 
-SECTIONS: Final[dict[str, type[Any]]] = {"server": Server, "workers": Workers, "batching": Batching, "shm": Shm}
+SECTIONS: Final[dict[str, type[Any]]] = {
+    "server": Server,
+    "workers": Workers,
+    "batching": Batching,
+    "shm": Shm,
+    "lifecycle": Lifecycle,
+}
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from ringserve.broker.control import ControlChannel, ControlClosed
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
+    Ask,
     Catalog,
     Hello,
     PeerJoined,
     PeerLeft,
     Role,
-    VersionInfo,
+    Told,
     Welcome,
 )
 from ringserve.shm.segment import Segment
@@ -60,8 +61,14 @@ class LinkUser(Protocol):
     def on_worker_left(self) -> None:
         """A worker is gone; Results it was sending may be lost."""
 
-    def on_catalog(self, versions: list[VersionInfo]) -> None:
+    def on_catalog(self, catalog: Catalog) -> None:
         """The whole catalog, after every change."""
+
+    def on_told(self, told: Told) -> None:
+        """The answer to an Ask."""
+
+    def on_disconnected(self) -> None:
+        """The broker is lost, and with it every Ask."""
 
 
 class BrokerLink:
@@ -96,6 +103,21 @@ class BrokerLink:
             return False
         self._broker.send(message)
         return True
+
+    def ask(self, message: Ask) -> bool:
+        """Send an operator's call to the broker; False when there is none just now."""
+        channel = self._channel
+        if channel is None or self._broker is None:
+            return False
+        channel.send(message)
+        if channel.unsent:
+            self._loop.add_writer(channel.fd, self._flush, channel)
+        return True
+
+    def _flush(self, channel: ControlChannel) -> None:
+        channel.flush()
+        if not channel.unsent:
+            self._loop.remove_writer(channel.fd)
 
     def _on_mail(self) -> None:
         messages = self._inbox.drain()
@@ -136,7 +158,9 @@ class BrokerLink:
             elif isinstance(message, PeerLeft):
                 self._worker_left(message.peer_id)
             elif isinstance(message, Catalog):
-                self._user.on_catalog(message.versions)
+                self._user.on_catalog(message)
+            elif isinstance(message, Told):
+                self._user.on_told(message)
 
     def _worker_joined(self, message: PeerJoined, fds: list[int]) -> None:
         try:
@@ -161,11 +185,13 @@ class BrokerLink:
             log.warning("lost the broker (%s); registering again", reason)
         if self._channel is not None:
             self._loop.remove_reader(self._channel.fd)
+            self._loop.remove_writer(self._channel.fd)
             self._channel.close()
             self._channel = None
         if self._broker is not None:
             self._broker.close()
             self._broker = None
+            self._user.on_disconnected()
         # A new broker introduces the workers again under new ids; the old ids stay good for Results under way.
         for peer_id in self.workers:
             self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)

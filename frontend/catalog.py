@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from ringserve.broker.messages import Code, Failure, VersionInfo, VersionState
-from ringserve.frontend.protos import SignatureDefMap
+from ringserve.config.protos import SignatureDefMap
 from ringserve.frontend.tensor_proto import Tensor, decode
 
 #: Signature that a request means when it names none.
@@ -70,12 +70,16 @@ class ServableView:
 
 
 class VersionStatus(NamedTuple):
-    """One line of GetModelStatus. state: a VersionState; error_code: a Code, OK when there was no error."""
+    """One line of GetModelStatus. state: a VersionState; error_code: a Code, OK when there was no error.
+
+    notes: as in messages.VersionInfo.
+    """
 
     version: int
     state: int
     error_code: int
     error_text: str
+    notes: tuple[str, ...] = ()
 
 
 class _Model:
@@ -101,18 +105,37 @@ class Catalog:
         self._models: dict[str, _Model] = {}
         self._versions: list[VersionInfo] = []
         self._labels: Mapping[str, Mapping[str, int]] = {}
+        self._names: list[str] = []
+        self.pads: frozenset[str] = frozenset()
 
-    def update(self, versions: Sequence[VersionInfo], labels: Mapping[str, Mapping[str, int]] | None = None) -> None:
-        """Take over the whole catalog. labels: model name -> label -> version; None keeps those known."""
+    def update(
+        self,
+        versions: Sequence[VersionInfo],
+        labels: Mapping[str, Mapping[str, int]] | None = None,
+        models: Sequence[str] | None = None,
+        pads: Sequence[str] = (),
+    ) -> None:
+        """Take over the whole catalog, as messages.Catalog has it.
+
+        labels: None keeps those known. models: configured names; None: those that have versions.
+        """
         new_versions = [VersionInfo(*version) for version in versions]
         new_labels = self._labels if labels is None else {name: dict(those) for name, those in labels.items()}
-        if new_versions == self._versions and new_labels == self._labels:
+        new_names = sorted({info.name for info in new_versions} if models is None else models)
+        new_pads = frozenset(pads)
+        before = (self._versions, self._labels, self._names, self.pads)
+        if (new_versions, new_labels, new_names, new_pads) == before:
             return
+        self._take(new_versions, new_labels)
+        self._names, self.pads = new_names, new_pads
+        self.epoch += 1
+
+    def _take(self, new_versions: list[VersionInfo], new_labels: Mapping[str, Mapping[str, int]]) -> None:
         models: dict[str, _Model] = {}
         # Newest first: the order of GetModelStatus, and the first AVAILABLE one met is the latest.
         for info in sorted(new_versions, key=lambda version: -version.version):
             model = models.setdefault(info.name, _Model())
-            model.statuses.append(VersionStatus(info.version, info.state, info.error_code, info.error_text))
+            model.statuses.append(VersionStatus(*info[1:5], tuple(info.notes)))
             if info.state == VersionState.AVAILABLE:
                 servable = self._known(info) or servable_view(info.name, info.version, info.signature_defs)
                 model.servables[info.version] = servable
@@ -122,7 +145,6 @@ class Catalog:
             if name in models:
                 models[name].labels = those
         self._versions, self._labels, self._models = new_versions, new_labels, models
-        self.epoch += 1
 
     def _known(self, info: VersionInfo) -> ServableView | None:
         """The view made for an earlier update, when the version's signatures are the same."""
@@ -159,8 +181,12 @@ class Catalog:
         return list(model.statuses)
 
     def names(self) -> list[str]:
-        """Every model name, sorted."""
-        return sorted(self._models)
+        """Every configured model's name, sorted; also of those without a version."""
+        return list(self._names)
+
+    def labels(self, name: str) -> dict[str, int]:
+        """The labels of a model that are assigned now: label -> version."""
+        return dict(self._labels.get(name, {}))
 
 
 def servable_view(name: str, version: int, signature_defs: bytes) -> ServableView:

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ringserve.broker import wire
-from ringserve.broker.messages import Cancel, Code, Failed, Release, Result, Submit, VersionInfo
+from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Release, Result, Submit, Told
 from ringserve.broker.wire import WireError
+from ringserve.frontend import catalog
+from ringserve.frontend.asks import Asks
 from ringserve.frontend.broker_link import BrokerLink
-from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.deadlines import DeadlineWheel
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import Join
@@ -59,7 +60,7 @@ class Client:
     def __init__(
         self, segment: Segment, *, registration_path: str, inbox_path: str, requests_max: int = 65_536
     ) -> None:
-        self.catalog = Catalog()
+        self.catalog = catalog.Catalog()
         self._segment = segment
         self._data = segment.data
         self._ring = RingWriter(segment.data_bytes)
@@ -77,6 +78,7 @@ class Client:
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
+        self._asks = Asks(self._link.ask)
 
     @property
     def pending_count(self) -> int:
@@ -139,6 +141,10 @@ class Client:
         if entry is not None:
             self._abandon(request_id, entry)
 
+    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]:
+        """An operator's call to the broker (verbs: broker/admin.py). Returns (code, text, body)."""
+        return await self._asks.ask(verb, body, timeout_s)
+
     def _refuse(self, request: list[int], size: int, reply: Reply) -> None:
         self._release_records(request)
         if size > self._ring.record_bytes_max:
@@ -196,6 +202,7 @@ class Client:
                 worker = link.workers.get(worker_id)
                 if worker is not None:
                     worker.outbox.send(wire.pack(Release(link.frontend_id, record_ids)))
+
     def _tidy(self) -> None:
         """Once a second: give back the ring's pages that a burst has left behind."""
         shrunk = self._ring.take_shrunk()
@@ -324,9 +331,17 @@ class Client:
         """Its unsent Results are lost although the broker may have settled their leases: ask again for what is left."""
         self._loop.call_later(_RESUBMIT_AFTER_S, self._resubmit)
 
-    def on_catalog(self, versions: list[VersionInfo]) -> None:
+    def on_catalog(self, catalog: Catalog) -> None:
         """The catalog changed."""
-        self.catalog.update(versions)
+        self.catalog.update(catalog.versions, catalog.labels, catalog.models, catalog.pads)
+
+    def on_told(self, told: Told) -> None:
+        """An operator's call has been answered."""
+        self._asks.told(told)
+
+    def on_disconnected(self) -> None:
+        """The broker that would have answered is gone."""
+        self._asks.lost()
 
     def close(self) -> None:
         """Fail what is pending and leave."""
@@ -337,6 +352,7 @@ class Client:
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()
+        self._asks.lost()
 
 
 def _outputs_of(result: Result, data: memoryview, batchable: bool) -> list[Output]:

@@ -8,17 +8,17 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import DecodeError
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.catalog import Catalog
-from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
-from ringserve.frontend.lanes import Lane, LaneTable
-from ringserve.frontend.outputs import Output, Reply
-from ringserve.frontend.predict_codec import PredictDecoder, PredictEncoder, model_spec_of
-from ringserve.frontend.protos import (
+from ringserve.config.protos import (
     GetModelMetadataRequest,
     GetModelMetadataResponse,
     GetModelStatusRequest,
     GetModelStatusResponse,
 )
+from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
+from ringserve.frontend.lanes import Lane, LaneTable
+from ringserve.frontend.outputs import Output, Reply
+from ringserve.frontend.predict_codec import PredictDecoder, PredictEncoder, model_spec_of
 from ringserve.frontend.status import grpc_text
 
 PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"

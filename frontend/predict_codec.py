@@ -21,11 +21,11 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.config.protos import ModelSpec, PredictRequest
 from ringserve.frontend.catalog import Catalog, ServableView, SignatureView
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.lanes import Lane, LaneTable, Request, check_names, find_signature
 from ringserve.frontend.outputs import Output
-from ringserve.frontend.protos import ModelSpec, PredictRequest
 from ringserve.frontend.tensor_proto import (
     TYPED_FIELDS,
     Tensor,

@@ -9,8 +9,8 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from ringserve.broker.messages import Failure, VersionState
+from ringserve.config.protos import SignatureDefMap
 from ringserve.frontend.catalog import Catalog
-from ringserve.frontend.protos import SignatureDefMap
 from ringserve.frontend.status import code_name
 
 #: protobuf renamed the option that prints fields which are not set.

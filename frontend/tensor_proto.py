@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.config.protos import TensorProto, TensorShapeProto
 from ringserve.frontend.handler import Buffer
-from ringserve.frontend.protos import TensorProto, TensorShapeProto
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES
 

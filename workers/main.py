@@ -53,7 +53,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
         link.register()
         tags = tuple(settings.workers.saved_model_tags.split(","))
         load = functools.partial(Servable.load, tags=tags, threads=order.threads)
-        servables, reports = load_models([(str(n), int(v), str(p)) for n, v, p in order.models], load)
+        servables, reports = load_models([(model.name, model.version, model.path) for model in order.models], load)
         executor = Executor(servables, link.rings, ring, segment.data, link.worker_id)
         process.freeze_heap()
         worker = Worker(

@@ -88,7 +88,7 @@ class Worker:
         for report in self._reports:
             self._link.send(report)
         loaded = [[report.name, report.version] for report in self._reports if report.error_code == Code.OK]
-        self._link.send(Ready(loaded))
+        self._link.send(Ready(loaded, True))
 
     def serve(self) -> None:
         """Run until `stopping`. Raises PoolGone or StopOrdered."""

@@ -31,7 +31,7 @@ def receive_all(channel: ControlChannel, count: int) -> list[Received]:
 
 def test_messages_arrive_in_order_with_their_types(pair: tuple[ControlChannel, ControlChannel]) -> None:
     ours, theirs = pair
-    catalog = Catalog([VersionInfo("m", 1, 30, 0, "", b"\x00" * 300)])
+    catalog = Catalog([VersionInfo("m", 1, 30, 0, "", b"\x00" * 300, ["warm"])], ["m"], {"m": {"stable": 1}}, [])
     sent: list[ControlMessage] = [
         Hello(1, 1, os.getpid(), "/x", 4096, -1, 0), PeerLeft(3), catalog, Stop("now")
     ]

@@ -113,10 +113,10 @@ def test_end_of_file_is_a_death_and_is_told(broker: Broker, tmp_path: Path) -> N
 
 def test_what_was_sent_before_the_death_still_arrives(broker: Broker) -> None:
     worker = broker.join(Role.WORKER, "/w")
-    worker.send(Ready([["m", 1]]))
+    worker.send(Ready([["m", 1]], True))
     worker.close()
     arrivals = broker.turn_until(1, "left")
-    assert [message for _, message in arrivals.messages] == [Ready([["m", 1]])]
+    assert [message for _, message in arrivals.messages] == [Ready([["m", 1]], True)]
 
 
 @pytest.mark.parametrize(

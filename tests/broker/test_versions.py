@@ -29,13 +29,13 @@ def test_wanted_is_loading_until_a_worker_takes_batches() -> None:
     versions.loaded(KEY, OK, b"defs")
     assert only(versions).state == VersionState.LOADING
     versions.ready(frozenset({("m", 1)}))
-    assert only(versions) == VersionInfo("m", 1, VersionState.AVAILABLE, 0, "", b"defs")
+    assert only(versions) == VersionInfo("m", 1, VersionState.AVAILABLE, 0, "", b"defs", [])
 
 
 def test_a_failed_load_ends_with_its_error() -> None:
     versions = wanted_one()
     versions.loaded(KEY, BROKEN, b"")
-    assert only(versions) == VersionInfo("m", 1, VersionState.END, Code.NOT_FOUND, "no saved_model.pb", b"")
+    assert only(versions) == VersionInfo("m", 1, VersionState.END, Code.NOT_FOUND, "no saved_model.pb", b"", [])
 
 
 def test_a_failure_in_one_worker_does_not_take_a_served_version_down() -> None:
@@ -51,7 +51,7 @@ def test_a_version_that_failed_first_is_served_once_a_worker_has_it() -> None:
     versions.loaded(KEY, BROKEN, b"")
     versions.loaded(KEY, OK, b"defs")
     versions.ready(frozenset({("m", 1)}))
-    assert only(versions) == VersionInfo("m", 1, VersionState.AVAILABLE, 0, "", b"defs")
+    assert only(versions) == VersionInfo("m", 1, VersionState.AVAILABLE, 0, "", b"defs", [])
 
 
 def test_the_epoch_grows_with_what_can_be_seen_and_with_nothing_else() -> None:

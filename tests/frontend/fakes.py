@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ringserve.broker.messages import VersionInfo, VersionState
+from ringserve.config.protos import SignatureDef, SignatureDefMap, TensorProto
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply
-from ringserve.frontend.protos import SignatureDef, SignatureDefMap, TensorProto
 from ringserve.shm.dtype import FLOAT, STRING, dtype_of
 from ringserve.shm.tensor import string_record_bytes, write_strings
 
@@ -59,7 +59,7 @@ def version_info(
     if signatures is None:
         signatures = {"serving_default": HALF_PLUS_TWO}
     serialized = SignatureDefMap(signature_def=signatures).SerializeToString()
-    return VersionInfo(name, version, state, error[0], error[1], serialized)
+    return VersionInfo(name, version, state, error[0], error[1], serialized, [])
 
 
 def catalog_of(*versions: VersionInfo, labels: Mapping[str, Mapping[str, int]] | None = None) -> Catalog:

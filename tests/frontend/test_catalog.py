@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ringserve.broker.messages import Code, Failure, VersionState
+from ringserve.config.protos import SignatureDef, TensorProto
 from ringserve.frontend.catalog import Catalog, ServableView
-from ringserve.frontend.protos import SignatureDef, TensorProto
 from ringserve.frontend.tensor_proto import Tensor
 from ringserve.shm.dtype import FLOAT, STRING
 from tests.frontend.fakes import HALF_PLUS_TWO, catalog_of, float_proto, signature_def, version_info

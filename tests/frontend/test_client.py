@@ -358,7 +358,7 @@ async def test_a_new_broker_gets_what_the_old_one_held(tmp_path: Path) -> None:
 
 async def test_the_catalog_follows_the_broker(tmp_path: Path) -> None:
     async with staged(tmp_path) as (stage, client, _):
-        stage.registry.send(stage.frontend, Catalog([VersionInfo("m", 3, 20, 0, "", b"")]))
+        stage.registry.send(stage.frontend, Catalog([VersionInfo("m", 3, 20, 0, "", b"", [])], ["m"], {}, []))
         await until(lambda: client.catalog.statuses("m", None))
 
 

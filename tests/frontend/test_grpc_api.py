@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from ringserve.broker.messages import Code, VersionState
-from ringserve.frontend.grpc_api import GET_MODEL_METADATA, GET_MODEL_STATUS, PREDICT, make_methods
-from ringserve.frontend.protos import (
+from ringserve.config.protos import (
     GetModelMetadataRequest,
     GetModelMetadataResponse,
     GetModelStatusRequest,
@@ -24,6 +23,7 @@ from ringserve.frontend.protos import (
     SignatureDefMap,
     TensorProto,
 )
+from ringserve.frontend.grpc_api import GET_MODEL_METADATA, GET_MODEL_STATUS, PREDICT, make_methods
 from ringserve.shm.dtype import FLOAT, STRING
 from tests.frontend.fakes import (
     HALF_PLUS_TWO,

@@ -10,9 +10,9 @@ import pytest
 
 from ringserve.broker.messages import Code, Failure, InputSpec, LaneSpec
 from ringserve.broker.wire import unpack_lane
+from ringserve.config.protos import TensorProto
 from ringserve.frontend.catalog import ServableView, SignatureView
 from ringserve.frontend.lanes import LaneTable, Request, Tensor, find_signature
-from ringserve.frontend.protos import TensorProto
 from ringserve.shm.dtype import DOUBLE, FLOAT, INT32, INT64, STRING
 from tests.frontend.fakes import Specs, catalog_of, float_proto, signature_def, version_info
 

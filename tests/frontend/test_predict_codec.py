@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code, Failure, InputSpec, LaneSpec
+from ringserve.config.protos import ModelSpec, PredictRequest, PredictResponse, TensorProto
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.lanes import Lane, LaneTable
 from ringserve.frontend.predict_codec import Matched, PredictDecoder, PredictEncoder, TemplateTable
-from ringserve.frontend.protos import ModelSpec, PredictRequest, PredictResponse, TensorProto
 from ringserve.frontend.tensor_proto import Tensor, encode
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES

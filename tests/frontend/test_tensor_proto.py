@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.protos import TensorProto
+from ringserve.config.protos import TensorProto
 from ringserve.frontend.tensor_proto import TYPED_FIELDS, Tensor, decode, encode, varint
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Failure
-from ringserve.frontend.protos import TensorProto
+from ringserve.config.protos import TensorProto
 from ringserve.frontend.tensor_proto import Tensor, decode, encode
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES

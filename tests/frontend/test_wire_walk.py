@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringserve.frontend.protos import PredictRequest, TensorProto
+from ringserve.config.protos import PredictRequest, TensorProto
 from ringserve.frontend.tensor_proto import varint
 from ringserve.frontend.wire_walk import CONTENT, find_payloads
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from perf import loadgen
-from ringserve.frontend import protos
+from ringserve.config import protos
 
 HERE = Path(__file__).resolve().parent
 

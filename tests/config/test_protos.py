@@ -40,8 +40,8 @@ ROUND_TRIP = (
 @pytest.mark.parametrize(
     "imports",
     [
-        "from ringserve.frontend import protos\nimport tensorflow as tf\n",
-        "import tensorflow as tf\nfrom ringserve.frontend import protos\n",
+        "from ringserve.config import protos\nimport tensorflow as tf\n",
+        "import tensorflow as tf\nfrom ringserve.config import protos\n",
     ],
     ids=["protos first", "tensorflow first"],
 )
@@ -54,7 +54,7 @@ def test_protobuf_runs_on_its_c_implementation() -> None:
     """The pure Python implementation works too but is fifty times slower: a deployment should notice."""
     report = run_python(
         "import json\n"
-        "from ringserve.frontend import protos\n"
+        "from ringserve.config import protos\n"
         "from google.protobuf.internal import api_implementation\n"
         "print(json.dumps(api_implementation.Type()))\n"
     )

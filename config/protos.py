@@ -6,7 +6,7 @@ Afterwards every `tensorflow...` entry leaves `sys.modules` again: a later real 
 half-made, and gets these very classes, because protobuf's descriptor pool hands out one class per message type.
 When the real TensorFlow is already imported, it is used as it is.
 
-This is the one place that imports `_pb2` modules in a frontend: a stray import elsewhere would load TensorFlow.
+This is the one place that imports `_pb2` modules outside the workers: a stray import elsewhere would load TensorFlow.
 """
 
 from __future__ import annotations
