@@ -258,13 +258,15 @@ class Catalog(NamedTuple):
 
     versions: list of VersionInfo. models: every configured model's name, also of those without any version (readiness
     needs them). labels: {model: {label: version}}, only labels that are assigned now. pads: names of the models whose
-    rows of different inner shapes are padded into one batch (their lanes leave these axes open).
+    rows of different inner shapes are padded into one batch (their lanes leave these axes open). starting: the models of
+    the start are not all settled yet (AVAILABLE, failed, or without a version): what is not found may still come.
     """
 
     versions: list[VersionInfo]
     models: list[str]
     labels: dict[str, dict[str, int]]
     pads: list[str]
+    starting: bool = False
 
 
 class LoadOrder(NamedTuple):

@@ -107,6 +107,8 @@ class Catalog:
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._names: list[str] = []
         self.pads: frozenset[str] = frozenset()
+        #: Some model of the start may still come; until the broker's first catalog nothing at all is known.
+        self.starting = True
 
     def update(
         self,
@@ -114,6 +116,7 @@ class Catalog:
         labels: Mapping[str, Mapping[str, int]] | None = None,
         models: Sequence[str] | None = None,
         pads: Sequence[str] = (),
+        starting: bool = False,
     ) -> None:
         """Take over the whole catalog, as messages.Catalog has it.
 
@@ -123,11 +126,11 @@ class Catalog:
         new_labels = self._labels if labels is None else {name: dict(those) for name, those in labels.items()}
         new_names = sorted({info.name for info in new_versions} if models is None else models)
         new_pads = frozenset(pads)
-        before = (self._versions, self._labels, self._names, self.pads)
-        if (new_versions, new_labels, new_names, new_pads) == before:
+        before = (self._versions, self._labels, self._names, self.pads, self.starting)
+        if (new_versions, new_labels, new_names, new_pads, starting) == before:
             return
         self._take(new_versions, new_labels)
-        self._names, self.pads = new_names, new_pads
+        self._names, self.pads, self.starting = new_names, new_pads, starting
         self.epoch += 1
 
     def _take(self, new_versions: list[VersionInfo], new_labels: Mapping[str, Mapping[str, int]]) -> None:
@@ -159,16 +162,23 @@ class Catalog:
         model = self._models.get(name)
         if label is not None:
             version = model.labels.get(label) if model is not None else None
+            if version is None and self.starting:
+                return self._missing(name, "")
             if version is None:
                 return Failure(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
         if version is None:
             if model is None or model.latest is None:
-                return Failure(Code.NOT_FOUND, f"Servable not found for request: Latest({name})")
+                return self._missing(name, f"Latest({name})")
             return model.latest
         servable = model.servables.get(version) if model is not None else None
-        if servable is None:
-            return Failure(Code.NOT_FOUND, f"Servable not found for request: Specific({name}, {version})")
-        return servable
+        return servable if servable is not None else self._missing(name, f"Specific({name}, {version})")
+
+    def _missing(self, name: str, request: str) -> Failure:
+        """While TF Serving loads the models of its start its ports are closed, which clients see as UNAVAILABLE and
+        wait for; scripts take the answer "Servable not found" for the sign that it is ready."""
+        if self.starting:
+            return Failure(Code.UNAVAILABLE, f"The server is starting: model {name} may not be loaded yet. Try again.")
+        return Failure(Code.NOT_FOUND, f"Servable not found for request: {request}")
 
     def statuses(self, name: str, version: int | None = None) -> list[VersionStatus] | Failure:
         """All versions ever seen of a model, newest first, or the one asked for."""

@@ -333,7 +333,7 @@ class Client:
 
     def on_catalog(self, catalog: Catalog) -> None:
         """The catalog changed."""
-        self.catalog.update(catalog.versions, catalog.labels, catalog.models, catalog.pads)
+        self.catalog.update(*catalog)
 
     def on_told(self, told: Told) -> None:
         """An operator's call has been answered."""

@@ -135,8 +135,8 @@ def test_statuses(catalog: Catalog) -> None:
     statuses = catalog.statuses("m")
     assert not isinstance(statuses, Failure)
     assert [(status.version, status.state) for status in statuses] == [(125, 20), (124, 30), (123, 30)]
-    assert catalog.statuses("m", 124) == [(124, 30, 0, "")]
-    assert catalog.statuses("broken") == [(1, 50, 3, "no such file")]
+    assert catalog.statuses("m", 124) == [(124, 30, 0, "", ())]
+    assert catalog.statuses("broken") == [(1, 50, 3, "no such file", ())]
     assert catalog.statuses("m", 9) == Failure(Code.NOT_FOUND, "Could not find version 9 of model m")
     assert catalog.statuses("nope") == Failure(Code.NOT_FOUND, "Could not find any versions of model nope")
     assert catalog.statuses("") == Failure(Code.NOT_FOUND, "Could not find any versions of model ")
