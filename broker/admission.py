@@ -5,11 +5,13 @@ This loop runs once for every request the server ever sees; it is written for th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from ringserve.broker import failures
-from ringserve.broker.lanes import ROWS_ANY, Lane, Split
+from ringserve.broker.lanes import Lane, Split
 from ringserve.broker.messages import Failure
+from ringserve.broker.policy import ROWS_ANY
 
 Refusal = tuple[int, Failure]  # request id, what it is told
 
@@ -28,9 +30,18 @@ def admit(
     room = policy.queue_requests_max - len(queue)
     rows_queued = lane.rows_queued
     rows_room = policy.queue_rows_max
+    batches: deque[int] | None = None
     if policy.queue_batches_max and not lane.single:
-        rows_room = min(rows_room, policy.queue_batches_max * lane.rows_max)
-    rows_plain = min(lane.rows_max, rows_room)  # up to here a request needs no second look
+        if policy.split:
+            rows_room = min(rows_room, policy.queue_batches_max * lane.rows_max)
+        else:
+            batches = lane.open_batches()
+    # Beyond these a request needs a second look.
+    rows_plain = min(lane.rows_max, rows_room, policy.request_rows_max or ROWS_ANY)
+    rows_end = rows_room
+    opened_at = rows_queued - (batches[-1] if batches else 0)  # rows before those of the last, open batch
+    if batches is not None:
+        rows_end = min(rows_room, opened_at + lane.rows_max if batches else 0)
     deadline_min_ns = lane.deadline_min_ns or ROWS_ANY
     soonest_ns, row_ns = soonest
     for request in requests:
@@ -45,33 +56,51 @@ def admit(
                 continue
             if deadline_ns < deadline_min_ns:
                 deadline_min_ns = deadline_ns
-        if rows > rows_plain or rows < 1 or room < 1 or rows_queued + rows > rows_room:
-            failure = _second_look(lane, rows, rows_queued, rows_room)
+        if rows > rows_plain or rows < 1 or room < 1 or rows_queued + rows > rows_end:
+            if batches:
+                batches[-1] = rows_queued - opened_at
+            failure = _second_look(lane, rows, rows_queued, batches)
             if failure is not None:
                 refused.append((request_id, failure))
                 continue
             if rows > lane.rows_max:
                 lane.splits[frontend_id, request_id] = Split()
+            elif batches is not None and not (batches and batches[-1] + rows <= lane.rows_max):
+                opened_at = rows_queued
+                batches.append(0)
+                rows_end = min(rows_room, opened_at + lane.rows_max)
         queue.append(([frontend_id, request_id, rows, 0, *offsets], deadline_ns, now_ns))
         room -= 1
         rows_queued += rows
+    if batches:
+        batches[-1] = rows_queued - opened_at
     lane.rows_queued = rows_queued
     lane.deadline_min_ns = 0 if deadline_min_ns == ROWS_ANY else deadline_min_ns
     lane.used_ns = now_ns
     return refused
 
 
-def _second_look(lane: Lane, rows: int, rows_queued: int, rows_room: int) -> Failure | None:
-    """Why a request that is large, or finds the lane (nearly) full, must be refused; None when it need not be."""
+def _second_look(lane: Lane, rows: int, rows_queued: int, batches: deque[int] | None) -> Failure | None:
+    """Why a request that is large, or finds the lane (nearly) full, must be refused; None when it need not be.
+
+    batches: `Lane.open_batches`, where whole batches are counted.
+    """
     policy = lane.policy
     if rows < 1:
         return failures.NO_ROWS
+    if 0 < policy.request_rows_max < rows:
+        return failures.too_large(rows, policy.request_rows_max)
     if rows > lane.rows_max and not policy.split:
         return failures.too_large(rows, lane.rows_max)
     if not lane.queue:
         return None
     if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > policy.queue_rows_max:
         return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, policy.queue_rows_max)
-    if rows_queued + rows > rows_room:
-        return failures.queue_full_batches(-(-rows_queued // lane.rows_max), policy.queue_batches_max)
+    if not policy.queue_batches_max or lane.single:
+        return None
+    if batches is None:
+        if rows_queued + rows > policy.queue_batches_max * lane.rows_max:
+            return failures.no_capacity(rows, rows_queued, lane.rows_max, policy.queue_batches_max)
+    elif batches[-1] + rows > lane.rows_max and len(batches) >= policy.queue_batches_max:
+        return failures.queue_full_batches(len(batches), policy.queue_batches_max)
     return None

@@ -23,8 +23,20 @@ _CLAIM_NS_MAX = 100 * MILLISECOND_NS
 
 
 def is_full(lane: Lane) -> bool:
-    """Would waiting not make the next batch larger?"""
-    return lane.single or lane.rows_queued >= lane.rows_max
+    """Would waiting not make the next batch larger?
+
+    So it is when the waiting rows fill it, and when there are more of them and the next request does not fit: its
+    requests are whole, and come in order.
+    """
+    return lane.single or lane.rows_queued >= lane.rows_best
+
+
+def is_closed(lane: Lane, now_ns: int) -> bool:
+    """Is the next batch not to wait for more rows, whether it is full or its time is over?"""
+    policy = lane.policy
+    if policy.batching == "timeout" and policy.batch_wait_ns_max and lane.queue:
+        return is_full(lane) or lane.queue[0][2] + policy.batch_wait_ns_max <= now_ns
+    return is_full(lane)
 
 
 def due_ns(lane: Lane) -> int:

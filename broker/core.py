@@ -20,19 +20,19 @@ from typing import Any, NamedTuple
 from ringserve.broker import failures
 from ringserve.broker.admission import admit
 from ringserve.broker.batcher import FairOrder, due_ns
-from ringserve.broker.fleet import Fleet, Worker, WorkerState
+from ringserve.broker.drains import Drains
+from ringserve.broker.expiry import Expiry
+from ringserve.broker.fleet import Fleet, WorkerState
 from ringserve.broker.lane_table import LaneTable
 from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Leases
 from ringserve.broker.messages import Done, Execute, Failure, LaneSpec, ModelVersion
+from ringserve.broker.observer import Observer
 from ringserve.broker.outcomes import Outcomes
 from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
-from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
-
-#: Expired requests are looked for at most this often, and the less often the more there are to look at, so that a long
-#: queue does not cost the broker its time (one that is about to run is looked at anyway).
-_SWEEP_NS_MIN = MILLISECOND_NS
-_SWEEP_NS_PER_REQUEST = 2_000
+from ringserve.broker.policy import LanePolicy
+from ringserve.broker.sizes import rows_fitting
+from ringserve.broker.statistics import Queue, held, queues
 
 _AGAIN = -1
 
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
     executes: (worker id, batch). failed: frontend id -> [[request_id, code, text], ...], ready to be a Failed.
     kills: workers whose lease ran out, each named once; end them, and say `worker_left` when they are gone.
     wake_ns: call `turn` again at this time even if nothing arrives; 0 = not needed. Always later than the turn's own.
-    drained: draining workers that hold nothing any more, each named once.
+    drained: draining workers that hold nothing any more and are sent nothing more, each named once.
     """
 
     executes: list[tuple[int, Execute]]
@@ -57,6 +57,7 @@ class Core:
     """The broker's decisions. `unpack_lane` tells what a lane key means; it is called once for every new key.
 
     credit_max: batches that a worker may hold at once. lanes_max: lanes remembered; idle ones beyond are forgotten.
+    observer: told of every batch; may be set later.
     """
 
     def __init__(
@@ -66,19 +67,24 @@ class Core:
         default_policy: LanePolicy | None = None,
         credit_max: int = 2,
         lanes_max: int = 1_024,
+        observer: Observer | None = None,
     ) -> None:
-        self._lanes = LaneTable(unpack_lane, default_policy or LanePolicy(), lanes_max)
+        default_policy = default_policy or LanePolicy()
+        self.observer = observer
+        self._lanes = LaneTable(unpack_lane, default_policy, lanes_max)
+        self._running_max = default_policy.batches_at_once_max
         self._order = FairOrder()
         self._orphans: dict[Lane, None] = {}  # lanes with requests waiting and no worker; never in the order as well
         self._orphaned_ns: dict[ModelVersion, int] = {}
         self._outcomes = Outcomes()
         self._fleet = Fleet(credit_max)
         self._leases = Leases()
-        self._expected: frozenset[ModelVersion] = frozenset()
+        self._drains = Drains(self._fleet)
+        self._expected: frozenset[ModelVersion] | None = frozenset()
         self._served: set[ModelVersion] = set()
-        self._draining: set[int] = set()
-        self._sweep_ns = 0
-        self._sweep_again_ns = 0
+        self._expiry = Expiry()
+        #: The worker whose batch ended last; -1 before the first.
+        self.ran_last = -1
         self._counters = dict.fromkeys(
             ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
         )
@@ -88,13 +94,15 @@ class Core:
     def set_policies(self, default: LanePolicy, by_model: dict[str, LanePolicy]) -> None:
         """From now on lanes of a model follow `by_model[name]`, or `default`. What waits already stays admitted."""
         self._lanes.set_policies(default, by_model)
+        self._running_max = default.batches_at_once_max
 
-    def set_versions(self, versions: Iterable[tuple[str, int]]) -> None:
-        """Which model versions are to be served. Requests for others, that no worker serves, are told NOT_FOUND.
+    def set_versions(self, versions: Iterable[tuple[str, int]] | None) -> None:
+        """Which model versions are to be served; None: that is not known yet, so requests for any may wait. Requests
+        for others, that no worker serves, are told NOT_FOUND.
 
         Optional: a version that a worker has ever served counts as known until the next call of this.
         """
-        self._expected = frozenset(ModelVersion(name, version) for name, version in versions)
+        self._expected = None if versions is None else frozenset(ModelVersion(*version) for version in versions)
         self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
         for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:
             del self._orphaned_ns[servable]
@@ -107,9 +115,14 @@ class Core:
         self._outcomes.frontend_left(frontend_id, self._lanes)
 
     def worker_joined(self, worker_id: int, index: int, loaded: Iterable[tuple[str, int]]) -> None:
-        """A worker has loaded these (name, version) and takes batches. `index`: its place in the fleet."""
-        worker = self._fleet.joined(worker_id, index, self._leases.worker_joined(worker_id))
-        self._fleet.ready(worker, loaded)
+        """A worker has loaded these (name, version) and takes batches; said again, it has loaded more. `index`: its
+        place in the fleet."""
+        worker = self._fleet.workers.get(worker_id)
+        if worker is None:
+            worker = self._fleet.joined(worker_id, index, self._leases.worker_joined(worker_id))
+            self._fleet.ready(worker, loaded)
+        else:
+            self._fleet.more(worker, loaded)
         self._served |= worker.loaded
         for servable in worker.loaded:
             self._orphaned_ns.pop(servable, None)
@@ -117,11 +130,12 @@ class Core:
             del self._orphans[lane]
             self._order.add(lane)
 
-    def worker_draining(self, worker_id: int, now_ns: int) -> None:
-        """Send it nothing more; `Turn.drained` will name it when it has finished what it holds."""
-        worker = self._fleet.workers[worker_id]
-        if worker.state is WorkerState.READY:
-            self._drain(worker, now_ns)
+    def worker_draining(self, worker_id: int, now_ns: int, kept: Iterable[tuple[str, int]] = ()) -> None:
+        """Send it only what no other has loaded; `Turn.drained` will name it when it has finished what it holds and
+        nothing more comes. kept: it stays for these, until this is called without."""
+        worker = self._fleet.workers.get(worker_id)
+        if worker is not None and not worker.retired:
+            self._drains.start(worker, frozenset(ModelVersion(*version) for version in kept), now_ns)
 
     def worker_left(self, worker_id: int, now_ns: int) -> None:
         """Its process is gone, however that came. One that never took batches is ignored."""
@@ -129,7 +143,7 @@ class Core:
         if worker is None:
             return
         self._fleet.left(worker)
-        self._draining.discard(worker_id)
+        self._drains.left(worker_id)
         # The last lease first: each goes to the very front of its lane.
         for position, lease in reversed(list(enumerate(self._leases.revoke(worker_id)))):
             self._outcomes.take_back(lease, blamed=position == 0)
@@ -202,16 +216,20 @@ class Core:
         lane = lease.lane
         if done.run_ns > 0:
             # What a batch that waited behind another was held for is known from when it became the head.
-            lane.times.observe(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns))
+            lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns))
             lane.attained_ns += done.run_ns - lease.charged_ns
+        self.ran_last = done.worker_id
+        if self.observer is not None:
+            self.observer.batch_done(lane.spec, lease.rows, done.run_ns)
         self._outcomes.settle(lease)
 
     # ------------------------------------------------------------------------------------------------------ turn
 
     def turn(self, now_ns: int) -> Turn:
         """Decide all that can be decided now."""
-        if self._sweep_ns and now_ns >= self._sweep_ns:
-            self._sweep(now_ns)
+        expiry = self._expiry
+        if expiry.look_ns and now_ns >= expiry.look_ns:
+            expiry.look([*self._order.lanes(), *self._orphans], self._outcomes, now_ns)
         kills = [worker_id for worker_id in self._leases.expire(now_ns) if self._hung(worker_id, now_ns)]
         wake_ns = self._expire_orphans(now_ns) if self._orphans else 0
         executes: list[tuple[int, Execute]] = []
@@ -234,8 +252,14 @@ class Core:
                 wake_ns = earliest(wake_ns, ask_ns)
         for lane in declined:
             order.put_back(lane)
-        wake_ns = earliest(earliest(wake_ns, self._sweep_ns), self._leases.wake_ns())
-        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, self._drained() if self._draining else [])
+        for at_ns in (expiry.look_ns, self._leases.wake_ns()):
+            if at_ns and (at_ns < wake_ns or not wake_ns):
+                wake_ns = at_ns
+        drained: list[int] = []
+        if self._drains:
+            drained, drains_wake_ns = self._drains.look(self._lanes, now_ns)
+            wake_ns = earliest(wake_ns, drains_wake_ns)
+        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained)
 
     def _grant(self, lane: Lane, now_ns: int, taken: set[int]) -> tuple[tuple[int, Execute] | None, int]:
         """One batch of `lane`, if it is due and a worker is to be had: (what to send or None, when to ask again).
@@ -249,10 +273,15 @@ class Core:
         workers = self._fleet.serving(lane.servable, policy.workers_max)
         if taken:
             workers = [worker for worker in workers if worker.worker_id not in taken or not worker.leases]
+        at_limit = self._running_max and self._leases.running_count >= self._running_max
+        if at_limit:  # none may start on an idle worker, and nobody may be sent ahead of who waits to
+            workers = [worker for worker in workers if worker.leases]
         placement = place(lane, workers, now_ns, credit_max=self._fleet.credit_max, lanes_waiting=len(self._order) + 1)
         worker = placement.worker
         if worker is None:
             taken.update(waited_for.worker_id for waited_for in placement.waits_for)
+            if at_limit:
+                taken.update(self._leases.busy_workers())
             return None, placement.ask_ns
         solo = bool(lane.solo)
         if solo:
@@ -261,35 +290,33 @@ class Core:
             if 0 < entries[0][1] <= now_ns:
                 entries, late = [], entries
         else:
-            late_ns = late_by_prediction(lane, worker, placement.rows_max, now_ns)
-            entries, rows, late = lane.take(placement.rows_max, now_ns, late_ns)
+            rows_max = rows_fitting(lane, placement.rows_max) if lane.rows_allowed else placement.rows_max
+            late_ns = late_by_prediction(lane, worker, rows_max, now_ns) if lane.deadline_min_ns else now_ns
+            entries, rows, late = lane.take(rows_max, now_ns, late_ns)
         if late:
             self._outcomes.fail(lane, late, failures.DEADLINE_PASSED, "expired")
         if not entries:
             return None, _AGAIN
-        expected_ns = lane.times.predict(rows)
+        expected_ns = lane.predict(rows)
         lease = self._leases.grant(worker.worker_id, lane, entries, rows, now_ns, expected_ns=expected_ns, solo=solo)
         lease.charged_ns = self._order.charge(lane, expected_ns)
-        if lane.splits:
-            for part, _, _ in entries:
-                split = lane.splits.get((part[0], part[1]))
-                if split is not None:
-                    split.parts_queued -= 1
-                    split.parts_leased += 1
-                    lease.has_parts = True
-        if not lane.recent or lane.recent[0] != worker.worker_id:
-            lane.recent = [worker.worker_id, *(other for other in lane.recent if other != worker.worker_id)]
+        lease.has_parts = lane.granted(worker.worker_id, entries)
+        worker.quiet_since_ns = now_ns
         counters = self._counters
         counters["batches"] += 1
         counters["rows"] += rows
-        return (worker.worker_id, Execute(lease.batch_id, lane.key, [part for part, _, _ in entries])), 0
+        parts = [part for part, _, _ in entries]
+        if self.observer is not None:
+            waits_ns = [now_ns - arrived_ns for _, _, arrived_ns in entries]
+            self.observer.batch_granted(lane.spec, rows, lane.rows_run(rows), parts, waits_ns)
+        return (worker.worker_id, Execute(lease.batch_id, lane.key, parts)), 0
 
     # ------------------------------------------------------------------------------------------- lanes and workers
 
     def _list(self, lane: Lane, now_ns: int) -> None:
         """See to it that what a lane has waiting is thought of in every turn, and when its first deadline comes."""
         if lane.deadline_min_ns:
-            self._sweep_by(lane.deadline_min_ns)
+            self._expiry.by(lane.deadline_min_ns)
         if lane.listed or not lane.waiting:
             return
         if self._fleet.serving(lane.servable):
@@ -299,7 +326,7 @@ class Core:
             self._orphaned_ns.setdefault(lane.servable, now_ns)
 
     def _known(self, servable: ModelVersion) -> bool:
-        return servable in self._expected or servable in self._served
+        return self._expected is None or servable in self._expected or servable in self._served
 
     def _unserved(self, lane: Lane, now_ns: int) -> Failure | None:
         """What a request is told that no worker can run now; None = it may wait for one."""
@@ -330,17 +357,6 @@ class Core:
                 wake_ns = earliest(wake_ns, self._orphaned_ns[lane.servable] + lane.policy.no_worker_ns_max)
         return wake_ns
 
-    def _drain(self, worker: Worker, now_ns: int) -> None:
-        self._fleet.drain(worker)
-        self._draining.add(worker.worker_id)
-        self._note_orphans(worker.loaded, now_ns)
-
-    def _drained(self) -> list[int]:
-        """Draining workers that hold nothing any more, each once."""
-        drained = [worker_id for worker_id in self._draining if not self._fleet.workers[worker_id].leases]
-        self._draining.difference_update(drained)
-        return sorted(drained)
-
     def _hung(self, worker_id: int, now_ns: int) -> bool:
         """This worker let a lease run out. True the first time: it is to be ended."""
         worker = self._fleet.workers[worker_id]
@@ -349,51 +365,29 @@ class Core:
         worker.killed = True
         self._counters["kills"] += 1
         if worker.state is WorkerState.READY:
-            self._drain(worker, now_ns)
-        self._draining.discard(worker_id)
+            self._fleet.drain(worker)
+        self._fleet.retire(worker)
+        self._drains.left(worker_id)
+        self._note_orphans(worker.loaded, now_ns)
         return True
-
-    # -------------------------------------------------------------------------------------------------- deadlines
-
-    def _sweep_by(self, deadline_ns: int) -> None:
-        """Expired requests are to be looked for at `deadline_ns`, or as soon after it as is allowed."""
-        sweep_ns = max(deadline_ns, self._sweep_again_ns)
-        if not self._sweep_ns or sweep_ns < self._sweep_ns:
-            self._sweep_ns = sweep_ns
-
-    def _sweep(self, now_ns: int) -> None:
-        """Answer every waiting request whose deadline has come."""
-        lanes = [*self._order.lanes(), *self._orphans]
-        looked_at = 0
-        for lane in lanes:
-            if lane.deadline_min_ns and lane.deadline_min_ns <= now_ns:
-                looked_at += len(lane.queue)
-                self._outcomes.fail(lane, lane.sweep(now_ns), failures.DEADLINE_PASSED, "expired")
-        self._sweep_ns = 0
-        self._sweep_again_ns = now_ns + max(_SWEEP_NS_MIN, looked_at * _SWEEP_NS_PER_REQUEST)
-        for lane in lanes:
-            if lane.deadline_min_ns:
-                self._sweep_by(lane.deadline_min_ns)
 
     # ------------------------------------------------------------------------------------------------- statistics
 
+    def ends(self) -> dict[str, int]:
+        """Counters since the start: requests by how they ended (`outcomes.ENDS`), and `retried`."""
+        return {**self._outcomes.ended, "retried": self._outcomes.retried_count}
+
     def statistics(self) -> dict[str, int]:
         """Counters since the start, and what is held now. `submitted` = the six ends of `outcomes.ENDS` + queued +
-        leased + split, at any moment. queued, leased: whole requests; split: requests that run in parts."""
-        lanes = self._lanes
-        splits = [split for lane in lanes for split in lane.splits.values()]
-        queued = sum(len(lane.queue) + len(lane.solo) for lane in lanes)
-        leased = sum(len(lease.entries) for lease in self._leases)
+        leased + split, at any moment (see `statistics.py`)."""
         return {
             **self._counters,
-            **self._outcomes.ended,
-            "retried": self._outcomes.retried_count,
-            "queued": queued - sum(split.parts_queued for split in splits),
-            "queued_rows": sum(lane.rows_queued for lane in lanes),
-            "leased": leased - sum(split.parts_leased for split in splits),
-            "split": len(splits),
-            "leases": len(self._leases),
-            "lanes": len(self._lanes),
+            **self.ends(),
+            **held(self._lanes, self._leases),
             "workers": len(self._fleet.workers),
             "frontends": len(self._outcomes.frontends),
         }
+
+    def queues(self, now_ns: int) -> list[Queue]:
+        """Every lane that has something waiting or running."""
+        return queues(self._lanes, now_ns)

@@ -49,9 +49,23 @@ def queue_full(requests: int, requests_max: int, rows: int, rows_max: int) -> Fa
 
 
 def queue_full_batches(batches: int, batches_max: int) -> Failure:
-    """TF Serving's text, word for word."""
+    """TF Serving's text, word for word: requests are not split, and no further batch may be opened."""
     return Failure(
         QUEUE_FULL_CODE, f"{_FULL}currently {batches} batches enqueued and max_enqueued_batches is {batches_max}"
+    )
+
+
+def no_capacity(rows: int, rows_queued: int, batch_rows_max: int, batches_max: int) -> Failure:
+    """TF Serving's text, word for word: requests may be split, and this one's pieces do not all fit.
+
+    Pieces fill batches to the brim, so all batches are full but the last one, which is open (and counts when empty).
+    """
+    batches = max(1, -(-rows_queued // batch_rows_max))
+    return Failure(
+        QUEUE_FULL_CODE,
+        f"{_FULL}task size is {rows} but scheduling capacity is only {batches_max * batch_rows_max - rows_queued} "
+        f"(num_enqueued_batches={batches}, max_enqueued_batches={batches_max}, "
+        f"open_batch_size={rows_queued - (batches - 1) * batch_rows_max}, max_execution_batch_size={batch_rows_max})",
     )
 
 

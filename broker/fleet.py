@@ -3,8 +3,8 @@
     joining ──▶ ready ──▶ draining ──▶ gone
        └──────────┴──────────────────────▲
 
-Only a ready worker is sent batches. A draining one finishes what it holds (or was ordered to end, and what it holds
-comes back when it is gone).
+A ready worker is sent batches. A draining one finishes what it holds, and is sent only what no ready worker has loaded
+(or nothing: when it was ordered to end, and what it holds comes back when it is gone).
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class IllegalMoveError(Exception):
 class Worker:
     """One worker process. leases: what it holds, oldest first; kept by `Leases`.
 
-    killed: it was ordered to end because its head lease ran out.
+    killed: it was ordered to end because its head lease ran out. kept: versions for which it stays while it drains.
+    quiet_since_ns: when it was last sent something while it drains.
     """
 
-    __slots__ = ("index", "killed", "leases", "loaded", "state", "worker_id")
+    __slots__ = ("index", "kept", "killed", "leases", "loaded", "quiet_since_ns", "retired", "state", "worker_id")
 
     def __init__(self, worker_id: int, index: int, leases: list[Lease]) -> None:
         self.worker_id = worker_id
@@ -52,6 +53,9 @@ class Worker:
         self.loaded: frozenset[ModelVersion] = frozenset()
         self.state = WorkerState.JOINING
         self.killed = False
+        self.retired = False
+        self.kept: frozenset[ModelVersion] = frozenset()
+        self.quiet_since_ns = 0
 
     def __repr__(self) -> str:
         return f"Worker({self.worker_id}, index={self.index}, {self.state.value}, leases={len(self.leases)})"
@@ -66,6 +70,7 @@ class Fleet:
         self.credit_max = credit_max
         self.workers: dict[int, Worker] = {}
         self._serving: dict[ModelVersion, list[Worker]] = {}
+        self._spare: dict[ModelVersion, list[Worker]] = {}  # the draining ones likewise
 
     def joined(self, worker_id: int, index: int, leases: list[Lease]) -> Worker:
         """A worker registered; it takes nothing yet. Ids are never used twice."""
@@ -77,49 +82,78 @@ class Fleet:
     def ready(self, worker: Worker, loaded: Iterable[tuple[str, int]]) -> None:
         """The worker has loaded these and takes batches from now on."""
         self._move(worker, WorkerState.READY)
-        worker.loaded = frozenset(ModelVersion(name, version) for name, version in loaded)
-        for servable in worker.loaded:
-            served_by = self._serving.setdefault(servable, [])
-            served_by.append(worker)
-            served_by.sort(key=lambda w: (preference(servable.name, w.index), w.worker_id))
+        self.more(worker, loaded)
+
+    def more(self, worker: Worker, loaded: Iterable[tuple[str, int]]) -> None:
+        """The ready worker has loaded these, too."""
+        if worker.state is WorkerState.READY:
+            new = frozenset(ModelVersion(name, version) for name, version in loaded) - worker.loaded
+            worker.loaded |= new
+            _list(worker, new, self._serving)
 
     def drain(self, worker: Worker) -> None:
-        """Send it nothing more."""
+        """Send it only what no ready worker has."""
         self._move(worker, WorkerState.DRAINING)
-        self._unserve(worker)
+        _unlist(worker, self._serving)
+        _list(worker, worker.loaded, self._spare)
+
+    def retire(self, worker: Worker) -> None:
+        """Send the draining worker nothing more."""
+        if not worker.retired:
+            worker.retired = True
+            _unlist(worker, self._spare)
 
     def left(self, worker: Worker) -> None:
         """Its process is gone."""
-        was_ready = worker.state is WorkerState.READY
+        before = worker.state
         self._move(worker, WorkerState.GONE)
-        if was_ready:
-            self._unserve(worker)
+        if before is WorkerState.READY:
+            _unlist(worker, self._serving)
+        elif before is WorkerState.DRAINING:
+            self.retire(worker)
         del self.workers[worker.worker_id]
 
     def serving(self, servable: ModelVersion, workers_max: int = 0) -> list[Worker]:
-        """The ready workers that have loaded it (at most `workers_max`, always the same ones), preferred ones first."""
-        served_by = self._serving.get(servable, [])
+        """The ready workers that have loaded it, or else the draining ones (at most `workers_max`, always the same
+        ones), preferred ones first."""
+        served_by = self._serving.get(servable) or self._spare.get(servable, [])
         return served_by[:workers_max] if workers_max else served_by
+
+    def alone(self, worker: Worker) -> frozenset[ModelVersion]:
+        """What the worker has loaded and no ready worker has."""
+        return frozenset(servable for servable in worker.loaded if servable not in self._serving)
 
     def has_room(self) -> bool:
         """Could any worker take a batch?"""
         credit_max = self.credit_max
         for worker in self.workers.values():
-            if worker.state is WorkerState.READY and len(worker.leases) < credit_max:
+            if len(worker.leases) < credit_max and (worker.state is WorkerState.READY or self._is_spare(worker)):
                 return True
         return False
 
-    def _unserve(self, worker: Worker) -> None:
-        for servable in worker.loaded:
-            served_by = self._serving[servable]
-            served_by.remove(worker)
-            if not served_by:
-                del self._serving[servable]
+    @staticmethod
+    def _is_spare(worker: Worker) -> bool:
+        return worker.state is WorkerState.DRAINING and not worker.retired
 
     def _move(self, worker: Worker, state: WorkerState) -> None:
         if state not in MOVES[worker.state]:
             raise IllegalMoveError(f"worker {worker.worker_id}: {worker.state.value} -> {state.value}")
         worker.state = state
+
+
+def _list(worker: Worker, servables: Iterable[ModelVersion], served_by: dict[ModelVersion, list[Worker]]) -> None:
+    for servable in servables:
+        workers = served_by.setdefault(servable, [])
+        workers.append(worker)
+        workers.sort(key=lambda w: (preference(servable.name, w.index), w.worker_id))
+
+
+def _unlist(worker: Worker, served_by: dict[ModelVersion, list[Worker]]) -> None:
+    for servable in worker.loaded:
+        workers = served_by[servable]
+        workers.remove(worker)
+        if not workers:
+            del served_by[servable]
 
 
 def preference(model: str, index: int) -> int:

@@ -15,14 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ringserve.broker.messages import Failure, LaneSpec, ModelVersion
-from ringserve.broker.policy import LanePolicy
+from ringserve.broker.policy import ROWS_ANY, LanePolicy
 from ringserve.broker.runtimes import RunTimes
 
 #: (part as Execute carries it: [frontend_id, request_id, rows, row_start, offset, ...], deadline_ns, arrived_ns)
 Entry = tuple[list[int], int, int]
-
-#: Rows without a limit, for lanes whose requests run alone.
-ROWS_ANY = 1 << 62
 
 
 class Split:
@@ -43,7 +40,9 @@ class Split:
 class Lane:
     """Requests of one LaneSpec that wait, and what was learned about running them.
 
-    single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single).
+    single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
+    rows_best: largest batch that is made when more waits: `rows_max`, or less where a larger one only takes longer.
+    rows_allowed: sizes up to which the worker pads a batch's rows.
     deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
     costs nothing; `sweep` makes it exact again.
     attained_ns: service received so far, in the fair order's own time. listed: stands in the fair order.
@@ -51,6 +50,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_open_batches",
         "attained_ns",
         "deadline_min_ns",
         "key",
@@ -59,6 +59,8 @@ class Lane:
         "policy",
         "queue",
         "recent",
+        "rows_allowed",
+        "rows_best",
         "rows_max",
         "rows_queued",
         "servable",
@@ -85,12 +87,42 @@ class Lane:
         self.recent: list[int] = []
         self.leases_count = 0
         self.used_ns = 0
+        self._open_batches: deque[int] | None = None
         self.set_policy(policy)
 
     def set_policy(self, policy: LanePolicy) -> None:
+        """Follow this policy from now on. What waits stays admitted, and runs by the new rules."""
         self.policy = policy
         self.single = policy.batching == "none" or not self.spec.batchable
         self.rows_max = ROWS_ANY if self.single else policy.batch_rows_max
+        self.rows_allowed = policy.batch_rows_allowed if self.spec.batchable else ()
+        self._open_batches = None
+        self._choose_best()
+
+    # ------------------------------------------------------------------------------------------------ run times
+
+    def rows_run(self, rows: int) -> int:
+        """Rows that the worker runs for a batch of `rows`: the next allowed size; `rows` itself above all of them."""
+        for allowed in self.rows_allowed:
+            if allowed >= rows:
+                return allowed
+        return rows
+
+    def predict(self, rows: int) -> int:
+        """Predicted run time of a batch of `rows` in ns; 0 when nothing is known."""
+        return self.times.predict(self.rows_run(rows) if self.rows_allowed else rows)
+
+    def learn(self, rows: int, run_ns: int, held_ns: int) -> None:
+        """A batch of `rows` ran `run_ns` inside TensorFlow; its worker was held by it for `held_ns`."""
+        self.times.observe(self.rows_run(rows) if self.rows_allowed else rows, run_ns, held_ns)
+        if run_ns >= self.policy.batch_enough_ns or self.rows_best < self.rows_max:
+            self._choose_best()
+
+    def _choose_best(self) -> None:
+        policy = self.policy
+        self.rows_best = self.rows_max
+        if policy.batching == "adaptive" and policy.batch_enough_ns and not self.single:
+            self.rows_best = min(self.rows_max, self.rows_run(self.times.rows_enough(policy.batch_enough_ns)))
 
     @property
     def waiting(self) -> bool:
@@ -118,6 +150,8 @@ class Lane:
             entries, rows = list(queue), self.rows_queued
             queue.clear()
             self.rows_queued = 0
+            if self._open_batches:
+                self._open_batches.clear()
             if not self.solo:
                 self.deadline_min_ns = 0
             return entries, rows, []
@@ -134,7 +168,7 @@ class Lane:
                 rows += part[2]
                 if self.single:
                     break
-            elif part[2] > self.rows_max and self.policy.split and rows < rows_max:
+            elif part[2] > self.rows_max and rows < rows_max and self._may_cut(part):
                 entries.append(self._cut(entry, rows_max - rows))
                 rows = rows_max
                 break
@@ -144,6 +178,7 @@ class Lane:
                     rows = part[2]
                 break
         self.rows_queued -= rows
+        self._taken(rows, whole=not late)
         if not entries and late_ns > now_ns:
             self.put_back([entry for entry in late if entry[1] > now_ns], solo=False)
             entries, rows, _ = self.take(rows_max, now_ns, now_ns)
@@ -152,16 +187,37 @@ class Lane:
             self.deadline_min_ns = 0
         return entries, rows, late
 
+    def _may_cut(self, part: list[int]) -> bool:
+        """A request that was begun in parts ends in parts, whatever the policy says by now."""
+        return self.policy.split or (part[0], part[1]) in self.splits
+
     def _cut(self, entry: Entry, rows: int) -> Entry:
         """Cut the first `rows` rows off the request at the front; the rest stays there."""
         part, deadline_ns, arrived_ns = entry
+        key = (part[0], part[1])
+        if key not in self.splits:  # it was admitted under a larger limit
+            self.splits[key] = Split()
         self.queue[0] = (
             [part[0], part[1], part[2] - rows, part[3] + rows, *part[4:]],
             deadline_ns,
             arrived_ns,
         )
-        self.splits[part[0], part[1]].parts_queued += 1
+        self.splits[key].parts_queued += 1
         return ([part[0], part[1], rows, *part[3:]], deadline_ns, arrived_ns)
+
+    def granted(self, worker_id: int, entries: list[Entry]) -> bool:
+        """A worker was given these entries. True when some are parts of a split request."""
+        if not self.recent or self.recent[0] != worker_id:
+            self.recent = [worker_id, *(other for other in self.recent if other != worker_id)]
+        has_parts = False
+        if self.splits:
+            for part, _, _ in entries:
+                split = self.splits.get((part[0], part[1]))
+                if split is not None:
+                    split.parts_queued -= 1
+                    split.parts_leased += 1
+                    has_parts = True
+        return has_parts
 
     def put_back(self, entries: list[Entry], *, solo: bool) -> None:
         """Put a revoked batch back in front of all others of its kind, in its own order."""
@@ -170,7 +226,33 @@ class Lane:
         else:
             self.queue.extendleft(reversed(entries))
             self.rows_queued += sum(part[2] for part, _, _ in entries)
+            self._open_batches = None
         self._lower_deadline(entries)
+
+    # ------------------------------------------------------------------------------- TF Serving's count of batches
+
+    def open_batches(self) -> deque[int]:
+        """Rows of each batch that what waits would make, if whole requests filled one batch after the other.
+
+        A request that does not fit the last one closes it and opens another. Whoever queues a request keeps this up to
+        date; it is counted anew only after something else than the first of these batches was taken out.
+        """
+        if self._open_batches is None:
+            batches = self._open_batches = deque()
+            for part, _, _ in self.queue:
+                if batches and batches[-1] + part[2] <= self.rows_max:
+                    batches[-1] += part[2]
+                else:
+                    batches.append(part[2])
+        return self._open_batches
+
+    def _taken(self, rows: int, *, whole: bool) -> None:
+        batches = self._open_batches
+        if batches:
+            if whole and batches[0] == rows:
+                batches.popleft()
+            else:
+                self._open_batches = None
 
     # ---------------------------------------------------------------------------------------------- removing
 
@@ -185,6 +267,7 @@ class Lane:
                 setattr(self, name, deque(entry for entry in entries if id(entry) not in gone))
                 if name == "queue":
                     self.rows_queued -= sum(part[2] for part, _, _ in out)
+                    self._open_batches = None
                 removed += out
         if removed and not self.waiting:
             self.deadline_min_ns = 0

@@ -57,13 +57,17 @@ class Lease:
 
 
 class Leases:
-    """All leases, by batch id and by worker. A worker's list may be read by others, and is changed only here."""
+    """All leases, by batch id and by worker. A worker's list may be read by others, and is changed only here.
+
+    running_count: batches that run now; each worker runs one at a time, so it is the number of workers with a lease.
+    """
 
     def __init__(self) -> None:
         self._by_batch: dict[int, Lease] = {}
         self._by_worker: dict[int, list[Lease]] = {}
         self._batch_id_last = 0
         self._deadline_min_ns = 0
+        self.running_count = 0
 
     def __len__(self) -> int:
         return len(self._by_batch)
@@ -96,6 +100,7 @@ class Leases:
         held.append(lease)
         lane.leases_count += 1
         if len(held) == 1:
+            self.running_count += 1
             self._start(lease, now_ns)
         return lease
 
@@ -108,7 +113,9 @@ class Leases:
         held = self._by_worker[worker_id]
         held.remove(lease)
         lease.lane.leases_count -= 1
-        if held and not held[0].started_ns:
+        if not held:
+            self.running_count -= 1
+        elif not held[0].started_ns:
             self._start(held[0], now_ns)
         return lease
 
@@ -124,10 +131,15 @@ class Leases:
     def revoke(self, worker_id: int) -> list[Lease]:
         """The worker is gone: its leases, in the order in which it held them, are nobody's now."""
         held = self._by_worker.pop(worker_id, [])
+        self.running_count -= bool(held)
         for lease in held:
             del self._by_batch[lease.batch_id]
             lease.lane.leases_count -= 1
         return held
+
+    def busy_workers(self) -> list[int]:
+        """Ids of the workers that hold a lease."""
+        return [worker_id for worker_id, held in self._by_worker.items() if held]
 
     def wake_ns(self) -> int:
         """No lease expires before this; 0 = none can."""

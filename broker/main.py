@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 
 from ringserve.broker.core import Core
+from ringserve.broker.metrics import BrokerMetrics
+from ringserve.broker.models import Models
 from ringserve.broker.service import Service
-from ringserve.broker.setup import Policies, find_versions, make_roster, pin_broker
+from ringserve.broker.setup import Policies, make_lifecycle, pin_broker
+from ringserve.broker.state_file import State, StateFile
+from ringserve.broker.watcher import Watcher
 from ringserve.broker.wire import unpack_lane
 from ringserve.config import process
-from ringserve.config.rundir import remove_run_dir
+from ringserve.config.metric_file import MetricFile
+from ringserve.config.rundir import remove_run_dir, write_fatal
 from ringserve.config.schema import Settings
 
 log = logging.getLogger(__name__)
+
+#: How soon the watcher's thread lets the loop have the interpreter.
+_SWITCH_S = 0.0005
 
 
 def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir: str) -> int:
@@ -25,25 +34,48 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
     """
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
-    roster = make_roster(settings.workers)
+    sys.setswitchinterval(_SWITCH_S)
+    lifecycle = make_lifecycle(settings)
     pin_broker(settings.workers)  # after the workers' cores were counted: this narrows what the process may use
     with socket.socket(fileno=listen_fd) as listener:
         core = Core(unpack_lane)
+        policies = Policies(core, settings)
+        metrics = core.observer = BrokerMetrics(MetricFile(run_dir, name))
+        metrics.process_started(name)
         service = Service(
             core,
-            Policies(core, settings),
-            find_versions(settings.models),
-            roster,
+            policies,
+            metrics,
             listener,
             os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
             clock=time.monotonic_ns,
             # Milliseconds since boot: a broker that follows another never gives an id that the other gave.
             first_peer_id=time.monotonic_ns() // 1_000_000,
         )
+        state_file = StateFile(run_dir)
+        state = state_file.load()
+        watcher = Watcher(time.monotonic_ns)
+        models = Models(
+            settings,
+            core,
+            lifecycle,
+            policies,
+            watcher,
+            tell_workers=service.tell_workers,
+            save=lambda state: state_file.save(settings, state),
+            wall_clock=time.time_ns,
+            first=state is None,
+        )
+        models.start(state or State(settings.models, ""), time.monotonic_ns())
+        service.serve_models(models, watcher.fd)
         service.watch(stop.fd, service.stop)
         process.freeze_heap()
         process.tell_ready()
         service.run()
+        if models.fatal:
+            log.error("%s", models.fatal)
+            write_fatal(run_dir, models.fatal)
+            return process.Exit.FATAL
         wanted = stop.wanted()
         log.info("stopping: %s", wanted.reason if wanted else "")
         process.tell_stopping()

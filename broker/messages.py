@@ -67,6 +67,7 @@ class LaneSpec(NamedTuple):
     """Which requests may share a batch: equal specs and nothing else (packed, it is the lane's key on the wire).
 
     When `batchable`, every input's `shape` is the *inner* shape, without axis 0, and requests are joined along axis 0.
+    An inner axis of -1 is left open (the model pads): each record of that input says its own shape (`shm/head.py`).
     Otherwise `shape` is the whole shape, a request counts as one row, and each request runs by itself.
     `outputs` are the aliases wanted, in the order in which results carry them.
     """
@@ -258,8 +259,8 @@ class Catalog(NamedTuple):
 
     versions: list of VersionInfo. models: every configured model's name, also of those without any version (readiness
     needs them). labels: {model: {label: version}}, only labels that are assigned now. pads: names of the models whose
-    rows of different inner shapes are padded into one batch (their lanes leave these axes open). starting: the models of
-    the start are not all settled yet (AVAILABLE, failed, or without a version): what is not found may still come.
+    rows of different inner shapes are padded into one batch (their lanes leave these axes open). starting: not all
+    models of the start are settled yet (AVAILABLE, failed, or without a version): what is not found may still come.
     """
 
     versions: list[VersionInfo]
@@ -343,7 +344,8 @@ class Loaded(NamedTuple):
     """worker -> broker: how a model version's load went in this worker. error_text is empty when it succeeded.
 
     changes_state: some signature changes the model's variables, so one worker must serve all its requests. notes: as in
-    VersionInfo.
+    VersionInfo. load_ns: how long it took, without warm-up; 0 when it failed. warmup_ns, warmup_records: of the replay
+    of its warm-up file; -1 records when there was none. again: another broker has been told of this load before.
     """
 
     name: str
@@ -353,6 +355,10 @@ class Loaded(NamedTuple):
     signature_defs: bytes
     changes_state: bool = False
     notes: list[str] = []  # noqa: RUF012  (never changed; msgpack makes lists)
+    load_ns: int = 0
+    warmup_ns: int = 0
+    warmup_records: int = -1
+    again: bool = False
 
 
 class Ready(NamedTuple):

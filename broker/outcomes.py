@@ -47,6 +47,8 @@ class Outcomes:
 
     def take_told(self) -> dict[int, list[list[Any]]]:
         """What is to be told since the last call, by frontend."""
+        if not self._to_tell:
+            return {}
         told, self._to_tell = self._to_tell, {}
         return told
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ringserve.broker.batcher import is_full
+from ringserve.broker.batcher import is_closed
 from ringserve.broker.fleet import Worker
 from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Lease
@@ -44,15 +44,15 @@ def place(lane: Lane, workers: Sequence[Worker], now_ns: int, *, credit_max: int
     if lane.solo:
         # It may end its worker: it runs where nothing else is held and nothing else is sent.
         return Placement(latest_used(lane, idle), 1) if idle else Placement(None, waits_for=tuple(workers))
-    full = is_full(lane)
     ask_ns = spread(lane, workers, now_ns) if idle else 0
     if idle and not ask_ns:
         return start(lane, idle, lanes_waiting)
+    full = is_closed(lane, now_ns)
     if idle:  # which are left alone, so the batch may only go behind one that runs this lane already
         workers = [worker for worker in workers if any(lease.lane is lane for lease in worker.leases)]
     worker, prefetch_ask_ns = prefetch(lane, workers, now_ns, full=full, credit_max=credit_max)
     if worker is not None:
-        return Placement(worker, lane.rows_max)
+        return Placement(worker, lane.rows_best)
     if idle and full:  # and those that run the lane take no more: another worker costs it nothing
         return start(lane, idle, lanes_waiting)
     soonest = min(workers, key=lambda w: free_ns(w.leases, now_ns), default=None)
@@ -60,8 +60,11 @@ def place(lane: Lane, workers: Sequence[Worker], now_ns: int, *, credit_max: int
 
 
 def start(lane: Lane, idle: Sequence[Worker], lanes_waiting: int) -> Placement:
-    """A batch for an idle worker, which is one of several lanes' to share."""
-    rows_max = lane.rows_max if lane.single else share(lane, len(idle) // max(1, lanes_waiting))
+    """A batch for an idle worker, which is one of several lanes' to share. One that waited to be full is not shared."""
+    rows_max = lane.rows_best
+    workers_count = len(idle) // max(1, lanes_waiting)
+    if workers_count > 1 and not lane.single and lane.policy.batching == "adaptive":
+        rows_max = share(lane, workers_count)
     return Placement(latest_used(lane, idle), rows_max)
 
 
@@ -80,7 +83,7 @@ def spread(lane: Lane, workers: Sequence[Worker], now_ns: int) -> int:
     No worker runs it: yes. A second worker halves the batches of a cheap lane and takes a core from the frontends:
     measured, it costs 40 % of the throughput. For a lane whose run takes longer it doubles the rate. So the lane
     waits while any worker that runs it is predicted to be free within `spread_ns`; a run of unknown length, or one
-    that is overdue, counts as long once it has shown itself to be so. (A lane whose batches are full gets another
+    that is overdue, counts as long once it has shown itself to be so. (A lane whose next batch is closed gets another
     worker all the same, when those that run it have no credit left: see `place`.)
     """
     if not lane.leases_count:
@@ -110,7 +113,7 @@ def share(lane: Lane, workers_count: int) -> int:
     of a batch is then paid twice. So another worker is counted in while that saves more than `spread_ns` and a
     batch's rows still cost more than its fixed time.
     """
-    rows_max = lane.rows_max
+    rows_max = lane.rows_best
     rows = lane.rows_queued
     times = lane.times
     if workers_count < 2 or rows >= rows_max * workers_count:
@@ -160,7 +163,9 @@ def prefetch(
             continue
         ends_ns = free_ns(leases, now_ns)
         if ends_ns - now_ns > window_ns:
-            ask_ns = earliest(ask_ns, ends_ns - window_ns)
+            # Behind an overdue run the end moves along with the time: asking then would be asking without a pause.
+            if head.started_ns + expected_ns > now_ns:
+                ask_ns = earliest(ask_ns, ends_ns - window_ns)
         elif best is None or ends_ns < best_ns:
             best, best_ns = worker, ends_ns
     return best, ask_ns
@@ -180,7 +185,7 @@ def late_by_prediction(lane: Lane, worker: Worker, rows_max: int, now_ns: int) -
         rows, wanted = rows_max, lane.rows_queued > rows_max
     if not wanted:
         return now_ns
-    return free_ns(worker.leases, now_ns) + lane.times.predict(rows) + int(lane.times.turnaround_ns)
+    return free_ns(worker.leases, now_ns) + lane.predict(rows) + int(lane.times.turnaround_ns)
 
 
 def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[int, float]:
@@ -193,8 +198,8 @@ def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[
     if not (workers and lane.queue and lane.policy.refuse_late and times.confident):
         return 0, 0.0
     held_ns = sum(free_ns(worker.leases, now_ns) - now_ns for worker in workers) // len(workers)
-    row_ns = times.row_ns if lane.single else times.predict(lane.rows_max) / lane.rows_max
-    return now_ns + held_ns + times.predict(1) + int(times.turnaround_ns), row_ns / len(workers)
+    row_ns = times.row_ns if lane.single else lane.predict(lane.rows_best) / lane.rows_best
+    return now_ns + held_ns + lane.predict(1) + int(times.turnaround_ns), row_ns / len(workers)
 
 
 def free_ns(leases: Sequence[Lease], now_ns: int) -> int:

@@ -6,11 +6,15 @@ Plain numbers with units in their names; `config/` fills them, `core.py` uses th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 MICROSECOND_NS = 1_000
 MILLISECOND_NS = 1_000_000
 SECOND_NS = 1_000_000_000
+
+#: Rows without a limit: more than there can be.
+ROWS_ANY = 1 << 62
 
 Batching = Literal["adaptive", "timeout", "none"]
 
@@ -20,12 +24,20 @@ class LanePolicy:
     """The rules of every lane of one model.
 
     batching: `adaptive`: whatever waits goes, up to `batch_rows_max`, as soon as a worker is free; no timer.
-      `timeout`: TF Serving's: a batch goes when it is full or its oldest request has waited `batch_wait_ns_max`.
+      `timeout`: TF Serving's: a batch goes when it is full, when a request waits that does not fit it, or when its
+      oldest request has waited `batch_wait_ns_max`.
       `none`: each request by itself, whatever its rows.
     batch_rows_max: rows of one batch. A request with more is split, or refused when `split` is off.
-    batch_wait_ns_max: only for `timeout`; 0 makes it the same as `adaptive`.
+    batch_rows_allowed: ascending sizes up to which workers pad a batch's rows; empty = batches keep their size.
+    batch_wait_ns_max: only for `timeout`; with 0 a batch goes as soon as a worker is free.
+    batch_enough_ns: only for `adaptive`: where rows cost the time, a batch that runs for longer than this holds no more
+      rows than make a row cheap (see `RunTimes.rows_enough`); 0 = whatever waits goes, however long it runs.
+    batches_at_once_max: batches of all models that may run at the same time; 0 = as many as there are workers. Only the
+      default policy's counts.
+    request_rows_max: a request with more rows is refused; 0 = no limit.
     queue_requests_max, queue_rows_max: what may wait in one lane. A request that finds the lane empty is always taken.
-    queue_batches_max: TF Serving's `max_enqueued_batches`, as rows of whole batches; 0 = not limited this way.
+    queue_batches_max: TF Serving's `max_enqueued_batches`: whole batches that may wait in one lane; 0 = not limited
+      this way.
     split: may a request with more rows than `batch_rows_max` run as several parts?
     workers_max: how many workers may run this model, always the same ones; 0 = all that have loaded it.
     lease_ns_max: a batch that runs longer has hung and its worker is ended. Never less than
@@ -42,7 +54,11 @@ class LanePolicy:
 
     batching: Batching = "adaptive"
     batch_rows_max: int = 128
+    batch_rows_allowed: tuple[int, ...] = ()
     batch_wait_ns_max: int = 0
+    batch_enough_ns: int = 2 * MILLISECOND_NS
+    batches_at_once_max: int = 0
+    request_rows_max: int = 0
     queue_requests_max: int = 8_192
     queue_rows_max: int = 65_536
     queue_batches_max: int = 0
@@ -63,6 +79,9 @@ class LanePolicy:
                 raise ValueError(f"{name} must be at least 1; it is {getattr(self, name)}")
         for name in (
             "batch_wait_ns_max",
+            "batch_enough_ns",
+            "batches_at_once_max",
+            "request_rows_max",
             "queue_batches_max",
             "workers_max",
             "spread_ns",
@@ -72,3 +91,6 @@ class LanePolicy:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; it is {getattr(self, name)}")
+        allowed = self.batch_rows_allowed
+        if allowed and (allowed[0] < 1 or any(one >= next_one for one, next_one in pairwise(allowed))):
+            raise ValueError(f"batch_rows_allowed must be ascending and at least 1; it is {allowed}")

@@ -1,52 +1,84 @@
-"""The model directories: the only file that knows what they look like (`BASE/<version>/saved_model.pb`)."""
+"""The model directories: the only file that looks at them (`BASE/<version>/saved_model.pb`)."""
 
 from __future__ import annotations
 
 import os
-import re
-from typing import NamedTuple
+import stat
+from collections.abc import Callable
 
-# TF Serving takes a directory's name for a version when it reads as an int64, blanks and leading zeros included.
-_VERSION_NAME = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
-_INT64_MAX = 2**63 - 1
+from ringserve.broker.aspired import Listing, Policy, VersionDirectory, choose, names_of_versions
+from ringserve.broker.stability import FileInfo, Snapshot
 
+#: Entries of one version's directory that are looked at; a model has a handful, and vocabularies some more.
+ENTRIES_MAX = 20_000
 
-class VersionDirectory(NamedTuple):
-    """One version of a model on disk."""
-
-    version: int
-    path: str
+#: What a version's directory says about batching, or None. Raises ValueError with what is wrong.
+ReadBatching = Callable[[str], object | None]
 
 
-def version_of_name(name: str) -> int | None:
-    """The version that a child of a base path stands for, or None when its name is no version.
+def scan(
+    name: str,
+    base_path: str,
+    policy: Policy,
+    known: dict[int, int],
+    *,
+    wall_clock: Callable[[], int],
+    read_batching: ReadBatching | None = None,
+) -> Listing:
+    """List a base path and look into the directories of the versions that the policy asks for. It may take as long as
+    the file system pleases.
 
-    >>> version_of_name("00000123"), version_of_name("1.5"), version_of_name("latest")
-    (123, None, None)
+    known: version -> inode: directories that need no look inside. wall_clock: ns, of the clock that dates files.
     """
-    if not _VERSION_NAME.fullmatch(name):
-        return None
-    version = int(name)
-    return version if 0 <= version <= _INT64_MAX else None
+    try:
+        with os.scandir(base_path) as children:
+            inodes = {child.name: child.inode() for child in children}
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        code = "NOT_FOUND" if missing else "UNAVAILABLE"
+        return Listing(name, base_path, f"{code}: {base_path}; {error.strerror}", missing, (), {}, {})
+    found = tuple(
+        VersionDirectory(version, os.path.join(base_path, child), inodes[child])
+        for version, child in names_of_versions(inodes).items()
+    )
+    snapshots = {}
+    batching: dict[int, tuple[object | None, str]] = {}
+    for version, path, inode in choose(found, policy):
+        if known.get(version) == inode:
+            continue
+        snapshots[version] = snapshot(path, wall_clock)
+        if read_batching is not None:
+            try:
+                batching[version] = (read_batching(path), "")
+            except ValueError as error:
+                batching[version] = (None, str(error))
+    return Listing(name, base_path, "", False, found, snapshots, batching)
 
 
-def list_versions(base_path: str) -> list[VersionDirectory]:
-    """The versions under `base_path`, ascending. Raises OSError when the path cannot be read.
-
-    Two names for one number (`1`, `001`): the lexically last one counts, as in TF Serving.
-    """
-    paths: dict[int, str] = {}
-    for name in sorted(os.listdir(base_path)):
-        version = version_of_name(name)
-        if version is not None:
-            paths[version] = os.path.join(base_path, name)
-    return [VersionDirectory(version, paths[version]) for version in sorted(paths)]
-
-
-def choose_versions(found: list[VersionDirectory], wanted: str | tuple[int, ...]) -> list[VersionDirectory]:
-    """The versions to serve: `latest` (the highest), `all`, or those whose numbers are given."""
-    if wanted == "latest":
-        return found[-1:]
-    if wanted == "all":
-        return found
-    return [directory for directory in found if directory.version in wanted]
+def snapshot(path: str, wall_clock: Callable[[], int]) -> Snapshot:
+    """What is in a version's directory now. What cannot be read is left out, as is what goes while it is looked at."""
+    files: list[FileInfo] = []
+    changed_ns = 0
+    pending = [""]
+    while pending and len(files) < ENTRIES_MAX:
+        folder = pending.pop()
+        try:
+            about = os.stat(os.path.join(path, folder))
+            changed_ns = max(changed_ns, about.st_mtime_ns, about.st_ctime_ns)
+            with os.scandir(os.path.join(path, folder)) as children:
+                names = [child.name for child in children]
+        except OSError:
+            continue
+        for name in names:
+            inner = f"{folder}/{name}" if folder else name
+            try:
+                about = os.stat(os.path.join(path, inner))  # of what a link points to: that is what is loaded
+            except OSError:
+                continue
+            changed_ns = max(changed_ns, about.st_mtime_ns, about.st_ctime_ns)
+            if stat.S_ISDIR(about.st_mode):
+                pending.append(inner)
+                files.append(FileInfo(inner, -1, 0))
+            else:
+                files.append(FileInfo(inner, about.st_size, about.st_mtime_ns))
+    return Snapshot(tuple(sorted(files)), changed_ns, wall_clock())

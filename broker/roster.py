@@ -1,16 +1,14 @@
-"""Pure: which workers there should be, and which to fork now.
+"""Pure: the places of one generation of workers, and which of them are to be filled now.
 
-*Desired* is one worker per index; *actual* is what the pool was told and what registered. The two are reconciled in
-`due` and nowhere else, so that a crash, a failed start and a lost pool are the same case: an index without a process.
+*Desired* is one worker per place; *actual* is what the pool was told and what registered. The two are reconciled in
+`due` and nowhere else, so that a crash, a failed start and a lost pool are the same case: a place without a process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-
-from ringserve.broker.messages import Fork, LoadOrder
 
 #: A worker that lived this long was healthy: its next death starts the back-off afresh.
 _HEALTHY_NS = 10_000_000_000
@@ -19,7 +17,7 @@ _BACKOFF_LAST_NS = 5_000_000_000
 
 
 class Place(Enum):
-    """State of one worker index: vacant -> forking -> joined -> vacant."""
+    """State of one place: vacant -> forking -> joined -> vacant."""
 
     VACANT = "vacant"
     FORKING = "forking"
@@ -35,24 +33,25 @@ class _Seat:
 
 
 class Roster:
-    """The worker indexes 0..n-1 of one pool.
+    """The places 0..n-1 of one generation."""
 
-    cpus: cores to pin to, round robin; empty = no pinning. threads: of each worker's TensorFlow session.
-    """
-
-    def __init__(self, workers_count: int, cpus: tuple[int, ...], threads: int) -> None:
+    def __init__(self, workers_count: int) -> None:
         self._seats = [_Seat() for _ in range(workers_count)]
-        self._cpus = cpus
-        self._threads = threads
 
-    def joined(self, index: int, now_ns: int) -> None:
-        """The worker with this index has registered."""
-        seat = self._seats[index]
+    def __getitem__(self, place: int) -> Place:
+        return self._seats[place].place
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def joined(self, place: int, now_ns: int) -> None:
+        """The worker of this place has registered."""
+        seat = self._seats[place]
         seat.place, seat.joined_ns = Place.JOINED, now_ns
 
-    def gone(self, index: int, now_ns: int) -> None:
-        """The process of this index has ended, whether or not it ever registered. Said twice, it counts once."""
-        seat = self._seats[index]
+    def gone(self, place: int, now_ns: int) -> None:
+        """The process of this place has ended, whether or not it ever registered. Said twice, it counts once."""
+        seat = self._seats[place]
         if seat.place is Place.VACANT:
             return
         lived_ns = now_ns - seat.joined_ns if seat.place is Place.JOINED else 0
@@ -64,24 +63,27 @@ class Roster:
             seat.backoff_ns = min(max(2 * seat.backoff_ns, _BACKOFF_FIRST_NS), _BACKOFF_LAST_NS)
         seat.place = Place.VACANT
 
-    def pool_joined(self, living: list[int], now_ns: int) -> None:
-        """A pool can fork; `living` are the indexes of its workers. All others are vacant, and to be filled at once."""
-        for index, seat in enumerate(self._seats):
-            if index not in living:
+    def pool_joined(self, living: Iterable[int], now_ns: int) -> None:
+        """There is a pool that can fork; `living` are the places of its workers. All others are vacant, and to be
+        filled at once."""
+        living = set(living)
+        for place, seat in enumerate(self._seats):
+            if place not in living:
                 seat.place, seat.not_before_ns, seat.backoff_ns = Place.VACANT, now_ns, 0
             elif seat.place is Place.VACANT:
                 seat.place = Place.FORKING
 
-    def due(self, models: Sequence[tuple[str, int, str]], now_ns: int) -> list[Fork]:
-        """The forks to order from the pool now."""
-        forks = []
-        for index, seat in enumerate(self._seats):
+    def due(self, places: Iterable[int], now_ns: int) -> list[int]:
+        """Those of `places` for which a worker is to be ordered from the pool now; from now on they are forking."""
+        due = []
+        for place in places:
+            seat = self._seats[place]
             if seat.place is Place.VACANT and seat.not_before_ns <= now_ns:
                 seat.place = Place.FORKING
-                cpu = self._cpus[index % len(self._cpus)] if self._cpus else -1
-                forks.append(Fork(index, 0, cpu, self._threads, [LoadOrder(*model, False, []) for model in models]))
-        return forks
+                due.append(place)
+        return due
 
-    def wake_ns(self) -> int:
-        """When `due` will have something, 0 for never (as far as is known now)."""
-        return min((seat.not_before_ns for seat in self._seats if seat.place is Place.VACANT), default=0)
+    def wake_ns(self, places: Iterable[int]) -> int:
+        """When `due` will have something of `places`, 0 for never (as far as is known now)."""
+        seats = [self._seats[place] for place in places]
+        return min((seat.not_before_ns for seat in seats if seat.place is Place.VACANT), default=0)

@@ -1,7 +1,8 @@
-"""The broker's loop: messages and time go into the pure core, what it says goes out. No decision is taken here.
+"""The broker's loop: messages and time go into the pure parts, what they say goes out. No decision is taken here.
 
 One turn: take in everything that arrived (registrations first, mail second, deaths last, so that what a process sent
-before it died still counts), ask the core once, send each peer one batch of messages.
+before it died still counts), ask the core once, and the models' side once if something concerns it, send each peer one
+batch of messages.
 """
 
 from __future__ import annotations
@@ -12,28 +13,34 @@ import socket
 from collections.abc import Callable
 
 from ringserve.broker import wire
-from ringserve.broker.core import Core
+from ringserve.broker.core import Core, Turn
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
+    Ask,
     Cancel,
-    Code,
     Done,
     Exited,
     Failed,
-    Failure,
+    Fork,
     Kill,
     Loaded,
+    Loading,
+    LoadOrder,
+    ModelOptions,
     ModelVersion,
     PoolState,
     Ready,
     Role,
     Stop,
     Submit,
+    Told,
 )
+from ringserve.broker.metrics import BrokerMetrics
+from ringserve.broker.models import Models
+from ringserve.broker.operators import Operators
+from ringserve.broker.orders import ForkPlan, Moves
 from ringserve.broker.registry import Arrivals, Peer, Registry
-from ringserve.broker.roster import Roster
 from ringserve.broker.setup import Policies
-from ringserve.broker.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +49,15 @@ _IDLE_NS = 1_000_000_000
 
 
 class Service:
-    """One broker. Owns its inbox and registry; `listener` stays the caller's."""
+    """One broker. Owns its inbox and registry; `listener` stays the caller's. `models` is set before `run`."""
+
+    models: Models
 
     def __init__(
         self,
         core: Core,
         policies: Policies,
-        versions: Versions,
-        roster: Roster,
+        metrics: BrokerMetrics,
         listener: socket.socket,
         inbox_path: str,
         *,
@@ -58,10 +66,8 @@ class Service:
     ) -> None:
         self._core = core
         self._policies = policies
-        self._versions = versions
-        self._roster = roster
+        self._metrics = metrics
         self._clock = clock
-        core.set_versions((name, version) for name, version, _ in versions.wanted())
         self._selector = selectors.DefaultSelector()
         self._mail = Mail()
         self._inbox: Inbox = self._mail.inbox(inbox_path)
@@ -69,10 +75,17 @@ class Service:
         self._registry = Registry(listener, inbox_path, self._selector, first_peer_id=first_peer_id)
         self._outboxes: dict[int, Outbox] = {}
         self._catalog_epoch_sent = 0
+        self._told: set[int] = set()
         self._pool: Peer | None = None
-        self._registered_pids: set[int] = set()
+        self._news = True
         self._stopping = False
         self.messages_dropped_count = 0
+
+    def serve_models(self, models: Models, watcher_fd: int) -> None:
+        """Whose models these are; `watcher_fd` wakes for `models.take_looks`."""
+        self.models = models
+        self._operators = Operators(self._registry, models, self._core)
+        self.watch(watcher_fd, self._on_looks)
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         """Also wake for this descriptor (signals, the supervisor's death)."""
@@ -83,21 +96,28 @@ class Service:
         self._stopping = True
 
     def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`, or until the models' side says that the server must end."""
         wake_ns = 0
-        while not self._stopping:
+        while not self._stopping and not self.models.fatal:
             wake_ns = self._turn(wake_ns)
         for peer in self._registry.of_role(Role.POOL):
             self._registry.send(peer, Stop("the broker stops"))
 
     def close(self) -> None:
         """End every connection and remove the inbox."""
+        self._metrics.flush(self._core.ends())
         self._registry.close()
         for outbox in self._outboxes.values():
             outbox.close(flush_ms=100)
         self._inbox.close()
         self._mail.close()
         self._selector.close()
+
+    def tell_workers(self, changed: list[ModelOptions]) -> None:
+        """Batches of these models are to be run otherwise from now on."""
+        for worker in self._registry.of_role(Role.WORKER) if changed else ():
+            for options in changed:
+                self._registry.send(worker, options)
 
     def _turn(self, wake_ns: int) -> int:
         sleep_ns = min(max(wake_ns - self._clock(), 0), _IDLE_NS) if wake_ns else _IDLE_NS
@@ -120,6 +140,14 @@ class Service:
         return self._speak(now_ns)
 
     def _speak(self, now_ns: int) -> int:
+        models = self.models
+        if self._news or 0 < models.wake_ns <= now_ns:
+            self._news = False
+            moves = models.turn(now_ns)
+            if moves is not None:
+                self._move(moves, now_ns)
+            self._tell_catalog(now_ns)
+        self._operators.speak()
         turn = self._core.turn(now_ns)
         for worker_id, execute in turn.executes:
             self._outboxes[worker_id].send(wire.pack(execute))
@@ -127,22 +155,80 @@ class Service:
             outbox = self._outboxes.get(frontend_id)
             if outbox is not None:
                 outbox.send(wire.pack(Failed(requests)))
-        pool = self._pool
-        roster_wake_ns = 0
-        if pool is not None:
-            for worker_id in turn.kills:
-                worker = self._registry.peers.get(worker_id)
-                if worker is not None:
-                    log.error("worker %d (process %d) let its lease run out: ending it", worker_id, worker.hello.pid)
-                    self._registry.send(pool, Kill(worker.hello.pid))
-            for fork in self._roster.due(self._versions.wanted(), now_ns):
-                self._registry.send(pool, fork)
-            roster_wake_ns = self._roster.wake_ns()
-        if self._versions.epoch != self._catalog_epoch_sent:
-            self._catalog_epoch_sent = self._versions.epoch
-            for frontend in self._registry.of_role(Role.FRONTEND):
-                self._registry.send(frontend, self._versions.catalog())
-        return min((wake for wake in (turn.wake_ns, roster_wake_ns) if wake), default=0)
+        if turn.kills or turn.drained:
+            self._end_workers(turn, now_ns)
+        metrics_ns = self._metrics.tick(now_ns, self._core.ends)
+        models_ns = now_ns if self._news else models.wake_ns
+        return min((wake for wake in (turn.wake_ns, models_ns, metrics_ns) if wake), default=0)
+
+    def _end_workers(self, turn: Turn, now_ns: int) -> None:
+        crew = self.models.lifecycle.generations.crew
+        for worker_id in turn.kills:
+            worker = self._registry.peers.get(worker_id)
+            crew.worker_killed(worker_id)
+            if worker is not None:
+                log.error("worker %d (process %d) let its lease run out: ending it", worker_id, worker.hello.pid)
+                self._kill(worker.hello.pid)
+        for worker_id in turn.drained:
+            crew.worker_drained(worker_id, now_ns)
+        self._touch()
+
+    # --------------------------------------------------------------------------------------------------- models
+
+    def _touch(self) -> None:
+        """Something concerns the models' side: ask it in this turn, or in the next."""
+        self._news = True
+        self.models.lifecycle.touch()
+
+    def _on_looks(self) -> None:
+        self.models.take_looks(self._clock())
+        self._news = True
+
+    def _move(self, moves: Moves, now_ns: int) -> None:
+        for worker_id, place, servables in moves.serve:
+            self._core.worker_joined(worker_id, place, servables)
+        for worker_id, kept in moves.drain:
+            self._core.worker_draining(worker_id, now_ns, kept)
+        for worker_id in moves.stops:
+            worker = self._registry.peers.get(worker_id)
+            if worker is not None:
+                log.info("worker %d (process %d) is no longer needed", worker_id, worker.hello.pid)
+                self._registry.send(worker, Stop("its generation has been replaced"))
+        for pid in moves.kills:
+            self._kill(pid)
+        for plan in moves.forks:
+            if self._pool is not None:
+                self._registry.send(self._pool, self._fork(plan))
+                self._metrics.process_started(f"worker-{plan.worker_index}")
+
+    def _fork(self, plan: ForkPlan) -> Fork:
+        orders = [
+            LoadOrder(order.name, order.version, order.path, fallback, list(self._policies.options(order.name)[1:]))
+            for order, fallback in plan.orders
+        ]
+        return Fork(plan.worker_index, plan.generation, plan.cpu, plan.threads, orders)
+
+    def _kill(self, pid: int) -> None:
+        if self._pool is not None:
+            self._registry.send(self._pool, Kill(pid))
+
+    def _tell_catalog(self, now_ns: int) -> None:
+        """Every frontend gets the catalog when it comes, and after every change."""
+        models = self.models
+        if not models.may_tell(now_ns):
+            return
+        changed = models.epoch != self._catalog_epoch_sent
+        frontends = [
+            peer for peer in self._registry.of_role(Role.FRONTEND) if changed or peer.peer_id not in self._told
+        ]
+        if not frontends:
+            return
+        catalog = models.catalog()
+        for frontend in frontends:
+            self._registry.send(frontend, catalog)
+        self._told.update(frontend.peer_id for frontend in frontends)
+        self._catalog_epoch_sent = models.epoch
+        self._metrics.serving(models.lifecycle.versions.expected())
 
     # ------------------------------------------------------------------------------------------------- arrivals
 
@@ -152,23 +238,29 @@ class Service:
             self._outboxes[peer.peer_id] = self._mail.outbox(peer.hello.inbox)
         if peer.role is Role.FRONTEND:
             self._core.frontend_joined(peer.peer_id)
-            self._registry.send(peer, self._versions.catalog())
         elif peer.role is Role.WORKER:
-            self._registered_pids.add(peer.hello.pid)
-            self._roster.joined(peer.hello.worker_index, now_ns)
+            hello = peer.hello
+            crew = self.models.lifecycle.generations.crew
+            crew.worker_joined(peer.peer_id, hello.generation, hello.worker_index, hello.pid, now_ns)
+        self._touch()
 
     def _left(self, peer: Peer, now_ns: int) -> None:
         log.info("%s %d left (process %d)", peer.role.name.lower(), peer.peer_id, peer.hello.pid)
         outbox = self._outboxes.pop(peer.peer_id, None)
         if outbox is not None:
             outbox.close()
+        crew = self.models.lifecycle.generations.crew
         if peer.role is Role.FRONTEND:
             self._core.frontend_left(peer.peer_id)
+            self._told.discard(peer.peer_id)
         elif peer.role is Role.WORKER:
             self._core.worker_left(peer.peer_id, now_ns)
-            self._roster.gone(peer.hello.worker_index, now_ns)
+            crew.worker_left(peer.peer_id, now_ns)
+            self._operators.left(peer)
         elif peer is self._pool:
             self._pool = None
+            crew.pool_left()
+        self._touch()
 
     def _on_mail(self, data: bytes, now_ns: int) -> None:
         try:
@@ -191,26 +283,27 @@ class Service:
             log.error("dropped a %s, which no broker takes", type(message).__name__)
 
     def _on_control(self, peer: Peer, message: object, now_ns: int) -> None:
-        if isinstance(message, Loaded):
-            failure = Failure(Code(message.error_code), message.error_text)
-            if message.error_text:
-                log.error("%s version %d did not load: %s", message.name, message.version, message.error_text)
-            if message.changes_state:
-                self._policies.keep_on_one_worker(message.name)
-            self._versions.loaded(ModelVersion(message.name, message.version), failure, message.signature_defs)
+        crew = self.models.lifecycle.generations.crew
+        if isinstance(message, Ask):
+            self._operators.ask(peer, message, now_ns)
+        elif isinstance(message, Told):
+            self._operators.told(peer, message)
+        elif isinstance(message, Loading):
+            crew.worker_loading(peer.peer_id, ModelVersion(message.name, message.version), now_ns)
+        elif isinstance(message, Loaded):
+            path = self.models.loaded(peer.peer_id, message, now_ns)
+            if path:
+                self._metrics.loaded(path, message)
         elif isinstance(message, Ready):
-            loaded = frozenset((str(name), int(version)) for name, version in message.loaded)
-            self._core.worker_joined(peer.peer_id, peer.hello.worker_index, loaded)
-            self._versions.ready(loaded)
+            keys = frozenset(ModelVersion(str(name), int(version)) for name, version in message.loaded)
+            crew.worker_ready(peer.peer_id, keys, complete=message.complete)
         elif isinstance(message, Exited):
-            log.warning("worker process %d (index %d) ended: %s", message.pid, message.worker_index, message.status)
-            # One that registered is known to be gone by its connection's end; this is for one that never came so far.
-            if message.pid in self._registered_pids:
-                self._registered_pids.discard(message.pid)
-            else:
-                self._roster.gone(message.worker_index, now_ns)
+            log.info("worker process %d (index %d) ended: %s", message.pid, message.worker_index, message.status)
+            for failed in crew.worker_exited(message.worker_index, message.pid, message.status, now_ns):
+                self.models.lifecycle.load_failed(failed, now_ns)
         elif isinstance(message, PoolState):
             self._pool = peer
-            self._roster.pool_joined([index for index, _ in message.workers], now_ns)
+            crew.pool_joined({worker[0]: worker[1] for worker in message.workers}, now_ns)
         else:
             log.error("dropped a %s from %s %d", type(message).__name__, peer.role.name.lower(), peer.peer_id)
+        self._touch()

@@ -1,17 +1,23 @@
-"""From settings to the broker's parts: lane policies, wanted versions, the roster of workers."""
+"""From settings to the broker's parts: lane policies, models' batching, the life cycle."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ringserve.broker.core import Core
+from ringserve.broker.crew import Crew
+from ringserve.broker.directories import ModelPlan
+from ringserve.broker.generations import Generations
+from ringserve.broker.lifecycle import Lifecycle
+from ringserve.broker.messages import ModelOptions
 from ringserve.broker.policy import LanePolicy
-from ringserve.broker.repository import choose_versions, list_versions
-from ringserve.broker.roster import Roster
+from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from ringserve.config.cpus import usable_cpus
+from ringserve.config.limits import rows_allowed
 from ringserve.config.schema import Batching, Model, Settings, Workers
 
 log = logging.getLogger(__name__)
@@ -22,9 +28,13 @@ def lane_policy(batching: Batching, workers: Workers) -> LanePolicy:
     return LanePolicy(
         batching=batching.policy,  # type: ignore[arg-type]  # one of the choices that the schema allows
         batch_rows_max=batching.batch_rows_max,
+        batch_rows_allowed=tuple(rows_allowed(batching)),
         batch_wait_ns_max=batching.batch_wait_us_max * 1_000,
+        batches_at_once_max=batching.batches_at_once_max,
+        request_rows_max=batching.request_rows_max,
         queue_requests_max=batching.queue_requests_max,
         queue_rows_max=batching.queue_rows_max,
+        queue_batches_max=batching.queue_batches_max,
         split=batching.split,
         spread_ns=batching.spread_us * 1_000,
         workers_max=batching.workers_max,
@@ -33,43 +43,89 @@ def lane_policy(batching: Batching, workers: Workers) -> LanePolicy:
 
 
 class Policies:
-    """Each model's policy, as configured and as what the workers find out about the models makes it."""
+    """Each model's batching, as configured and as the models' versions and the workers' findings make it."""
 
     def __init__(self, core: Core, settings: Settings) -> None:
         self._core = core
-        self._default = lane_policy(settings.batching, settings.workers)
-        self._by_model = {model.name: lane_policy(model.batching, settings.workers) for model in settings.models}
-        core.set_policies(self._default, self._by_model)
+        self._workers = settings.workers
+        self._defaults = settings.batching
+        self._models: dict[str, Batching] = {}
+        self._versions: dict[str, Batching] = {}
+        self._singles: frozenset[str] = frozenset()
+        self.configure(settings.models)
 
-    def keep_on_one_worker(self, model: str) -> None:
-        """This model changes its variables while it serves: with two workers it would have two states."""
-        policy = self._by_model.get(model, self._default)
-        if policy.workers_max != 1:
-            log.warning("model %s changes its variables while serving: one worker serves it, with its own state", model)
-            self._by_model[model] = replace(policy, workers_max=1)
-            self._core.set_policies(self._default, self._by_model)
+    def configure(self, models: Iterable[Model]) -> list[ModelOptions]:
+        """These are the models and their batching from now on. Returns what workers are to be told."""
+        return self._put({model.name: model.batching for model in models}, self._versions, self._singles)
+
+    def put_versions(self, batching: Mapping[str, Batching]) -> list[ModelOptions]:
+        """What the serving versions of some models say about batching, in place of their own. Returns likewise."""
+        return self._put(self._models, dict(batching), self._singles)
+
+    def keep_on_one_worker(self, names: frozenset[str]) -> None:
+        """These models change their variables while they serve: with two workers they would have two states."""
+        for name in sorted(names - self._singles):
+            log.warning("model %s changes its variables while serving: one worker serves it, with its own state", name)
+        self._put(self._models, self._versions, names)
+
+    def batching(self, name: str) -> Batching:
+        """How this model's batches are made now."""
+        return self._versions.get(name) or self._models.get(name, self._defaults)
+
+    def options(self, name: str) -> ModelOptions:
+        """What a worker must know of that."""
+        batching = self.batching(name)
+        return ModelOptions(
+            name,
+            batching.batch_rows_max,
+            rows_allowed(batching),
+            batching.pad_inputs,
+            batching.pad_with == "first",
+        )
+
+    def pads(self) -> list[str]:
+        """The models whose rows of different inner shapes share a batch."""
+        return sorted(name for name in self._models if self.batching(name).pad_inputs)
+
+    def is_single(self, name: str) -> bool:
+        """One worker serves it."""
+        return name in self._singles
+
+    def _put(
+        self, models: dict[str, Batching], versions: dict[str, Batching], singles: frozenset[str]
+    ) -> list[ModelOptions]:
+        before = {name: self.options(name) for name in self._models}
+        state = (models, versions, singles)
+        if before and state == (self._models, self._versions, self._singles):
+            return []
+        self._models, self._versions, self._singles = state
+        by_model = {name: lane_policy(self.batching(name), self._workers) for name in self._models}
+        for name in singles & by_model.keys():
+            by_model[name] = replace(by_model[name], workers_max=1)
+        self._core.set_policies(lane_policy(self._defaults, self._workers), by_model)
+        options = [self.options(name) for name in self._models]
+        return [new for new in options if new.name in before and before[new.name] != new]
 
 
-def find_versions(models: tuple[Model, ...]) -> Versions:
-    """The wanted versions as they lie on disk now. A model without any is logged and stops no other."""
-    versions = Versions()
-    for model in models:
-        try:
-            found = list_versions(model.base_path)
-        except OSError as error:
-            log.error("Could not find base path %s for servable %s: %s", model.base_path, model.name, error)
-            continue
-        chosen = choose_versions(found, model.versions)
-        if not chosen:
-            log.error(
-                "No versions of servable %s found under base path %s. Did you forget to name your leaf directory as a "
-                "number (eg. '/1/')?",
-                model.name,
-                model.base_path,
-            )
-        for directory in chosen:
-            versions.want(model.name, directory.version, directory.path)
-    return versions
+def make_lifecycle(settings: Settings) -> Lifecycle:
+    """Nothing configured, nobody there yet. Each worker is pinned to a core of its own where there are enough."""
+    workers, lifecycle = settings.workers, settings.lifecycle
+    usable = usable_cpus().usable
+    pinned = usable if workers.pin and workers.workers * workers.threads_per_worker <= len(usable) else ()
+    cpus = pinned if workers.threads_per_worker == 1 else ()
+    return Lifecycle(
+        Generations(Crew(workers.workers), cpus, workers.threads_per_worker),
+        Versions(),
+        Retries(lifecycle.max_num_load_retries, lifecycle.load_retry_ms_max * 1_000_000),
+        settle_ns=lifecycle.settle_ms * 1_000_000,
+        incomplete_ns=lifecycle.incomplete_ms_max * 1_000_000,
+        unload_when_empty=lifecycle.unload_when_empty,
+    )
+
+
+def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:
+    """A configured model as the life cycle sees it."""
+    return ModelPlan(model.name, model.base_path, model.versions, hold)
 
 
 def pin_broker(workers: Workers) -> None:
@@ -83,10 +139,3 @@ def pin_broker(workers: Workers) -> None:
     usable = usable_cpus().usable
     if workers.pin and len(usable) > 1:
         os.sched_setaffinity(0, {usable[0] if len(usable) == 2 else usable[-1]})
-
-
-def make_roster(workers: Workers) -> Roster:
-    """One place per worker, each on a core of its own where there are enough."""
-    usable = usable_cpus().usable
-    pinned = usable if workers.pin and workers.workers * workers.threads_per_worker <= len(usable) else ()
-    return Roster(workers.workers, pinned if workers.threads_per_worker == 1 else (), workers.threads_per_worker)

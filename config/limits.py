@@ -12,7 +12,8 @@ from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
 #: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
 CPUS_PER_FRONTEND: Final = 4
 #: sockaddr_un.sun_path holds 108 bytes with its end; the longest name that we put behind run_dir is below 40.
-RUN_DIR_BYTES_MAX: Final = 107 - 40
+SOCKET_PATH_BYTES_MAX: Final = 107
+RUN_DIR_BYTES_MAX: Final = SOCKET_PATH_BYTES_MAX - 40
 
 #: Private memory of a process without a model: budgets, not measurements, except the pool's: TensorFlow's import.
 BROKER_PRIVATE_BYTES: Final = 60 * MIB
@@ -39,6 +40,14 @@ def mistakes(settings: Settings) -> list[Broken]:
     if server.port > 0 and server.port == server.rest_api_port:
         text = f"port and rest_api_port are both {server.port}: gRPC and REST need a port each"
         broken(text, "port", "rest_api_port")
+    if server.port == -1 and not server.rest_api_port and not server.grpc_socket_path:
+        text = "port is -1, rest_api_port 0 and grpc_socket_path empty: nobody could reach the server"
+        broken(text, "port", "rest_api_port", "grpc_socket_path")
+    if len(os.fsencode(server.grpc_socket_path)) > SOCKET_PATH_BYTES_MAX:
+        text = f"grpc_socket_path is longer than {SOCKET_PATH_BYTES_MAX} bytes: no UNIX socket can have that name"
+        broken(text, "grpc_socket_path")
+    if server.metrics_path and not server.metrics_path.startswith("/"):
+        broken(f"metrics_path: {server.metrics_path!r} does not start with a slash", "metrics_path")
     if not server.host:
         broken("host is empty: '0.0.0.0' listens on all addresses", "host")
     if len(os.fsencode(server.run_dir)) > RUN_DIR_BYTES_MAX:
@@ -52,32 +61,55 @@ def mistakes(settings: Settings) -> list[Broken]:
             "restart_wait_ms_min",
             "restart_wait_ms_max",
         )
-    rows_keys = ("queue_rows_max", "batch_rows_max")
-    for text in _mistakes_of_batching("batching", settings.batching):
+    rows_keys = ("queue_rows_max", "batch_rows_max", "batch_rows_allowed")
+    for text in mistakes_of_batching("batching", settings.batching):
         broken(text, *rows_keys)
+    if not settings.models and not settings.lifecycle.model_config_file:
+        ways = "--model_base_path, --model_config_file, or [[models]] in a file named by --config"
+        broken(f"no model to serve: give {ways}", "models", "model_config_file")
     for text in _mistakes_of_models(settings.models):
         broken(text, "models", *rows_keys)
     return found
 
 
-def _mistakes_of_batching(place: str, batching: Batching) -> list[str]:
-    if batching.queue_rows_max >= batching.batch_rows_max:
+def mistakes_of_batching(place: str, batching: Batching) -> list[str]:
+    """What does not hold between the keys of one [batching], each line with its place in front."""
+    found = []
+    if batching.queue_rows_max < batching.batch_rows_max:
+        found.append(
+            f"{place}: queue_rows_max ({batching.queue_rows_max}) is below batch_rows_max "
+            f"({batching.batch_rows_max}): no batch could ever be full"
+        )
+    try:
+        allowed = rows_allowed(batching)
+    except ValueError:
+        found.append(f"{place}: batch_rows_allowed: {batching.batch_rows_allowed!r} is not a list such as '1,8,32'")
+    else:
+        if allowed and allowed[-1] < batching.batch_rows_max:
+            found.append(
+                f"{place}: batch_rows_allowed ends at {allowed[-1]}, below batch_rows_max ({batching.batch_rows_max}): "
+                "larger batches could not be padded"
+            )
+    return found
+
+
+def rows_allowed(batching: Batching) -> list[int]:
+    """`batch_rows_allowed` as numbers, ascending; empty: any. Raises ValueError for a text that is no such list."""
+    if not batching.batch_rows_allowed.strip():
         return []
-    return [
-        f"{place}: queue_rows_max ({batching.queue_rows_max}) is below batch_rows_max "
-        f"({batching.batch_rows_max}): no batch could ever be full"
-    ]
+    allowed = sorted({int(word) for word in batching.batch_rows_allowed.split(",")})
+    if allowed[0] < 1:
+        raise ValueError(batching.batch_rows_allowed)
+    return allowed
 
 
 def _mistakes_of_models(models: tuple[Model, ...]) -> list[str]:
-    if not models:
-        return ["no model to serve: give --model_base_path, or [[models]] in a file named by --config"]
     names = [model.name for model in models]
     found = [f"two models are called {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
     for model in models:
         if "://" in model.base_path:
             found.append(f"model {model.name!r}: base_path {model.base_path!r} is not a folder of this machine")
-        found += _mistakes_of_batching(f"model {model.name!r}", model.batching)
+        found += mistakes_of_batching(f"model {model.name!r}", model.batching)
     return found
 
 

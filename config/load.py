@@ -7,11 +7,10 @@ configuration is repaired in one round.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ringserve.config import limits
@@ -22,21 +21,18 @@ from ringserve.config.schema import (
     SECTIONS,
     SETTINGS,
     Batching,
+    Lifecycle,
     Model,
+    Server,
     Setting,
     Settings,
     Versions,
 )
+from ringserve.config.values import parse, parse_batching, parse_versions, suggestion
 
 #: Names that look like ours and are none: Kubernetes gives every pod these for a Service called "ringserve".
 _KUBERNETES = re.compile(r"RINGSERVE_(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)")
 _KUBERNETES_PORT = re.compile(r"(tcp|udp)://.*")
-
-_SIZE = re.compile(r"\s*(\d+)\s*([a-zA-Z]*)\s*")
-_UNIT_BYTES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
-_BATCHING_ROWS = {row.key: row for row in SETTINGS if row.section == "batching"}
 
 
 class ConfigError(Exception):
@@ -78,67 +74,20 @@ def load_settings(
         given[name] = _Given(value, f"--{name}")
     sections: dict[str, Any] = {name: _section(name, given, mistakes, faulty) for name in SECTIONS}
     single = _single_model(given, sections["batching"], mistakes)
-    if single is not None:
-        models = [lambda _batching: single]
-    listed = tuple(model for model in (make(sections["batching"]) for make in models) if model is not None)
+    if sections["lifecycle"].model_config_file:
+        if models:
+            mistakes.append("model_config_file and [[models]] both list models: give one of them")
+        listed, sections["lifecycle"] = _models_of_file(sections["lifecycle"], sections["batching"], mistakes)
+    elif single is not None:
+        listed = (single,)
+    else:
+        listed = tuple(model for model in (make(sections["batching"]) for make in models) if model is not None)
+    _check_tls(sections["server"], mistakes)
     settings = Settings(models=listed, **sections)
     mistakes += [broken.text for broken in limits.mistakes(settings) if not faulty.intersection(broken.keys)]
     if mistakes:
         raise ConfigError(mistakes)
     return settings
-
-
-def parse(row: Setting, value: Any) -> Any:
-    """`value` (text, or what TOML holds) as this setting's type. Raises ValueError saying what would be right."""
-    try:
-        parsed = _PARSERS[row.kind](value)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{value!r} is not {row.allowed}") from None
-    if row.choices and parsed not in row.choices:
-        raise ValueError(f"{value!r} is not {row.allowed}{_suggestion(str(parsed), row.choices)}")
-    if row.low is not None and not row.low <= parsed <= row.high:
-        raise ValueError(f"{value!r} is not {row.allowed}")
-    return parsed
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, str):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
-
-
-def _parse_bytes(value: Any) -> int:
-    if not isinstance(value, str):
-        return _parse_int(value)
-    match = _SIZE.fullmatch(value)
-    if match is None:
-        raise ValueError
-    return int(match[1]) * _UNIT_BYTES[match[2].lower()]
-
-
-def _parse_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else ""
-    if word not in _TRUE | _FALSE:
-        raise ValueError
-    return word in _TRUE
-
-
-def _parse_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "int": _parse_int,
-    "bytes": _parse_bytes,
-    "bool": _parse_bool,
-    "str": _parse_str,
-}
 
 
 def _section(name: str, given: Mapping[str, _Given], mistakes: list[str], faulty: set[str]) -> Any:
@@ -155,11 +104,6 @@ def _section(name: str, given: Mapping[str, _Given], mistakes: list[str], faulty
     return SECTIONS[name](**values)
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 # ------------------------------------------------------------------------------------------------------ environment
 
 
@@ -169,7 +113,7 @@ def _read_environment(environ: Mapping[str, str], given: dict[str, _Given], mist
         if not name.startswith(ENVIRONMENT_PREFIX) or _KUBERNETES.fullmatch(name):
             continue
         if name not in flags:
-            mistakes.append(f"environment {name}: no such setting{_suggestion(name, flags)}")
+            mistakes.append(f"environment {name}: no such setting{suggestion(name, flags)}")
         elif not (flags[name] == "port" and _KUBERNETES_PORT.fullmatch(value)):
             given[flags[name]] = _Given(value, f"environment {name}")
 
@@ -197,7 +141,7 @@ def _read_file(path: str, given: dict[str, _Given], mistakes: list[str]) -> list
         rows = {row.key: row for row in SETTINGS if row.section == section}
         if not rows:
             place = f"{path}:{lines.get((section, '', 0), lines.get(('', section, 0), 1))}"
-            mistakes.append(f"{place}: [{section}]: no such section{_suggestion(section, (*SECTIONS, 'models'))}")
+            mistakes.append(f"{place}: [{section}]: no such section{suggestion(section, (*SECTIONS, 'models'))}")
         elif not isinstance(table, dict):
             mistakes.append(f"{path}: {section} must be a table: [{section}]")
         else:
@@ -217,7 +161,7 @@ def _misplaced(key: str, rows: Mapping[str, Setting]) -> str:
     for row in SETTINGS:
         if row.key == key:
             return f"; it belongs into [{row.section}]"
-    return _suggestion(key, rows)
+    return suggestion(key, rows)
 
 
 def _lines_of_keys(text: str) -> dict[tuple[str, str, int], int]:
@@ -247,61 +191,97 @@ def _model_maker(
 
     before = len(mistakes)
     mistakes.extend(
-        f"{place(key)}: no such setting{_suggestion(key, MODEL_KEYS)}" for key in data if key not in MODEL_KEYS
+        f"{place(key)}: no such setting{suggestion(key, MODEL_KEYS)}" for key in data if key not in MODEL_KEYS
     )
     for key in ("name", "base_path"):
         if key not in data:
             mistakes.append(f"{place(key)} is missing: {MODEL_KEYS[key]}")
         elif not isinstance(data[key], str) or not data[key]:
             mistakes.append(f"{place(key)}: {data[key]!r} is not a text: {MODEL_KEYS[key]}")
-    versions = _versions(data.get("versions", "latest"))
+    versions = parse_versions(data.get("versions", "latest"))
     if versions is None:
         mistakes.append(f"{place('versions')}: {data['versions']!r} is not {MODEL_KEYS['versions']}")
-    overrides: dict[str, Any] = {}
+    labels = data.get("labels", {})
+    if not isinstance(labels, dict) or not all(_is_version(version) for version in labels.values()):
+        mistakes.append(f"{place('labels')}: {labels!r} is not {MODEL_KEYS['labels']}")
+        labels = {}
     table = data.get("batching", {})
     if not isinstance(table, dict):
         mistakes.append(f"{place('batching')}: {table!r} is not a table")
         table = {}
-    for key, value in table.items():
-        try:
-            overrides[key] = parse(_BATCHING_ROWS[key], value)
-        except KeyError:
-            hint = _suggestion(key, _BATCHING_ROWS)
-            mistakes.append(f"{place(key, 'models.batching')}: no such setting of [batching]{hint}")
-        except ValueError as error:
-            mistakes.append(f"{place(key, 'models.batching')}: {error}")
+    overrides, wrong = parse_batching(table)
+    mistakes.extend(f"{place(key, 'models.batching')}: {text}" for key, text in wrong.items())
     sound = len(mistakes) == before
 
     def make(batching: Batching) -> Model | None:
         if not sound or versions is None:
             return None
         return Model(
-            data["name"], absolute(data["base_path"]), versions, dataclasses.replace(batching, **overrides)
+            data["name"],
+            absolute(data["base_path"]),
+            versions,
+            dataclasses.replace(batching, **overrides),
+            tuple(sorted(labels.items())),
         )
 
     return make
 
 
-def _versions(value: Any) -> Versions | None:
-    if value in ("latest", "all"):
-        return str(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    if not isinstance(value, list) or not value:
-        return None
-    sound = all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value)
-    return tuple(sorted(set(value))) if sound else None
+def _is_version(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+# ------------------------------------------------------------------------------------------------------ other sources
 
 
 def _single_model(given: Mapping[str, _Given], batching: Batching, mistakes: list[str]) -> Model | None:
     """The model of --model_name and --model_base_path (or their names in the environment), None without them."""
     name = given.get("model_name")
     base_path = given.get("model_base_path")
+    policy = given.get("model_version_policy")
     if base_path is None or not base_path.value:
-        if name is not None and name.source != "default":
-            mistakes.append(f"{name.source}: names the model of --model_base_path, which is missing")
+        # A model_config_file takes the place of this model, as in TF Serving, whose images always name one.
+        if not (given["model_config_file"].value if "model_config_file" in given else ""):
+            mistakes += [
+                f"{about.source}: is about the model of --model_base_path, which is missing"
+                for about in (name, policy)
+                if about is not None and about.source != "default"
+            ]
         return None
-    return Model(name.value if name and name.value else "default", absolute(base_path.value), batching=batching)
+    versions: Versions = "latest"
+    if policy is not None and policy.value:
+        from ringserve.config.model_config import ModelConfigError, parse_version_policy
+
+        try:
+            versions = parse_version_policy(policy.value)
+        except ModelConfigError as error:
+            mistakes.append(f"{policy.source}: {policy.value!r} is not {MODEL_FLAGS['model_version_policy']}: {error}")
+    return Model(name.value if name and name.value else "default", absolute(base_path.value), versions, batching)
+
+
+def _models_of_file(
+    lifecycle: Lifecycle, batching: Batching, mistakes: list[str]
+) -> tuple[tuple[Model, ...], Lifecycle]:
+    """The models of `model_config_file`, and its path made absolute: it is read again by another process."""
+    # Late, as it loads protobuf, which other configurations do not need.
+    from ringserve.config.model_config import ModelConfigError, models_of, read_model_config
+
+    lifecycle = dataclasses.replace(lifecycle, model_config_file=os.path.abspath(lifecycle.model_config_file))
+    try:
+        return models_of(read_model_config(lifecycle.model_config_file), batching), lifecycle
+    except ModelConfigError as error:
+        mistakes.append(f"model_config_file: {': '.join(filter(None, (error.text, error.detail)))}")
+        return (), lifecycle
+
+
+def _check_tls(server: Server, mistakes: list[str]) -> None:
+    if server.ssl_config_file:
+        from ringserve.config.tls import ModelConfigError, read_ssl_config
+
+        try:
+            read_ssl_config(server.ssl_config_file)
+        except ModelConfigError as error:
+            mistakes.append(f"ssl_config_file: {': '.join(filter(None, (error.text, error.detail)))}")
 
 
 def absolute(base_path: str) -> str:

@@ -35,6 +35,9 @@ class Exit(IntEnum):
     OK = 0
     #: Something went wrong; starting again may help.
     FAILED = 1
+    #: The server must end, and not because of this process (a model that is required did not load): the process wrote
+    #: why with `rundir.write_fatal` before it exited (sysexits' EX_UNAVAILABLE).
+    FATAL = 69
     #: The configuration or the machine does not let this process work (sysexits' EX_CONFIG): starting again is useless.
     CONFIG = 78
 

@@ -27,10 +27,13 @@ _MODULES: Final = (
     f"{_FRAMEWORK}.tensor_shape_pb2",
     f"{_FRAMEWORK}.types_pb2",
     f"{_PROTOBUF}.meta_graph_pb2",
+    f"{_PROTOBUF}.saved_model_pb2",
+    f"{_PROTOBUF}.config_pb2",
     f"{_PROTOBUF}.error_codes_pb2",
     "tensorflow.core.example.example_pb2",
     f"{_API}.model_pb2",
     f"{_API}.predict_pb2",
+    f"{_API}.prediction_service_pb2",
     f"{_API}.input_pb2",
     f"{_API}.classification_pb2",
     f"{_API}.regression_pb2",
@@ -38,6 +41,7 @@ _MODULES: Final = (
     f"{_API}.get_model_metadata_pb2",
     f"{_API}.get_model_status_pb2",
     f"{_API}.model_management_pb2",
+    f"{_API}.model_service_pb2",
     f"{_API}.prediction_log_pb2",
     f"{_API}.status_pb2",
     f"{_CONFIG}.model_server_config_pb2",
@@ -71,7 +75,9 @@ TensorProto: Final[Any] = _modules[f"{_FRAMEWORK}.tensor_pb2"].TensorProto
 TensorShapeProto: Final[Any] = _modules[f"{_FRAMEWORK}.tensor_shape_pb2"].TensorShapeProto
 DataType: Final[Any] = _modules[f"{_FRAMEWORK}.types_pb2"].DataType
 SignatureDef: Final[Any] = _modules[f"{_PROTOBUF}.meta_graph_pb2"].SignatureDef
+SavedModel: Final[Any] = _modules[f"{_PROTOBUF}.saved_model_pb2"].SavedModel
 TensorInfo: Final[Any] = _modules[f"{_PROTOBUF}.meta_graph_pb2"].TensorInfo
+ConfigProto: Final[Any] = _modules[f"{_PROTOBUF}.config_pb2"].ConfigProto
 Example: Final[Any] = _modules["tensorflow.core.example.example_pb2"].Example
 
 # The API (package tensorflow.serving).
@@ -83,6 +89,7 @@ ClassificationRequest: Final[Any] = _modules[f"{_API}.classification_pb2"].Class
 ClassificationResponse: Final[Any] = _modules[f"{_API}.classification_pb2"].ClassificationResponse
 RegressionRequest: Final[Any] = _modules[f"{_API}.regression_pb2"].RegressionRequest
 RegressionResponse: Final[Any] = _modules[f"{_API}.regression_pb2"].RegressionResponse
+InferenceTask: Final[Any] = _modules[f"{_API}.inference_pb2"].InferenceTask
 MultiInferenceRequest: Final[Any] = _modules[f"{_API}.inference_pb2"].MultiInferenceRequest
 MultiInferenceResponse: Final[Any] = _modules[f"{_API}.inference_pb2"].MultiInferenceResponse
 GetModelMetadataRequest: Final[Any] = _modules[f"{_API}.get_model_metadata_pb2"].GetModelMetadataRequest
@@ -96,3 +103,10 @@ ReloadConfigResponse: Final[Any] = _modules[f"{_API}.model_management_pb2"].Relo
 PredictionLog: Final[Any] = _modules[f"{_API}.prediction_log_pb2"].PredictionLog
 StatusProto: Final[Any] = _modules[f"{_API}.status_pb2"].StatusProto
 ModelServerConfig: Final[Any] = _modules[f"{_CONFIG}.model_server_config_pb2"].ModelServerConfig
+ModelConfig: Final[Any] = _modules[f"{_CONFIG}.model_server_config_pb2"].ModelConfig
+
+#: Descriptors of the API's services: the files that they stand in, which import the files of all their messages.
+SERVICE_FILES: Final[tuple[Any, ...]] = (
+    _modules[f"{_API}.prediction_service_pb2"].DESCRIPTOR,
+    _modules[f"{_API}.model_service_pb2"].DESCRIPTOR,
+)

@@ -27,6 +27,7 @@ def server_toml() -> str:
         "name": '"digits"',
         "base_path": '"/models/digits"',
         "versions": '"latest"',
+        "labels": "{ stable = 1 }",
         "batching": "{ batch_rows_max = 32 }",
     }
     for key, why in MODEL_KEYS.items():
@@ -63,7 +64,40 @@ def configuration_md() -> str:
     lines += ["", "A single model can be given without a file; it takes the place of the file's list:", ""]
     lines += ["| flag | environment | what |", "|---|---|---|"]
     lines += [f"| `--{name}` | `{ENVIRONMENT_PREFIX}{name.upper()}` | {why} |" for name, why in MODEL_FLAGS.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + _MODEL_CONFIG
+
+
+_MODEL_CONFIG = """\
+## model_config_file
+
+TensorFlow Serving's ModelServerConfig, in protobuf's text format or as JSON (with either spelling of the names). It
+takes the place of all other models, may be empty, and may be read again and again
+(`model_config_file_poll_wait_seconds`).
+
+```
+model_config_list {
+  config {
+    name: "digits"
+    base_path: "/models/digits"
+    model_platform: "tensorflow"
+    model_version_policy { specific { versions: 3 versions: 4 } }
+    version_labels { key: "stable" value: 3 }
+    batching { key: "batch_rows_max" value: "32" }
+  }
+}
+```
+
+Two fields of a model's `config` are not TensorFlow Serving's: `batching`, keys of [batching] that differ for this
+model, and `batching_parameters`, a BatchingParameters for this model alone. As JSON:
+
+```json
+{"model_config_list": {"config": [{
+  "name": "digits", "base_path": "/models/digits", "model_platform": "tensorflow",
+  "model_version_policy": {"latest": {"num_versions": 2}},
+  "batching_parameters": {"max_batch_size": {"value": 32}, "batch_timeout_micros": {"value": 1000}}
+}]}}
+```
+"""
 
 
 def _row(row: Setting) -> str:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 PREFIX: Final = "ringserve-"
 _LOCK: Final = "lock"
+_FATAL: Final = "fatal.txt"
 _MODE: Final = 0o700
 _LOCK_TRIES: Final = 50
 _LOCK_TRY_S: Final = 0.1
@@ -81,9 +82,10 @@ def _take(path: str) -> RunDir:
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """Whether a server's directory may hold this: its sockets, its lock and its settings."""
+    """Whether a server's directory may hold this: its sockets, its lock, its settings, its metrics, its last words."""
     mode = entry.stat(follow_symlinks=False).st_mode
-    return stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and (entry.name == _LOCK or entry.name.endswith(".json")))
+    named = entry.name in (_LOCK, _FATAL) or entry.name.endswith((".json", ".db", ".db.new"))
+    return stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and named)
 
 
 def _lock(path: str) -> RunDir | None:
@@ -125,3 +127,22 @@ def sweep(parent: str) -> list[str]:
 def remove_run_dir(path: str) -> None:
     """Remove a run directory and what is in it, as far as it goes. The last process of a server calls it."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def write_fatal(run_dir: str, text: str) -> None:
+    """Write down why the whole server must end, as `CODE: text` (`UNKNOWN: 1 servable(s) did not become ...`).
+
+    The process that writes it then exits with `process.Exit.FATAL`; the supervisor stops the others and reports it.
+    """
+    path = os.path.join(run_dir, _FATAL)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read_fatal(run_dir: str) -> str:
+    """What `write_fatal` wrote; empty when nobody did."""
+    try:
+        with open(os.path.join(run_dir, _FATAL), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

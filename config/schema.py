@@ -20,8 +20,8 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
-# What every int field may hold unless it says less: 2**31 - 1 is the largest that all users of these numbers take.
-_INT_MAX: Final = 2**31 - 1
+#: What every int field may hold unless it says less: 2**31 - 1 is the largest that all users of these numbers take.
+INT_MAX: Final = 2**31 - 1
 
 
 def setting(
@@ -29,7 +29,7 @@ def setting(
     why: str,
     *,
     low: int | None = None,
-    high: int = _INT_MAX,
+    high: int = INT_MAX,
     choices: tuple[str, ...] = (),
     flag: str = "",
     shown: str = "",
@@ -137,9 +137,9 @@ class Batching:
         choices=("adaptive", "timeout", "none"),
         flag="batching_policy",
     )
-    batch_rows_max: int = setting(128, "rows of one batch at most", low=1, high=1_000_000)
+    batch_rows_max: int = setting(128, "rows of one batch at most", low=1)
     batch_wait_us_max: int = setting(
-        1000, "policy timeout: how long the oldest request waits for its batch to fill", high=60_000_000
+        1000, "policy timeout: how long the oldest request waits for its batch to fill"
     )
     queue_requests_max: int = setting(
         10_000, "requests waiting in one lane; one more is answered RESOURCE_EXHAUSTED at once", low=1
@@ -180,7 +180,9 @@ class Batching:
 class Lifecycle:
     """How models come, change and go."""
 
-    model_config_file: str = setting("", "models in TF Serving's ModelServerConfig, text format or JSON; empty: none")
+    model_config_file: str = setting(
+        "", "models in TF Serving's ModelServerConfig, text format or JSON, in place of any others; empty: none"
+    )
     model_config_file_poll_wait_seconds: int = setting(0, "how often that file is read again; 0: never", low=-1)
     file_system_poll_wait_seconds: int = setting(
         1, "how often the base paths are looked at; 0: once, and when asked to; -1: only when asked to", low=-1
@@ -231,7 +233,7 @@ class Shm:
     )
 
 
-#: `versions` of a model: "latest" (the highest), "latest:N" (the N highest), "all", or these.
+#: `versions` of a model: "latest" (the highest), "latest:N" (the N highest, N > 1), "all", or these.
 Versions = str | tuple[int, ...]
 
 
@@ -254,13 +256,15 @@ class Model:
 MODEL_KEYS: Final[dict[str, str]] = {
     "name": "what clients call the model",
     "base_path": "folder whose children are its versions: BASE/1/saved_model.pb",
-    "versions": '"latest" (the highest number, the default), "all", or a list of numbers',
+    "versions": '"latest" (the highest number, the default), "latest:N" (the N highest), "all", or a list of numbers',
+    "labels": "names of versions, for requests: { stable = 3, canary = 4 }",
     "batching": "keys of [batching] that differ for this model",
 }
 #: Flags without a TOML key of their own: together they are one model, in place of the file's list.
 MODEL_FLAGS: Final[dict[str, str]] = {
     "model_name": "name of the one model to serve (default: 'default')",
     "model_base_path": "its base path; given, it replaces the file's [[models]]",
+    "model_version_policy": "its versions: latest, latest:N, all, numbers such as 1,2, or a ServableVersionPolicy",
 }
 
 

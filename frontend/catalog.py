@@ -6,7 +6,7 @@ the next update; `epoch` tells whoever caches what it found here that the answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -61,12 +61,16 @@ class SignatureView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServableView:
-    """One AVAILABLE model version. signature_defs: its serialized SignatureDefMap, as GetModelMetadata gives it."""
+    """One AVAILABLE model version. signature_defs: its serialized SignatureDefMap, as GetModelMetadata gives it.
+
+    pads: rows of different inner shapes share a batch (`messages.Catalog.pads`).
+    """
 
     name: str
     version: int
     signatures: dict[str, SignatureView]
     signature_defs: bytes = field(repr=False)
+    pads: bool = False
 
 
 class VersionStatus(NamedTuple):
@@ -109,6 +113,7 @@ class Catalog:
         self.pads: frozenset[str] = frozenset()
         #: Some model of the start may still come; until the broker's first catalog nothing at all is known.
         self.starting = True
+        self._watchers: dict[object, Callable[[], None]] = {}
 
     def update(
         self,
@@ -129,18 +134,32 @@ class Catalog:
         before = (self._versions, self._labels, self._names, self.pads, self.starting)
         if (new_versions, new_labels, new_names, new_pads, starting) == before:
             return
-        self._take(new_versions, new_labels)
+        self._take(new_versions, new_labels, new_pads)
         self._names, self.pads, self.starting = new_names, new_pads, starting
         self.epoch += 1
+        for changed in list(self._watchers.values()):
+            changed()
 
-    def _take(self, new_versions: list[VersionInfo], new_labels: Mapping[str, Mapping[str, int]]) -> None:
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after every update that changes anything, with the new epoch. Returns what ends that."""
+        key = object()
+        self._watchers[key] = changed
+        return lambda: self._unwatch(key)
+
+    def _unwatch(self, key: object) -> None:
+        self._watchers.pop(key, None)
+
+    def _take(
+        self, new_versions: list[VersionInfo], new_labels: Mapping[str, Mapping[str, int]], new_pads: frozenset[str]
+    ) -> None:
         models: dict[str, _Model] = {}
         # Newest first: the order of GetModelStatus, and the first AVAILABLE one met is the latest.
         for info in sorted(new_versions, key=lambda version: -version.version):
             model = models.setdefault(info.name, _Model())
             model.statuses.append(VersionStatus(*info[1:5], tuple(info.notes)))
             if info.state == VersionState.AVAILABLE:
-                servable = self._known(info) or servable_view(info.name, info.version, info.signature_defs)
+                pads = info.name in new_pads
+                servable = self._known(info, pads) or servable_view(*info[:2], info.signature_defs, pads)
                 model.servables[info.version] = servable
                 if model.latest is None:
                     model.latest = servable
@@ -149,11 +168,13 @@ class Catalog:
                 models[name].labels = those
         self._versions, self._labels, self._models = new_versions, new_labels, models
 
-    def _known(self, info: VersionInfo) -> ServableView | None:
-        """The view made for an earlier update, when the version's signatures are the same."""
+    def _known(self, info: VersionInfo, pads: bool) -> ServableView | None:
+        """The view made for an earlier update, when it would be the same now."""
         model = self._models.get(info.name)
         servable = model.servables.get(info.version) if model is not None else None
-        return servable if servable is not None and servable.signature_defs == info.signature_defs else None
+        if servable is None or (servable.signature_defs, servable.pads) != (info.signature_defs, pads):
+            return None
+        return servable
 
     def resolve(self, name: str, version: int | None = None, label: str | None = None) -> ServableView | Failure:
         """The AVAILABLE version meant: that number, that label's, or else the highest. A label goes before a number."""
@@ -199,11 +220,11 @@ class Catalog:
         return dict(self._labels.get(name, {}))
 
 
-def servable_view(name: str, version: int, signature_defs: bytes) -> ServableView:
+def servable_view(name: str, version: int, signature_defs: bytes, pads: bool = False) -> ServableView:
     """Read a serialized SignatureDefMap. A worker of ours made it, so bytes that do not parse raise (a bug)."""
     parsed = SignatureDefMap.FromString(signature_defs)
     signatures = {key: _signature_view(key, parsed.signature_def[key]) for key in sorted(parsed.signature_def)}
-    return ServableView(name, version, signatures, signature_defs)
+    return ServableView(name, version, signatures, signature_defs, pads)
 
 
 def _signature_view(name: str, signature: Any) -> SignatureView:

@@ -26,7 +26,8 @@ from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import Join
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply
-from ringserve.shm.ring import RingWriter
+from ringserve.frontend.recorder import Recorder
+from ringserve.shm.ring import RingStatistics, RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.shm.tensor import string_record_bytes, write_strings
 
@@ -37,6 +38,10 @@ DEADLINE_TEXT = "Timed out waiting for notification"
 NOT_PER_ROW_TEXT = (
     "an output of this model does not have one row for each input row, so the answer to a request that had to be split "
     "cannot be joined; send fewer rows at a time, or raise batch_rows_max"
+)
+NOT_ALIKE_TEXT = (
+    "the parts of a request that had to be split have outputs of different inner shapes, which cannot be joined; send "
+    "fewer rows at a time, or raise batch_rows_max"
 )
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
@@ -61,6 +66,8 @@ class Client:
         self, segment: Segment, *, registration_path: str, inbox_path: str, requests_max: int = 65_536
     ) -> None:
         self.catalog = catalog.Catalog()
+        #: Keeps requests as warm-up records; None while nobody wants any.
+        self.recorder: Recorder | None = None
         self._segment = segment
         self._data = segment.data
         self._ring = RingWriter(segment.data_bytes)
@@ -85,6 +92,10 @@ class Client:
         """Requests that wait for their terminal message."""
         return len(self._pending)
 
+    def ring_statistics(self) -> RingStatistics:
+        """The request ring now."""
+        return self._ring.statistics()
+
     @property
     def connected(self) -> bool:
         """True while there is a broker to submit to."""
@@ -101,6 +112,10 @@ class Client:
         for a string input; copied before this returns. timeout_ns: 0 for none. Returns the request's id for `cancel`,
         or -1 when it was refused.
         """
+        if self.recorder is not None:
+            self.recorder.see(lane, rows, payloads, getattr(reply, "api", ""))
+        if lane.heads is not None:
+            payloads = lane.with_heads(rows, payloads)
         claim = self._ring.claim
         request_id = self._next_id
         deadline_ns = time.monotonic_ns() + timeout_ns if timeout_ns else 0
@@ -294,14 +309,15 @@ class Client:
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
         request_id = request[0]
-        if not all(output.batchable for output in outputs):
-            self._fail(request_id, Code.INVALID_ARGUMENT, NOT_PER_ROW_TEXT)
-            return
         join = self._joins.get(request_id)
         if join is None:
             join = self._joins[request_id] = Join(rows_whole)
-        join.add(outputs, row_first, rows, row_start)
-        if join.complete:
+        per_row = all(output.batchable for output in outputs)
+        if not per_row or not join.add(outputs, row_first, rows, row_start):
+            self._cancels.append([entry[1].key, request_id])  # its other parts need not run any more
+            self._plan_flush()
+            self._fail(request_id, Code.INVALID_ARGUMENT, NOT_ALIKE_TEXT if per_row else NOT_PER_ROW_TEXT)
+        elif join.complete:
             self._forget(request_id)
             if reply is not None:
                 reply.answer(join.outputs(), 0, rows_whole)
@@ -333,7 +349,7 @@ class Client:
 
     def on_catalog(self, catalog: Catalog) -> None:
         """The catalog changed."""
-        self.catalog.update(*catalog)
+        self.catalog.update(catalog.versions, catalog.labels, catalog.models, catalog.pads, catalog.starting)
 
     def on_told(self, told: Told) -> None:
         """An operator's call has been answered."""

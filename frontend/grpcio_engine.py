@@ -2,20 +2,25 @@
 
 It is the reference that the native engine is compared with, and a way out for an operator whose client meets a bug in
 the native one. It is about fifty times slower per call. Messages pass as bytes, without serializers; the library does
-all of HTTP/2, so limits that it does not have (`write_buffer_bytes_max`, `connections_max`) do not apply here.
+all of HTTP/2, so limits that it does not have (`write_buffer_bytes_max`, `connections_max`) do not apply here. It
+binds its sockets itself; what arrives on one that is bound already is passed on to one of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from ringserve.config.tls import SslConfig
+from ringserve.frontend.grpc_relay import Relay
 from ringserve.frontend.handler import EngineLimits, Methods, StreamFailure, StreamHandler, UnaryHandler
 from ringserve.frontend.http2.request import RESERVED_FIELDS
 from ringserve.frontend.http2.server import report_bug
+from ringserve.frontend.status import grpc_text
 
 #: Untyped on purpose: the library has no types of its own, and the stubs that exist lag behind it.
 grpc: Any = importlib.import_module("grpc")
@@ -150,7 +155,7 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def _unknown(path: str) -> Any:
     async def serve(_: bytes, context: _Context) -> bytes:
-        _set_status(context, _UNIMPLEMENTED, f"unknown method {path}")
+        _set_status(context, _UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
         return b""
 
     return grpc.unary_unary_rpc_method_handler(serve)
@@ -159,8 +164,9 @@ def _unknown(path: str) -> Any:
 class GrpcioEngine:
     """A serving engine. Make one with `serve_grpcio`."""
 
-    def __init__(self, server: Any, ports: list[int]) -> None:
+    def __init__(self, server: Any, ports: list[int], relay: Relay | None) -> None:
         self._server = server
+        self._relay = relay
         self.ports = ports
 
     @property
@@ -170,11 +176,17 @@ class GrpcioEngine:
 
     async def drain(self, timeout_s: float) -> None:
         """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
+        self._stop_accepting()
         await self._server.stop(timeout_s)
 
     async def close(self) -> None:
         """Ends everything at once."""
+        self._stop_accepting()
         await self._server.stop(None)
+
+    def _stop_accepting(self) -> None:
+        if self._relay is not None:
+            self._relay.stop_accepting()
 
 
 async def serve_grpcio(
@@ -183,10 +195,15 @@ async def serve_grpcio(
     limits: EngineLimits,
     on_bug: Callable[[BaseException], None] = report_bug,
     options: Sequence[tuple[str, int | str]] = (),
+    *,
+    tls: SslConfig | None = None,
+    relayed: tuple[socket.socket, str] | None = None,
 ) -> GrpcioEngine:
     """Starts serving on addresses in gRPC's notation (`host:port`, `unix:path`); port 0 picks one, see `ports`.
 
-    `options` are gRPC channel arguments and win over those made from `limits`. OSError: an address cannot be bound.
+    `options` are gRPC channel arguments and win over those made from `limits`. tls: for all addresses. relayed: a
+    listening socket to serve, too, and the name of a UNIX socket of our own that its connections are passed on to.
+    OSError: an address cannot be bound.
     """
     arguments: dict[str, int | str] = {
         "grpc.max_receive_message_length": limits.message_bytes_max,
@@ -195,13 +212,26 @@ async def serve_grpcio(
         "grpc.max_metadata_size": limits.header_list_bytes_max,
         "grpc.so_reuseport": 1,
     }
+    if limits.connection_age_ms_max:
+        arguments["grpc.max_connection_age_ms"] = limits.connection_age_ms_max
     server = grpc.aio.server(options=list((arguments | dict(options)).items()))
     server.add_generic_rpc_handlers((_Router(methods, on_bug),))
     ports = []
-    for address in addresses:
+    for address in [*addresses, *([f"unix:{relayed[1]}"] if relayed else [])]:
         try:
-            ports.append(server.add_insecure_port(address))
+            port = server.add_secure_port(address, _credentials(tls)) if tls else server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
+        ports.append(port)
     await server.start()
-    return GrpcioEngine(server, ports)
+    relay = Relay(*relayed) if relayed else None
+    if relay is not None:
+        await relay.start()
+    return GrpcioEngine(server, ports, relay)
+
+
+def _credentials(tls: SslConfig) -> Any:
+    """With no certificates to verify clients with, the library takes its own list, as TF Serving does."""
+    return grpc.ssl_server_credentials(
+        [(tls.key.encode(), tls.cert.encode())], tls.ca.encode() or None, tls.client_verify
+    )

@@ -82,11 +82,12 @@ class Methods:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Bounds of a gRPC engine. Zero never means "no limit".
+    """Bounds of a gRPC engine. Zero means "no limit" for `connection_age_ms_max` alone.
 
     message_bytes_max: largest request message after decompression. concurrent_streams_max: per connection.
     header_list_bytes_max: RFC 9113 6.5.2. write_buffer_bytes_max: unsent answers of a connection above which its
-    reading stops. connections_max: per frontend process.
+    reading stops. connections_max: per frontend process. connection_age_ms_max: a connection about that old is asked
+    to go, and its calls may finish.
     """
 
     message_bytes_max: int = 2**31 - 1
@@ -94,3 +95,4 @@ class EngineLimits:
     header_list_bytes_max: int = 65_536
     write_buffer_bytes_max: int = 8 * 2**20
     connections_max: int = 10_000
+    connection_age_ms_max: int = 0

@@ -25,10 +25,18 @@ class Join:
     def complete(self) -> bool:
         return self._rows_here == self._rows_whole
 
-    def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> None:
-        """Rows [row_first, row_first + rows) of `outputs` are the request's rows from `row_start` on."""
+    def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> bool:
+        """Rows [row_first, row_first + rows) of `outputs` are the request's rows from `row_start` on.
+
+        False: they cannot be joined with those that are here, as their inner shapes differ (a model may make rows as
+        wide as the widest of a batch).
+        """
         if row_start in self._parts:
-            return
+            return True
+        for part in self._parts.values():
+            if any(output.shape[1:] != here.shape[1:] for output, (here, _) in zip(outputs, part, strict=True)):
+                return False
+            break
         self._parts[row_start] = [
             (
                 output,
@@ -37,6 +45,7 @@ class Join:
             for output in outputs
         ]
         self._rows_here += rows
+        return True
 
     def outputs(self) -> list[Output]:
         """The whole request's outputs, over memory of their own."""

@@ -4,12 +4,14 @@ A float or double is written as C's `%g` with 6 digits when that text parses bac
 or 17 (double) significant digits; `.0` is appended when the text has neither `.` nor `e`. Not-a-number and the
 infinities are the tokens `NaN`, `Infinity` and `-Infinity`, which strict JSON has not.
 
-`float_formats` finds out for a whole array which of the two texts each value needs without writing any: it returns one
-`%` format per value, so that a tensor costs one string operation. `%` of Python and C agree: both round correctly.
+Few values are formatted in a loop. Arrays of float32 have a file of their own (`json_floats.py`). For doubles,
+`double_formats` finds out which of the two texts each value needs without writing any: it returns one `%` format per
+value, so that a tensor costs one string operation. `%` of Python and C agree: both round correctly.
 """
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,8 +19,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-#: Significant digits that identify every value of the type.
-FLOAT_DIGITS: Final = 9
+from ringserve.frontend.json_floats import single_texts
+
+#: Significant digits that identify every double.
 DOUBLE_DIGITS: Final = 17
 
 #: Below this count a loop over the values beats a dozen numpy calls.
@@ -63,33 +66,30 @@ def float_texts(values: Sequence[float], *, single: bool) -> list[str]:
     return texts
 
 
-def float_formats(values: npt.NDArray[Any]) -> list[str]:
-    """One format per value of a flat float32 or float64 array, to be applied to `values.tolist()`."""
-    single = values.dtype == np.float32
-    digits = FLOAT_DIGITS if single else DOUBLE_DIGITS
+def double_formats(values: npt.NDArray[np.float64]) -> list[str]:
+    """One format per value of a flat array, to be applied to `values.tolist()`."""
     with np.errstate(all="ignore"):
-        wide = values.astype(np.float64, copy=False)
-        absolute = np.abs(wide)
-        short, unsure = _short(values, wide, absolute)
+        absolute = np.abs(values)
+        short, unsure = _short(values, absolute)
         whole = absolute == np.trunc(absolute)
         # %g writes a whole number as digits alone while its exponent is below the precision, and then wants `.0`.
-        whole &= absolute < np.where(short, 1e6, float(f"1e{digits}"))
+        whole &= absolute < np.where(short, 1e6, float(f"1e{DOUBLE_DIGITS}"))
     kinds = whole.astype(np.int8) + np.where(short, np.int8(0), np.int8(2))
-    finite = np.isfinite(wide)
+    finite = np.isfinite(values)
     if not finite.all():
-        kinds[np.isnan(wide)] = 4
-        kinds[wide == np.inf] = 5
-        kinds[wide == -np.inf] = 6
+        kinds[np.isnan(values)] = 4
+        kinds[values == np.inf] = 5
+        kinds[values == -np.inf] = 6
         unsure &= finite
-    pieces = np.array(["%.6g", "%.6g.0", f"%.{digits}g", f"%.{digits}g.0", *_SPECIAL], dtype=object)
+    pieces = np.array(["%.6g", "%.6g.0", f"%.{DOUBLE_DIGITS}g", f"%.{DOUBLE_DIGITS}g.0", *_SPECIAL], dtype=object)
     formats: list[str] = pieces[kinds].tolist()
     for i in np.flatnonzero(unsure).tolist():
-        formats[i] = number_text(float(wide[i]), single=single) + "%.0s"  # the text, and the value unwritten
+        formats[i] = number_text(float(values[i]), single=False) + "%.0s"  # the text, and the value unwritten
     return formats
 
 
 def _short(
-    values: npt.NDArray[Any], wide: npt.NDArray[np.float64], absolute: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64], absolute: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Which values six digits identify, and for which of them that was not decided.
 
@@ -102,19 +102,34 @@ def _short(
     decided = np.abs(exponent - 5.0) <= _EXACT_EXPONENT_MAX - 1  # False for NaN and the infinities as well
     shift = np.where(decided, 5.0 - exponent, 0.0).astype(np.int64)
     down, up = _POWERS[np.maximum(shift, 0)], _POWERS[np.maximum(-shift, 0)]
-    digits = np.rint(wide * down / up)
+    digits = np.rint(values * down / up)
     # log10 may be one off next to a power of ten; then there are seven digits or five, and the value is left undecided.
     decided &= (np.abs(digits) <= 999_999.0) & ((np.abs(digits) >= 100_000.0) | (digits == 0.0))
-    back = digits * up / down
-    short = back.astype(values.dtype) == values
-    return short & decided, ~decided
+    return (digits * up / down == values) & decided, ~decided
 
 
-def number_texts(values: npt.NDArray[Any]) -> list[str]:
+#: Values formatted at a stretch: a fraction of a millisecond.
+_PIECE_COUNT: Final = 2_048
+#: How long a thread that writes many numbers steps aside after each piece.
+_ASIDE_S: Final = 20e-6
+
+
+def number_texts(values: npt.NDArray[Any], *, gently: bool = False) -> list[str]:
     """The texts of a flat array of any bool, integer or real floating type.
 
-    half and bfloat16 are written as the float of the same value.
+    half and bfloat16 are written as the float of the same value. gently: let other threads run now and then.
     """
+    if values.size <= _PIECE_COUNT:
+        return _texts(values)
+    texts: list[str] = []
+    for start in range(0, values.size, _PIECE_COUNT):
+        texts += _texts(values[start : start + _PIECE_COUNT])
+        if gently:
+            time.sleep(_ASIDE_S)
+    return texts
+
+
+def _texts(values: npt.NDArray[Any]) -> list[str]:
     if values.dtype == np.bool_:
         return ["true" if value else "false" for value in values.tolist()]
     if values.dtype.kind in "iu":
@@ -123,5 +138,10 @@ def number_texts(values: npt.NDArray[Any]) -> list[str]:
         values = values.astype(np.float32)
     if values.size <= _LOOP_COUNT_MAX:
         return float_texts(values.tolist(), single=values.dtype == np.float32)
-    formats = float_formats(values)
+    if values.dtype == np.float32:
+        texts, unknown = single_texts(values)
+        for index in unknown:
+            texts[index] = number_text(float(values[index]), single=True)
+        return texts
+    formats = double_formats(values)
     return ("\n".join(formats) % tuple(values.tolist())).split("\n")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, SignatureView
-from ringserve.frontend.json_parse import JsonError, NumberBlock, SlowError, parse_object
+from ringserve.frontend.json_parse import JsonError, SlowError, parse_object
 from ringserve.frontend.json_tensor import RANK_MAX, Walk, is_base64, regular_tensor
 from ringserve.frontend.json_text import quoted
 from ringserve.frontend.lanes import shape_text
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     by_row: bool
 
 
-def read_body(body: bytes, *, hurry: bool = False) -> Body | Failure | None:
+def read_body(body: bytes | bytearray, *, hurry: bool = False) -> Body | Failure | None:
     """Parse a request body and find the signature's name. No model is looked at yet.
 
     hurry: return None when only a slow way, a second per megabyte, can tell.
@@ -74,8 +74,6 @@ def read_inputs(body: Body, signature: SignatureView, *, hurry: bool = False) ->
         if "inputs" in members:
             return _about(members, _BOTH_KEYS)
         instances = members["instances"]
-        if isinstance(instances, NumberBlock):
-            return _block_rows(instances, signature, hurry)
         if type(instances) is not list:
             return _about(members, "Expecting 'instances' to be an list/array")
         if not instances:
@@ -110,15 +108,6 @@ def _rows(instances: list[Any], signature: SignatureView, hurry: bool) -> Inputs
         if len(tensor.shape) > RANK_MAX:
             return _invalid(f"tensor parsing error: {alias}")
     return Inputs(tensors, by_row=True)
-
-
-def _block_rows(block: NumberBlock, signature: SignatureView, hurry: bool) -> Inputs | Failure | None:
-    if len(signature.inputs) == 1:
-        ((alias, spec),) = signature.inputs.items()
-        tensor = regular_tensor(block, spec.dtype)
-        if tensor is not None:
-            return Inputs({alias: tensor}, by_row=True)
-    return None if hurry else _rows(block.nested(), signature, hurry)
 
 
 def _plain_rows(instances: list[Any], signature: SignatureView) -> dict[str, Tensor] | None:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.json_parse import NumberBlock
 from ringserve.frontend.json_text import quoted, type_name
 from ringserve.frontend.tensor_proto import Tensor
 from ringserve.shm import dtype as dt
@@ -60,10 +59,7 @@ def type_text(dtype: int) -> str:
 
 
 def regular_tensor(value: Any, dtype: int) -> Tensor | None:
-    """The tensor of a scalar, nested lists or a NumberBlock; None when the value is irregular or of other types."""
-    if isinstance(value, NumberBlock):
-        array = _block_array(value, dtype)
-        return None if array is None else Tensor(dtype, value.shape, _buffer(array))
+    """The tensor of a scalar or of nested lists; None when the value is irregular or of other types."""
     shape: list[int] = []
     level = [value]
     kinds = {type(value)}
@@ -121,17 +117,6 @@ def _narrow(array: npt.NDArray[Any], dtype: int) -> npt.NDArray[Any]:
     return array if array.dtype == target else array.astype(target)
 
 
-def _block_array(block: NumberBlock, dtype: int) -> npt.NDArray[Any] | None:
-    values = block.values
-    if dtype in _FLOATS:
-        with np.errstate(over="ignore"):
-            return _narrow(values.astype(np.float64, copy=False), dtype)
-    if dtype not in _INTEGERS or values.dtype.kind == "f":
-        return None
-    low, high = _INTEGERS[dtype]
-    return _narrow(values, dtype) if low <= int(values.min()) and int(values.max()) <= high else None
-
-
 def _buffer(array: npt.NDArray[Any]) -> memoryview:
     return array.view(np.uint8).data
 
@@ -186,8 +171,6 @@ class Walk:
 
     def add(self, value: Any) -> tuple[int, ...] | Failure:
         """Collect the leaves of one value; returns its shape, or what is wrong with it."""
-        if isinstance(value, NumberBlock):
-            value = value.nested()
         shape = _first_shape(value)
         rank = len(shape)
         rest = [iter((value,))]

@@ -6,6 +6,7 @@ Row format puts each row's arrays on one line; columnar format gives every eleme
 from __future__ import annotations
 
 import binascii
+import struct
 from collections.abc import Sequence
 from math import prod
 from typing import Final, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.frontend.handler import Buffer
-from ringserve.frontend.json_numbers import number_texts
+from ringserve.frontend.json_numbers import float_texts, number_texts
 from ringserve.frontend.json_text import decode, encode, string_text
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import dtype_of
@@ -39,18 +40,25 @@ class NamedOutput(NamedTuple):
     data: Buffer | list[bytes]
 
 
-def write_rows(outputs: Sequence[NamedOutput]) -> bytes | Failure:
-    """`{"predictions": [...]}`: one entry per row, a value or, of several outputs, an object."""
+def write_rows(outputs: Sequence[NamedOutput], gently: bool = False) -> bytes | Failure:
+    """`{"predictions": [...]}`: one entry per row, a value or, of several outputs, an object.
+
+    gently: let other threads run now and then.
+    """
+    if len(outputs) == 1:
+        written = _one_row(outputs[0])
+        if written is not None:
+            return written
     failure = _check(outputs) or _check_rows(outputs)
     if failure is not None:
         return failure
     rows = outputs[0].shape[0]
     if len(outputs) == 1:
         # The first row follows the bracket, unlike in any other array that RapidJSON prints.
-        texts = _on_one_line(outputs[0], 2)
+        texts = _on_one_line(outputs[0], 2, gently)
         start, separator = "", ", "
     else:
-        columns = [_on_one_line(output, 3) for output in outputs]
+        columns = [_on_one_line(output, 3, gently) for output in outputs]
         inner = "\n" + _INDENT * 3
         start, separator = "\n" + _INDENT * 2, ",\n" + _INDENT * 2
         template = ",".join(f"{inner}{string_text(output.alias)}: \0" for output in outputs).split("\0")
@@ -62,16 +70,30 @@ def write_rows(outputs: Sequence[NamedOutput]) -> bytes | Failure:
     return encode(f'{{\n{_INDENT}"predictions": {body}\n}}')
 
 
-def write_columns(outputs: Sequence[NamedOutput]) -> bytes | Failure:
-    """`{"outputs": value}`, or of several outputs an object of values."""
+#: Up to so many numbers of one row are written without looking for anything out of the ordinary.
+_ROW_COUNT_MAX: Final = 32
+
+
+def _one_row(output: NamedOutput) -> bytes | None:
+    """The whole body for one row of a few floats, the commonest answer; None for any other."""
+    _, dtype, shape, data = output
+    if dtype != dt.FLOAT or len(shape) != 2 or shape[0] != 1 or not 0 < shape[1] <= _ROW_COUNT_MAX:
+        return None
+    assert not isinstance(data, list)
+    texts = float_texts(struct.unpack(f"<{shape[1]}f", data), single=True)
+    return f'{{\n    "predictions": [[{", ".join(texts)}]\n    ]\n}}'.encode()
+
+
+def write_columns(outputs: Sequence[NamedOutput], gently: bool = False) -> bytes | Failure:
+    """`{"outputs": value}`, or of several outputs an object of values. gently: as in write_rows."""
     failure = _check(outputs)
     if failure is not None:
         return failure
     if len(outputs) == 1:
-        body = _on_many_lines(outputs[0], 1)
+        body = _on_many_lines(outputs[0], 1, gently)
     else:
         inner = "\n" + _INDENT * 2
-        members = [f"{inner}{string_text(output.alias)}: {_on_many_lines(output, 2)}" for output in outputs]
+        members = [f"{inner}{string_text(output.alias)}: {_on_many_lines(output, 2, gently)}" for output in outputs]
         body = "{" + ",".join(members) + f"\n{_INDENT}}}"
     return encode(f'{{\n{_INDENT}"outputs": {body}\n}}')
 
@@ -98,10 +120,10 @@ def _check_rows(outputs: Sequence[NamedOutput]) -> Failure | None:
     return None
 
 
-def _on_one_line(output: NamedOutput, depth: int) -> list[str]:
+def _on_one_line(output: NamedOutput, depth: int, gently: bool) -> list[str]:
     """One text per row. depth: containers that are open around a row's value."""
     inner = output.shape[1:]
-    texts = _elements(output, depth + len(inner))
+    texts = _elements(output, depth + len(inner), gently)
     for axis in range(len(inner) - 1, -1, -1):
         size = inner[axis]
         if size:
@@ -111,10 +133,10 @@ def _on_one_line(output: NamedOutput, depth: int) -> list[str]:
     return texts
 
 
-def _on_many_lines(output: NamedOutput, depth: int) -> str:
+def _on_many_lines(output: NamedOutput, depth: int, gently: bool) -> str:
     """depth: containers that are open around the output's value."""
     shape = output.shape
-    texts = _elements(output, depth + len(shape))
+    texts = _elements(output, depth + len(shape), gently)
     for axis in range(len(shape) - 1, -1, -1):
         size = shape[axis]
         if not size:
@@ -127,7 +149,7 @@ def _on_many_lines(output: NamedOutput, depth: int) -> str:
     return texts[0]
 
 
-def _elements(output: NamedOutput, depth: int) -> list[str]:
+def _elements(output: NamedOutput, depth: int, gently: bool) -> list[str]:
     """The text of every element. depth: containers that are open around one."""
     data = output.data
     if isinstance(data, list):
@@ -140,7 +162,7 @@ def _elements(output: NamedOutput, depth: int) -> list[str]:
         ]
     if 0 in output.shape:
         return []
-    return number_texts(np.frombuffer(data, dtype_of(output.dtype).numpy))
+    return number_texts(np.frombuffer(data, dtype_of(output.dtype).numpy), gently=gently)
 
 
 def _invalid(text: str) -> Failure:

@@ -12,6 +12,9 @@ passed on to the model, alone in its batch, so that no other request can be harm
 batched
   - every input of the signature and every output wanted declares rank >= 1 with a free axis 0, and every input sent
     has the declared dtype and rank, and all have the same number (> 0) of rows and rows of more than zero bytes.
+
+Requests of different inner shapes are in different lanes, unless the model pads: then the lane leaves open (-1) the
+inner axes that the signature leaves open, and each record says its own shape (`shm/head.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, Signatur
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.tensor_proto import Tensor
 from ringserve.shm.dtype import STRING, dtype_of, name_of
+from ringserve.shm.head import RANK_MAX, pack_head
 
 __all__ = ["Lane", "LaneTable", "Request", "Tensor", "check_names", "find_signature"]
 
@@ -35,19 +39,37 @@ PREDICT_METHODS: Final = ("tensorflow/serving/predict", "tensorflow/serving/clas
 class Lane:
     """A lane as a frontend holds it. Two Lanes of equal `key` are the same lane; compare keys, not objects.
 
+    A lane that leaves axes open has one Lane for each combination of inner shapes that was met.
     row_bytes: of one row of each input (of the whole input when not batchable), None for strings.
+    heads: for each input the inner shape that its record must say, None where the lane says it; or None for all.
     answers: for the response encoder's own use; it bounds it.
     """
 
-    __slots__ = ("answers", "key", "row_bytes", "spec")
+    __slots__ = ("answers", "heads", "key", "row_bytes", "spec")
 
-    def __init__(self, spec: LaneSpec) -> None:
+    def __init__(self, spec: LaneSpec, own: LaneSpec | None = None) -> None:
+        """own: the spec with the requests' own inner shapes, where `spec` leaves axes open."""
         self.spec = spec
         self.key = pack_lane(spec)
+        inputs = (own or spec).inputs
         self.row_bytes: tuple[int | None, ...] = tuple(
-            None if each.dtype == STRING else prod(each.shape) * dtype_of(each.dtype).itemsize for each in spec.inputs
+            None if each.dtype == STRING else prod(each.shape) * dtype_of(each.dtype).itemsize for each in inputs
         )
+        pairs = zip(spec.inputs, inputs, strict=True)
+        heads = tuple(each.shape if -1 in open_.shape else None for open_, each in pairs)
+        self.heads = heads if any(head is not None for head in heads) else None
         self.answers: dict[Any, Any] = {}
+
+    def with_heads(self, rows: int, payloads: Sequence[Buffer | list[bytes]]) -> list[Buffer | list[bytes]]:
+        """The payloads as their records must be, where some say their own shape."""
+        found: list[Buffer | list[bytes]] = []
+        for shape, payload in zip(self.heads or (), payloads, strict=True):
+            if shape is None:
+                found.append(payload)
+                continue
+            head = pack_head((rows, *shape))
+            found.append([head, *payload] if isinstance(payload, list) else b"".join((head, payload)))
+        return found
 
 
 class Request(NamedTuple):
@@ -113,15 +135,16 @@ class LaneTable:
 
     def __init__(self, lanes_max: int = 4096) -> None:
         self._lanes_max = lanes_max
-        self._lanes: dict[LaneSpec, Lane] = {}
+        self._lanes: dict[LaneSpec | tuple[LaneSpec, LaneSpec], Lane] = {}
 
-    def intern(self, spec: LaneSpec) -> Lane:
-        """The Lane of a spec."""
-        lane = self._lanes.get(spec)
+    def intern(self, spec: LaneSpec, own: LaneSpec | None = None) -> Lane:
+        """The Lane of a spec; own: as Lane takes it."""
+        key = spec if own is None else (spec, own)
+        lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= self._lanes_max:
                 self._lanes.clear()
-            lane = self._lanes[spec] = Lane(spec)
+            lane = self._lanes[key] = Lane(spec, own)
         return lane
 
     def bind(
@@ -173,7 +196,9 @@ class LaneTable:
             InputSpec(spec.alias, tensor.dtype, tensor.shape[1:] if batchable else tensor.shape)
             for spec, tensor in inputs
         )
-        lane = self.intern(LaneSpec(servable.name, servable.version, signature.name, specs, outputs, batchable))
+        spec = LaneSpec(servable.name, servable.version, signature.name, specs, outputs, batchable)
+        open_spec = _opened(spec, inputs) if servable.pads and batchable else spec
+        lane = self.intern(spec) if open_spec == spec else self.intern(open_spec, spec)
         return Request(lane, rows if batchable else 1, [tensor.data for _, tensor in inputs])
 
 
@@ -224,6 +249,15 @@ def _joins(spec: TensorSpec, tensor: Tensor, rows: int) -> bool:
         and shape[0] == rows
         and 0 not in shape
     )
+
+
+def _opened(spec: LaneSpec, inputs: Sequence[tuple[TensorSpec, Tensor]]) -> LaneSpec:
+    """The lane in which requests of other inner shapes are, too: the axes that the signature leaves open are."""
+    opened = []
+    for each, (declared, _) in zip(spec.inputs, inputs, strict=True):
+        inner = declared.shape[1:] if declared.shape is not None else each.shape
+        opened.append(each._replace(shape=inner) if len(inner) < RANK_MAX else each)
+    return spec._replace(inputs=tuple(opened))
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections.abc import Callable
 
 import uvloop
 
@@ -14,15 +16,21 @@ from ringserve.frontend.service import Service
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str) -> int:
-    """Serve until stopped. Returns the exit status. `index`: which of the frontends this is."""
+def run(
+    settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str, grpc_socket_fd: int = -1
+) -> int:
+    """Serve until stopped. Returns the exit status.
+
+    index: which of the frontends this is. grpc_socket_fd: the UNIX socket that all of them accept gRPC from, or -1.
+    """
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, name, run_dir, stop))
+        make = functools.partial(Service, settings, name=name, run_dir=run_dir, grpc_socket_fd=grpc_socket_fd)
+        return runner.run(_serve(make, stop))
 
 
-async def _serve(settings: Settings, name: str, run_dir: str, stop: process.StopWatch) -> int:
+async def _serve(make_service: Callable[[], Service], stop: process.StopWatch) -> int:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     bugs: list[BaseException] = []
@@ -36,7 +44,7 @@ async def _serve(settings: Settings, name: str, run_dir: str, stop: process.Stop
 
     loop.set_exception_handler(on_bug)
     loop.add_reader(stop.fd, stopped.set)
-    service = Service(settings, name=name, run_dir=run_dir)
+    service = make_service()
     await service.start()
     process.freeze_heap()
     process.tell_ready()

@@ -217,6 +217,7 @@ class PredictDecoder:
     """PredictRequest bytes -> Request or Failure.
 
     tensor_bytes_max: see `tensor_proto.decode`. check_method_name: TF Serving's enable_signature_method_name_check.
+    model_sent: after a Failure, the name of the model that the message asks for; empty when it has none.
     """
 
     def __init__(
@@ -229,6 +230,7 @@ class PredictDecoder:
         templates: TemplateTable | None = None,
     ) -> None:
         self.templates = templates if templates is not None else TemplateTable()
+        self.model_sent = ""
         self._catalog = catalog
         self._lanes = lanes
         self._tensor_bytes_max = tensor_bytes_max
@@ -243,10 +245,12 @@ class PredictDecoder:
         return self.templates.match(message) or self._parse(bytes(message))
 
     def _parse(self, message: bytes) -> Matched | Failure:
+        self.model_sent = ""
         try:
             proto = PredictRequest.FromString(message)
         except DecodeError:
             return Failure(Code.INTERNAL, "Error parsing the request message as tensorflow.serving.PredictRequest.")
+        self.model_sent = proto.model_spec.name
         found = self._find(proto)
         if isinstance(found, Failure):
             return found

@@ -1,72 +1,153 @@
-"""Who waits for a REST request's outputs: writes the answer's JSON while they are there."""
+"""Who waits for a REST request's outputs: writes the answer's JSON while they are there, or copies them for later."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.examples import Kind, classes_of, regressions
+from ringserve.frontend.json_examples import write_classes, write_regressions
 from ringserve.frontend.json_write import NamedOutput, write_columns, write_rows
+from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output
+from ringserve.frontend.rest_call import BUG, RestCall, RestClient, Side
+from ringserve.frontend.tally import Tally
 from ringserve.shm.dtype import STRING
 
+log = logging.getLogger(__name__)
+
 #: Answers of more tensor bytes than this are copied, to be written elsewhere than in the event loop.
-_COPY_BYTES_MIN: Final = 2**17
+_COPY_BYTES_MIN: Final = 2**16
 
 
 class RestReply:
-    """The waiting side of one request; a `Reply`.
+    """The waiting side of one request; a `Reply`. Subclasses write. Make one right before the request is run."""
 
-    future: the body of the answer, a Failure, the copied outputs (to be given to `write`), or None when nobody waits
-    any more. request_id: set by whoever calls `infer`.
-    """
+    __slots__ = ("_call", "_client", "_lane", "_request_id", "_run_ns", "_side", "_tally")
 
-    __slots__ = ("_aliases", "_by_row", "future", "request_id")
+    #: How the run is counted: `Predict`.
+    api: str
 
-    def __init__(self, aliases: Sequence[str], *, by_row: bool) -> None:
-        self._aliases = aliases
-        self._by_row = by_row
-        self.request_id = -1
-        self.future: asyncio.Future[bytes | Failure | list[NamedOutput] | None]
-        self.future = asyncio.get_running_loop().create_future()
+    def __init__(self, call: RestCall, client: RestClient, lane: Lane, tally: Tally, side: Side) -> None:
+        self._call = call
+        self._client = client
+        self._lane = lane
+        self._tally = tally
+        self._side = side
+        self._run_ns = tally.clock_ns()
+        self._request_id = -1
+
+    def run(self, rows: int, payloads: list[bytes | memoryview | list[bytes]], timeout_ns: int) -> None:
+        """Hand the request to the client."""
+        call = self._call
+        call.lane = self._lane
+        request_id = self._client.infer(self._lane, rows, payloads, timeout_ns, self)
+        if request_id >= 0 and not call.is_over:
+            self._request_id = request_id
+            call.on_cancel(self._cancel)
+
+    def _cancel(self) -> None:
+        """The client of the call has gone."""
+        self._client.cancel(self._request_id)
+        self._call.cancel()
+
+    def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
+        """The answer's body; None when the outputs were copied, and the answer comes later."""
+        raise NotImplementedError
 
     def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
-        """Write the answer, or copy the outputs when that would take long."""
-        if self.future.done():
+        """See Reply."""
+        call = self._call
+        if call.is_over:
             return
-        size = sum(output.row_bytes * rows for output in outputs)
-        large = size > _COPY_BYTES_MIN
-        named: list[NamedOutput] = []
+        self._tally.run(self.api, call.model, self._run_ns)
         try:
-            for alias, output in zip(self._aliases, outputs, strict=True):
-                data: bytes | memoryview | list[bytes]
-                if output.dtype == STRING:
-                    data = output.strings(row_first, rows)
-                else:
-                    data = output.raw(row_first, rows)
-                    if large:
-                        data = bytes(data)
-                named.append(NamedOutput(alias, output.dtype, output.shape_of(rows), data))
-            self.future.set_result(named if large else self.write(named))
-        except Exception as error:
+            body = self.write(outputs, row_first, rows)
+        except Exception:
             # A bug in writing one answer must not take the others of the same batch along.
-            self.future.set_exception(error)
+            log.exception("writing an answer of model %s", call.model)
+            body = BUG
+        if body is not None:
+            call.settle(body)
 
     def fail(self, code: int, text: str) -> None:
-        """The request has no answer."""
-        if not self.future.done():
-            try:
-                known = Code(code)
-            except ValueError:
-                known = Code.UNKNOWN
-            self.future.set_result(Failure(known, text))
+        """See Reply."""
+        try:
+            known = Code(code)
+        except ValueError:
+            known = Code.UNKNOWN
+        self._call.fail(Failure(known, text))
 
-    def abandon(self) -> None:
-        """Nobody waits any more."""
-        if not self.future.done():
-            self.future.set_result(None)
 
-    def write(self, outputs: Sequence[NamedOutput]) -> bytes | Failure:
-        """The body of an answer."""
-        return write_rows(outputs) if self._by_row else write_columns(outputs)
+class PredictReply(RestReply):
+    """Answers a predict. by_row: in row format."""
+
+    __slots__ = ("_by_row",)
+    api = "Predict"
+
+    def __init__(
+        self, call: RestCall, client: RestClient, lane: Lane, tally: Tally, side: Side, *, by_row: bool
+    ) -> None:
+        # RestReply's own, spelled out: each call costs, and this one is made for every request.
+        self._call = call
+        self._client = client
+        self._lane = lane
+        self._tally = tally
+        self._side = side
+        self._run_ns = tally.clock_ns()
+        self._request_id = -1
+        self._by_row = by_row
+
+    def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
+        """See RestReply."""
+        size = 0
+        named: list[NamedOutput] = []
+        for alias, output in zip(self._lane.spec.outputs, outputs, strict=True):
+            data: bytes | memoryview | list[bytes]
+            if output.dtype == STRING:
+                data = output.strings(row_first, rows)
+                size += sum(map(len, data))
+            else:
+                data = output.raw(row_first, rows)
+                size += len(data)
+            named.append(NamedOutput(alias, output.dtype, output.shape_of(rows), data))
+        writer = write_rows if self._by_row else write_columns
+        if size <= _COPY_BYTES_MIN:
+            return writer(named)
+        copied = [each if each.dtype == STRING else each._replace(data=bytes(each.data)) for each in named]  # type: ignore[arg-type]
+
+        async def later() -> None:
+            self._call.settle(await self._side.quick(writer, copied, True))
+
+        self._call.on_cancel(self._call.cancel)
+        self._side.run(self._call, later())
+        return None
+
+
+class ClassifyReply(RestReply):
+    """Answers a classify."""
+
+    __slots__ = ()
+    api = "Classify"
+
+    def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
+        """See RestReply."""
+        classes = classes_of(self._lane, outputs, row_first, rows)
+        return classes if isinstance(classes, Failure) else write_classes(classes)
+
+
+class RegressReply(RestReply):
+    """Answers a regress."""
+
+    __slots__ = ()
+    api = "Regress"
+
+    def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
+        """See RestReply."""
+        values = regressions(self._lane, outputs, row_first, rows)
+        return values if isinstance(values, Failure) else write_regressions(values)
+
+
+EXAMPLE_REPLIES: Final = {Kind.CLASSIFY: ClassifyReply, Kind.REGRESS: RegressReply}

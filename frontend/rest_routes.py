@@ -1,6 +1,6 @@
-"""Which request a URL means: TF Serving's rules, as one pure function.
+"""Which request a URL means: TF Serving's rules and ours, as one pure function.
 
-What is matched is path and query together, so a query makes a POST malformed and becomes part of a GET's model name.
+Below /v1 path and query are matched together, so a query makes a POST malformed and becomes part of a GET's model name.
 Names are percent-decoded after matching.
 """
 
@@ -20,6 +20,10 @@ _API: Final = re.compile(r"/v1/.*", _FLAGS)
 _VERSION: Final = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
 _POST: Final = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(classify|regress|predict)", _FLAGS)
 _GET: Final = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(?:/(metadata))?", _FLAGS)
+_READY: Final = re.compile(r"/readyz/([^/]+)")
+
+#: What our own API begins with.
+ADMIN: Final = "/ringserve/v1/"
 
 #: Methods that TF Serving's HTTP library knows; all others are answered 501 whatever the path.
 METHODS: Final = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
@@ -36,10 +40,12 @@ class Action(Enum):
     OPTIONS = "options"
     HEALTH = "health"
     READY = "ready"
+    METRICS = "metrics"
+    ADMIN = "admin"
 
 
 class Route(NamedTuple):
-    """A request of the API. version and label are never both set."""
+    """A request of the API. version and label are never both set. name: of READY, empty for all models."""
 
     action: Action
     name: str = ""
@@ -50,6 +56,7 @@ class Route(NamedTuple):
 class Page(Enum):
     """Refusals that are no JSON: HTTP status, and what the page says (nothing: an empty body)."""
 
+    BAD_REQUEST = (400, "Bad Request")
     BAD_VERSION = (400, "")
     NOT_FOUND = (404, "Not Found")
     NOT_IMPLEMENTED = (501, "Not Implemented")
@@ -71,20 +78,24 @@ class Page(Enum):
         ).encode()
 
 
-_OURS: Final = {"/healthz": Route(Action.HEALTH), "/readyz": Route(Action.READY)}
+_OURS: Final = {
+    "/healthz": Route(Action.HEALTH),
+    "/readyz": Route(Action.READY),
+    "/metrics": Route(Action.METRICS),
+}
 
 
-def route(method: str, path: bytes, query: bytes) -> Route | Failure | Page:
-    """The request that a method and an undecoded path and query mean, or how they are refused."""
+def is_api(target: str) -> bool:
+    """Whether TF Serving's API answers this target: its answers are counted, and may have CORS headers."""
+    return _API.fullmatch(target) is not None
+
+
+def route(method: str, target: str) -> Route | Failure | Page:
+    """The request that a method and an undecoded target mean, or how they are refused."""
     if method not in METHODS:
         return Page.NOT_IMPLEMENTED
-    target = path.decode("latin-1")
-    if not query and target in _OURS:
-        return _OURS[target] if method in ("GET", "HEAD") else Page.NOT_FOUND
-    if query:
-        target += "?" + query.decode("latin-1")
-    if _API.fullmatch(target) is None:
-        return Page.NOT_FOUND
+    if not is_api(target):
+        return _own_route(method, target)
     if method == "POST":
         match = _POST.fullmatch(target)
         # Letter case is ignored in all but the verb.
@@ -101,6 +112,18 @@ def route(method: str, path: bytes, query: bytes) -> Route | Failure | Page:
     return Failure(Code.INVALID_ARGUMENT, f"Malformed request: {method} {target}")
 
 
+def _own_route(method: str, target: str) -> Route | Page:
+    path = target.partition("?")[0]
+    if path.startswith(ADMIN):
+        return Route(Action.ADMIN)
+    if method not in ("GET", "HEAD"):
+        return Page.NOT_FOUND
+    if path in _OURS:
+        return _OURS[path]
+    match = _READY.fullmatch(path)
+    return Page.NOT_FOUND if match is None else Route(Action.READY, decoded(match[1]))
+
+
 def _route(action: Action, match: re.Match[str]) -> Route | Page:
     name, version, label = match[1], match[2], match[3]
     number = None
@@ -109,8 +132,9 @@ def _route(action: Action, match: re.Match[str]) -> Route | Page:
         number = int(digits or "0") if len(digits) <= 19 else _INT64_MAX + 1
         if number > _INT64_MAX:
             return Page.BAD_VERSION
-    return Route(action, _decoded(name), number, None if label is None else _decoded(label))
+    return Route(action, decoded(name), number, None if label is None else decoded(label))
 
 
-def _decoded(text: str) -> str:
+def decoded(text: str) -> str:
+    """A part of a target without percent-encoding."""
     return unquote_to_bytes(text.encode("latin-1")).decode("utf-8", "replace")

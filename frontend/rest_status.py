@@ -1,4 +1,4 @@
-"""Bodies of GET requests: model status and metadata as protobuf's JSON printer writes them, and our health pages."""
+"""Bodies of GET requests: status and metadata as protobuf's JSON printer writes them, and our own, fuller ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
-from ringserve.broker.messages import Failure, VersionState
+from ringserve.broker.messages import Code, Failure, VersionState
 from ringserve.config.protos import SignatureDefMap
-from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.catalog import Catalog, ServableView, TensorSpec, VersionStatus
 from ringserve.frontend.status import code_name
+from ringserve.shm.dtype import name_of
 
 #: protobuf renamed the option that prints fields which are not set.
 _PRINT_UNSET: Final = (
@@ -52,9 +53,58 @@ def metadata_body(catalog: Catalog, name: str, version: int | None, label: str |
     )
 
 
-def models_not_ready(catalog: Catalog) -> list[str]:
-    """Names of the models without an AVAILABLE version."""
-    return [name for name in catalog.names() if isinstance(catalog.resolve(name), Failure)]
+# ------------------------------------------------------------------------------------------------------- our own API
+
+
+def models_summary(catalog: Catalog) -> bytes:
+    """Every configured model: its versions and whether it serves."""
+    return _printed({"models": [_model(catalog, name) for name in catalog.names()]})
+
+
+def model_summary(catalog: Catalog, name: str) -> bytes | Failure:
+    """One model in full: versions with states, errors and notes, labels, and what can be asked of it."""
+    if name not in catalog.names() and isinstance(catalog.statuses(name), Failure):
+        return Failure(Code.NOT_FOUND, f"no such model: {name}")
+    servable = catalog.resolve(name)
+    signatures = {} if isinstance(servable, Failure) else _signatures(servable)
+    return _printed({**_model(catalog, name), "signatures": signatures})
+
+
+def _model(catalog: Catalog, name: str) -> dict[str, Any]:
+    statuses = catalog.statuses(name)
+    latest = catalog.resolve(name)
+    return {
+        "name": name,
+        "ready": not isinstance(latest, Failure),
+        "serving": None if isinstance(latest, Failure) else latest.version,
+        "versions": [] if isinstance(statuses, Failure) else [_version(status) for status in statuses],
+        "labels": catalog.labels(name),
+    }
+
+
+def _version(status: VersionStatus) -> dict[str, Any]:
+    error = None
+    if status.error_code:
+        error = {"code": code_name(status.error_code), "text": status.error_text}
+    state = VersionState(status.state).name
+    return {"version": status.version, "state": state, "error": error, "notes": list(status.notes)}
+
+
+def _signatures(servable: ServableView) -> dict[str, Any]:
+    return {
+        name: {
+            "method_name": signature.method_name,
+            "inputs": _tensors(signature.inputs),
+            "outputs": _tensors(signature.outputs),
+            "defaults": sorted(signature.defaults),
+        }
+        for name, signature in servable.signatures.items()
+    }
+
+
+def _tensors(specs: dict[str, TensorSpec]) -> dict[str, Any]:
+    """shape: null for an unknown rank, -1 for a free axis."""
+    return {alias: {"dtype": name_of(spec.dtype), "shape": spec.shape} for alias, spec in specs.items()}
 
 
 def _printed(value: dict[str, Any]) -> bytes:

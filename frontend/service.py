@@ -10,16 +10,21 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
-from ringserve.config.schema import Settings
+from ringserve.config.schema import Server, Settings
+from ringserve.config.tls import read_ssl_config, server_context
 from ringserve.frontend.client import Client
-from ringserve.frontend.grpc_api import make_methods
+from ringserve.frontend.grpc_api import GrpcSettings, make_methods
+from ringserve.frontend.grpc_draining import Draining
 from ringserve.frontend.grpcio_engine import serve_grpcio
 from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.http1.exchange import Http1Limits
+from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
-from ringserve.frontend.rest_api import RestApp, RestSettings, make_app
-from ringserve.frontend.rest_server import RestLimits, serve_rest
+from ringserve.frontend.metrics import FrontendMetrics
+from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
 from ringserve.shm.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -53,51 +58,118 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class Service:
-    """Everything one frontend process holds."""
+def _places(server: Server) -> list[str]:
+    """Where this server is to be reached, in words."""
+    places = [f"gRPC at {server.host}:{server.port}"] if server.port >= 0 else []
+    places += [f"gRPC at UNIX socket {server.grpc_socket_path}"] if server.grpc_socket_path else []
+    places += [f"REST at {server.host}:{server.rest_api_port}"] if server.rest_api_port > 0 else []
+    return places
 
-    def __init__(self, settings: Settings, *, name: str, run_dir: str) -> None:
+
+class Service:
+    """Everything one frontend process holds. grpc_socket_fd: a listening UNIX socket, for gRPC; -1: none."""
+
+    def __init__(self, settings: Settings, *, name: str, run_dir: str, grpc_socket_fd: int = -1) -> None:
         self._settings = settings
+        self._grpc_socket_fd = grpc_socket_fd
+        #: For an engine that cannot use that one. The process's number: a file of an earlier process may be there.
+        self._inner_socket_path = os.path.join(run_dir, f"{name}-{os.getpid()}.grpcio")
         self._segment = Segment.create(f"{name}-requests", settings.shm.request_ring_bytes)
         self._client = Client(
             self._segment,
             registration_path=os.path.join(run_dir, "broker.sock"),
             inbox_path=os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
         )
+        #: Open connections of the servers that can tell, by protocol.
+        self._connections: dict[str, Callable[[], int]] = {}
+        self._metrics = FrontendMetrics(
+            self._client,
+            run_dir=run_dir,
+            process=name,
+            connections=lambda: {protocol: count() for protocol, count in self._connections.items()},
+        )
+        self._draining = Draining()
         self._servers: list[Listening] = []
         self._rest_app: RestApp | None = None
+        self._unwatch: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Open the ports."""
         server = self._settings.server
-        methods = make_methods(
-            self._client,
-            tensor_content=server.enable_serialization_as_tensor_content,
-            tensor_bytes_max=self._settings.shm.request_ring_bytes,
+        await self._start_grpc(server)
+        log.info("Using %s", "SSL credentials" if server.ssl_config_file else "InsecureServerCredentials")
+        if server.rest_api_port > 0:
+            await self._start_rest(server)
+        log.info("listening: %s", ", ".join(_places(server)))
+        self._unwatch = self._client.catalog.watch(self._on_catalog)
+
+    def _on_catalog(self) -> None:
+        """Scripts take these lines for the sign that models can be asked: TF Serving opens its ports only then."""
+        if self._client.catalog.starting:
+            return
+        self._unwatch()
+        server = self._settings.server
+        if server.port >= 0:
+            log.info("Running gRPC ModelServer at %s:%d ...", server.host, server.port)
+        if self._grpc_socket_fd >= 0:
+            log.info("Running gRPC ModelServer at UNIX socket %s ...", server.grpc_socket_path)
+        if server.rest_api_port > 0:
+            log.info("Exporting HTTP/REST API at:localhost:%d ...", server.rest_api_port)
+
+    async def _start_rest(self, server: Server) -> None:
+        settings = RestSettings(
+            timeout_ms=server.rest_timeout_ms,
+            cors=server.rest_api_enable_cors_support,
+            check_method_name=server.enable_signature_method_name_check,
+            admin=server.rest_admin,
+            metrics_path=server.metrics_path,
         )
+        app = make_app(self._client, settings, tally=self._metrics.tally, metrics=self._metrics.exposition)
+        limits = Http1Limits(connections_max=server.connections_max, body_bytes_max=server.rest_body_bytes_max)
+        sockets = [listen(server.host, server.rest_api_port)]
+        engine = await serve_http1(app.handle, sockets, limits, error_page)
+        self._rest_app = app
+        self._connections["rest"] = lambda: engine.connections_count
+        self._servers.append(engine)
+
+    async def _start_grpc(self, server: Server) -> None:
+        settings = GrpcSettings(
+            tensor_content=server.enable_serialization_as_tensor_content,
+            check_method_name=server.enable_signature_method_name_check,
+            tensor_bytes_max=self._settings.shm.request_ring_bytes,
+            health=server.enable_grpc_healthcheck_service,
+            reflection=server.enable_grpc_reflection,
+            profiler=server.enable_profiler,
+        )
+        methods = make_methods(self._client, settings, tally=self._metrics.tally, draining=self._draining)
         limits = EngineLimits(
             message_bytes_max=server.message_bytes_max,
             concurrent_streams_max=server.concurrent_streams_max,
             connections_max=server.connections_max,
+            connection_age_ms_max=server.grpc_connection_age_ms_max,
         )
+        tls = read_ssl_config(server.ssl_config_file) if server.ssl_config_file else None
+        shared = socket.socket(fileno=self._grpc_socket_fd) if self._grpc_socket_fd >= 0 else None
+        if shared is not None:
+            shared.setblocking(False)
         if server.grpc_engine == "native":
-            sockets = [listen(server.host, server.port)]
-            self._servers.append(await serve_native(methods, sockets, limits))
+            sockets = [listen(server.host, server.port)] if server.port >= 0 else []
+            sockets += [shared] if shared is not None else []
+            context = server_context(tls) if tls else None
+            engine = await serve_native(methods, sockets, limits, tls=context)
+            self._connections["grpc"] = lambda: engine.connections_count
+            self._servers.append(engine)
         else:
             host = f"[{server.host}]" if ":" in server.host else server.host
-            self._servers.append(await serve_grpcio(methods, [f"{host}:{server.port}"], limits))
-        # Scripts wait for these lines of TF Serving's.
-        log.info("Running gRPC ModelServer at %s:%d ...", server.host, server.port)
-        if server.rest_api_port > 0:
-            rest = RestSettings(body_bytes_max=server.rest_body_bytes_max, timeout_ms=server.rest_timeout_ms)
-            self._rest_app = make_app(self._client, rest)
-            sockets = [listen(server.host, server.rest_api_port)]
-            rest_limits = RestLimits(connections_max=server.connections_max)
-            self._servers.append(await serve_rest(self._rest_app, sockets, rest_limits))
-            log.info("Exporting HTTP/REST API at:localhost:%d ...", server.rest_api_port)
+            addresses = [f"{host}:{server.port}"] if server.port >= 0 else []
+            relayed = (shared, self._inner_socket_path) if shared is not None else None
+            self._servers.append(await serve_grpcio(methods, addresses, limits, tls=tls, relayed=relayed))
 
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""
+        self._draining.begin()
+        if self._rest_app is not None:
+            self._rest_app.begin_drain()
         drain_s = self._settings.server.drain_ms_max / 1000 if drain else 0.0
         await asyncio.gather(*(server.drain(drain_s) for server in self._servers))
         for server in self._servers:
@@ -105,4 +177,5 @@ class Service:
         if self._rest_app is not None:
             self._rest_app.close()
         self._client.close()
+        self._metrics.close()
         self._segment.close()

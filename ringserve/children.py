@@ -93,6 +93,8 @@ class Child:
         """Decide what follows an end that nobody asked for: a new start at `due_ns`, or the end of the server."""
         if status == Exit.CONFIG:
             return Fatal(f"{self.spec.name} cannot work as configured (see its last lines)", status)
+        if status == Exit.FATAL:
+            return Fatal(f"{self.spec.name} says that the server must end (see its last lines)", status)
         if not self.ready:
             self._start_failures += 1
             if self._start_failures >= limits.start_failures_max:

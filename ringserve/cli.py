@@ -10,6 +10,7 @@ import click
 
 from ringserve import __version__
 from ringserve.config.schema import MODEL_FLAGS, SETTINGS, Setting, Settings
+from ringserve.warmup import warmup
 
 _CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -84,13 +85,13 @@ def serve(config_path: str | None, **flags: Any) -> None:
     """
     settings = _load(config_path, flags)
     from ringserve.config.process import Exit
-    from ringserve.supervisor import StartError, run
+    from ringserve.supervisor import ServerFailed, StartError, run
 
     try:
         sys.exit(run(settings))
-    except StartError as error:
+    except (StartError, ServerFailed) as error:
         click.echo(f"ringserve: {error}", err=True)
-        sys.exit(Exit.FAILED)
+        sys.exit(Exit.FATAL if isinstance(error, ServerFailed) else Exit.FAILED)
 
 
 _settings_options(serve)
@@ -180,12 +181,15 @@ def broker(resolved: str, name: str, death_fd: int, listen_fd: int) -> None:
 
 @main.command(hidden=True)
 @click.option("--index", type=int, required=True, help="which of the frontends")
-def frontend(resolved: str, name: str, death_fd: int, index: int) -> None:
+@click.option("--grpc-socket-fd", type=int, default=-1, help="a listening UNIX socket for gRPC")
+def frontend(resolved: str, name: str, death_fd: int, index: int, grpc_socket_fd: int) -> None:
     """Be a frontend."""
     from ringserve.frontend.main import run
 
     settings, run_dir = _resolved(resolved)
-    sys.exit(run(settings, name=name, index=index, death_fd=death_fd, run_dir=run_dir))
+    sys.exit(
+        run(settings, name=name, index=index, death_fd=death_fd, run_dir=run_dir, grpc_socket_fd=grpc_socket_fd)
+    )
 
 
 @main.command(hidden=True)
@@ -199,3 +203,5 @@ def pool(resolved: str, name: str, death_fd: int) -> None:
 
 for _command in (broker, frontend, pool):
     _child(_command)
+
+main.add_command(warmup)

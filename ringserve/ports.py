@@ -1,14 +1,22 @@
-"""The server's ports: found free before anything starts, then kept ours while frontends come and go."""
+"""The server's ports and UNIX socket: found free before anything starts, then kept ours while frontends come and go."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
-from typing import NamedTuple
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_BACKLOG: Final = 1024
+#: Who may connect: the server's user and group.
+_SOCKET_MODE: Final = 0o660
 
 
 class PortError(Exception):
-    """A port cannot be had; the text says which, why, and how to choose another."""
+    """A port or socket cannot be had; the text says which, why, and how to choose another."""
 
 
 class Held(NamedTuple):
@@ -63,3 +71,54 @@ def _bind(sock: socket.socket, host: str, port: int, flag: str) -> None:
         else:
             text = f"{where} cannot be bound: {error.strerror or error}"
         raise PortError(text) from error
+
+
+@contextlib.contextmanager
+def unix_listener(path: str) -> Iterator[socket.socket]:
+    """A listening UNIX socket of that name, which all frontends accept from; removed at the end. Raises PortError.
+
+    A socket's file that nobody listens on (its server was killed) is replaced; anything else of that name is left.
+    """
+    path = os.path.abspath(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+        # The file is made with the mode of the descriptor, so that it is at no moment open to others.
+        os.fchmod(listener.fileno(), _SOCKET_MODE)
+        try:
+            _remove_stale(path)
+            listener.bind(path)
+            os.chmod(path, _SOCKET_MODE)  # which the process's umask may have narrowed
+            made = os.lstat(path)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            text = "another program listens on it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+            raise PortError(
+                f"--grpc_socket_path: {path}: {text}; choose another with --grpc_socket_path=PATH"
+            ) from error
+        try:
+            yield listener
+        finally:
+            _remove_ours(path, made)
+
+
+def _remove_stale(path: str) -> None:
+    """Make room for a socket. Raises OSError (EADDRINUSE, EEXIST) when what is there must stay."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "it exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)  # a full backlog is somebody's, too
+        result = probe.connect_ex(path)
+    if result == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif result != errno.ENOENT:
+        raise OSError(errno.EADDRINUSE if result in (0, errno.EAGAIN) else result, os.strerror(result))
+
+
+def _remove_ours(path: str, made: os.stat_result) -> None:
+    """Remove the socket's file, if it is still the one that was made."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), made):
+            os.unlink(path)

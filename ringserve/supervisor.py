@@ -26,9 +26,9 @@ from typing import Final
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
 from ringserve.config import limits, process
 from ringserve.config.cpus import usable_cpus
-from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, remove_run_dir
+from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
 from ringserve.config.schema import Settings
-from ringserve.ports import PortError, hold
+from ringserve.ports import PortError, hold, unix_listener
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class StartError(Exception):
     """The server cannot start on this machine as it is now: a port is taken, no run directory can be had."""
 
 
+class ServerFailed(Exception):
+    """The server has ended itself, orderly: a process of it wrote why (`rundir.write_fatal`), as `CODE: text`."""
+
+
 def command_of(spec: ChildSpec) -> list[str]:
     """The command line of a child: this interpreter, this installation."""
     return [sys.executable, "-m", "ringserve", *spec.arguments]
@@ -54,7 +58,7 @@ def command_of(spec: ChildSpec) -> list[str]:
 def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
     """Serve until stopped. Returns the exit status: 0 after an orderly stop, a child's when that ended the server.
 
-    Raises StartError while nothing is started yet.
+    Raises StartError while nothing is started yet, ServerFailed when all has ended.
     Owns the calling process: its signal handlers, its log, and every process that it or its children start.
     """
     process.begin("supervisor", settings.server.log_level, settings.server.log_format)
@@ -64,35 +68,42 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
     with contextlib.ExitStack() as stack:
         try:
             settings = _take_ports(settings, stack)
+            path = settings.server.grpc_socket_path
+            grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
         except (PortError, RunDirError) as error:
             raise StartError(str(error)) from error
         stack.callback(os.close, run_dir.lock_fd)
         stack.callback(remove_run_dir, run_dir.path)
         log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
-        return Supervisor(settings, run_dir, command_of).run()
+        return Supervisor(settings, run_dir, command_of, grpc_socket).run()
 
 
 def _take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
     server = settings.server
-    port, placeholder = hold(server.host, server.port, "port")
-    stack.enter_context(placeholder)
-    server = replace(server, port=port)
+    if server.port >= 0:
+        port, placeholder = hold(server.host, server.port, "port")
+        stack.enter_context(placeholder)
+        server = replace(server, port=port)
     if server.rest_api_port:
         port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
         stack.enter_context(placeholder)
         server = replace(server, rest_api_port=port)
-    log.info("gRPC port %d, REST port %s, of %s", server.port, server.rest_api_port or "none", server.host)
+    grpc_port = server.port if server.port >= 0 else "none"
+    log.info("gRPC port %s, REST port %s, of %s", grpc_port, server.rest_api_port or "none", server.host)
     return replace(settings, server=server)
 
 
 class Supervisor:
-    """The children of one server. `run_dir` stays the caller's."""
+    """The children of one server. `run_dir` and `grpc_socket`, which all frontends listen on, stay the caller's."""
 
-    def __init__(self, settings: Settings, run_dir: RunDir, command_of: CommandOf) -> None:
+    def __init__(
+        self, settings: Settings, run_dir: RunDir, command_of: CommandOf, grpc_socket: socket.socket | None = None
+    ) -> None:
         self._settings = settings
         self._run_dir = run_dir
         self._command_of = command_of
+        self._grpc_socket = grpc_socket
         self._stop_ns: int | None = None
         self._hurry = False
         self._ready_told = False
@@ -110,7 +121,7 @@ class Supervisor:
         self.children = [Child(spec) for spec in self._specs()]
 
     def run(self) -> int:
-        """Start, keep running, stop. Returns the exit status."""
+        """Start, keep running, stop. Returns the exit status. Raises ServerFailed."""
         fatal: Fatal | None = None
         try:
             while fatal is None and self._watch.wanted() is None:
@@ -125,6 +136,8 @@ class Supervisor:
         finally:
             self._kill_all()
             self._close()
+        if fatal is not None and fatal.status == process.Exit.FATAL:
+            raise ServerFailed(fatal.reason)
         return process.Exit.OK if fatal is None else fatal.status
 
     # ------------------------------------------------------------------------------------------------------ set-up
@@ -140,11 +153,13 @@ class Supervisor:
             return ChildSpec(name, stage, (stage.name.lower(), *common, "--name", name, *arguments), shared_fds + fds)
 
         listen_fd = self._listener.fileno()
+        socket_fds = (self._grpc_socket.fileno(),) if self._grpc_socket is not None else ()
+        socket_arguments = [f"--grpc-socket-fd={fd}" for fd in socket_fds]
         return [
             spec("broker", Stage.BROKER, "--listen-fd", str(listen_fd), fds=(listen_fd,)),
             spec("pool", Stage.POOL),
             *(
-                spec(f"frontend-{index}", Stage.FRONTEND, "--index", str(index))
+                spec(f"frontend-{index}", Stage.FRONTEND, "--index", str(index), *socket_arguments, fds=socket_fds)
                 for index in range(self._settings.server.frontends)
             ),
         ]
@@ -217,7 +232,8 @@ class Supervisor:
             log.error("%s (process %d) ended with %s", child.spec.name, pid, describe_status(status))
             fatal = child.after(status, now_ns, self._settings.workers)
             if fatal is not None:
-                return fatal
+                told = read_fatal(self._run_dir.path) if fatal.status == process.Exit.FATAL else ""
+                return fatal._replace(reason=told or fatal.reason)
         return None
 
     def _ended(self) -> list[Child]:

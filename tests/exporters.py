@@ -131,6 +131,40 @@ def half(directory: Path) -> Path:
     return save(directory, {"serving_default": concrete(lambda x: {"y": w * x + 2.0}, x=([None], "float32"))}, w=w)
 
 
+def ragged(directory: Path) -> Path:
+    """Signatures with open inner axes, which tell what was put in with a row.
+
+    serving_default: float x [-1, -1] -> sum [-1], and int32 [-1]: width (of a row), batch (rows of the whole run).
+    cube: int64 x [-1, -1, 2, -1], float b [-1, 2] -> int64 sum [-1], float b [-1, 2]. words: string x [-1, -1] ->
+    string joined [-1]. same: float x [-1, -1] -> the same. picky: as serving_default, and fails on negative values.
+    """
+    tf = tensorflow()
+
+    def forward(x: Any) -> dict[str, Any]:
+        rows, width = tf.shape(x)[0], tf.shape(x)[1]
+        return {"sum": tf.reduce_sum(x, 1), "width": tf.fill([rows], width), "batch": tf.fill([rows], rows)}
+
+    def picky(x: Any) -> dict[str, Any]:
+        with tf.control_dependencies([tf.debugging.assert_non_negative(x, "negative")]):
+            return forward(tf.identity(x))
+
+    flat: tuple[list[int | None] | None, str] = ([None, None], "float32")
+    signatures = {
+        "serving_default": concrete(forward, x=flat),
+        "picky": concrete(picky, x=flat),
+        "same": concrete(lambda x: {"y": tf.identity(x)}, x=flat),
+        "cube": concrete(
+            lambda x, b: {"sum": tf.reduce_sum(x, [1, 2, 3]), "b": tf.identity(b)},
+            x=([None, None, 2, None], "int64"),
+            b=([None, 2], "float32"),
+        ),
+        "words": concrete(
+            lambda x: {"joined": tf.strings.reduce_join(x, 1, separator="|")}, x=([None, None], "string")
+        ),
+    }
+    return save(directory, signatures)
+
+
 def echo(directory: Path) -> Path:
     """float x [-1, -1] -> float y [-1, -1]: y = 2 x, of any size (64 MB and more)."""
     return save(directory, {"serving_default": concrete(lambda x: {"y": x * 2.0}, x=([None, None], "float32"))})

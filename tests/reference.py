@@ -1,4 +1,4 @@
-"""docs/messages.md and docs/failures.md as text, from the code they describe: `python -m tests.reference` writes them.
+"""The generated pages of docs/ as text, from the code they describe: `python -m tests.reference` writes them.
 
 Run from the root of a checkout; test_docs.py compares.
 """
@@ -12,6 +12,8 @@ from typing import Any
 from ringserve.broker import control, messages
 from ringserve.broker.messages import Code
 from ringserve.frontend.status import HTTP_STATUS
+from ringserve.tfs_flags import TFS_FLAGS
+from tests.reference_metrics import metrics_md
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,7 +95,47 @@ def control_messages() -> set[str]:
     return {message.__name__ for message in control._MESSAGES}
 
 
-PAGES = {"docs/messages.md": messages_md, "docs/failures.md": failures_md}
+def flags_md() -> str:
+    """The reference of TensorFlow Serving's command line as it is understood here."""
+    lines = [
+        "# tensorflow_model_server",
+        "",
+        "<!-- Written by `python -m tests.reference` from ringserve/tfs_flags.py; a test compares. -->",
+        "",
+        "TensorFlow Serving's command: its flags, its way to parse them (`--name=value` only), its texts and exit",
+        "statuses. Every flag of its is understood:",
+        "",
+        "| flag | type | default | here | |",
+        "|---|---|---|---|---|",
+    ]
+    for flag in TFS_FLAGS.values():
+        default = f'"{flag.default}"' if flag.kind == "string" else str(flag.default).lower()
+        lines.append(f"| `--{flag.name}` | {flag.kind} | `{default}` | {flag.treatment.value} | {flag.about} |")
+    lines += [
+        "",
+        "Besides, every setting of [configuration.md](configuration.md) whose flag TensorFlow Serving does not have",
+        "may be given as `--name=value` (a bool also as `--name`), and all of them in the environment",
+        "(`RINGSERVE_NAME`). Flags beat the environment. Where the two servers' defaults differ, this command takes",
+        "TensorFlow Serving's: no REST port, no metrics without `--monitoring_config_file`, no gRPC health service",
+        "without `--enable_grpc_healthcheck_service`; nobody may change models over REST (`--rest_admin=local` allows",
+        "it).",
+        "",
+        "`--enable_batching` takes BatchingParameters' own defaults (1000 rows, no wait, 10 batches waiting, no",
+        "splitting). A mistake in these parameters ends the start; TensorFlow Serving finds some of them only when it",
+        "loads a model.",
+        "",
+        "The image's entry point (`deploy/tf_serving_entrypoint.sh`) adds its arguments to this command's line and",
+        "reads `MODEL_NAME`, `MODEL_BASE_PATH`, `MODEL_VERSION_POLICY` and `TF_SERVING_BATCHING_PARAMETERS_FILE`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "docs/messages.md": messages_md,
+    "docs/failures.md": failures_md,
+    "docs/metrics.md": metrics_md,
+    "docs/tensorflow_model_server.md": flags_md,
+}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

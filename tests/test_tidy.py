@@ -80,7 +80,10 @@ def _ours(path: Path) -> Iterator[str]:
 
 # ---------------------------------------------------------------------------------------------------------- arrows
 
-_EDGES_OF_BROKER = {"main", "service", "setup", "registry", "repository", "mailbox", "wire", "control"}
+_EDGES_OF_BROKER = {
+    *("main", "service", "setup", "registry", "repository", "watcher", "mailbox", "wire", "control", "metrics"),
+    *("admin", "changes", "models", "operators", "state_file"),
+}
 _PURE_BROKER = [path for path in LIBRARY if path.parent.name == "broker" and path.stem not in _EDGES_OF_BROKER]
 _WIRE = ("broker.messages", "broker.wire", "broker.control", "broker.mailbox")
 
@@ -96,12 +99,23 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/service": ("broker", "config"),
     "broker/setup": ("broker", "config"),
     "broker/registry": (*_WIRE,),
-    "broker/repository": ("broker.messages",),
+    "broker/repository": ("broker.aspired", "broker.stability"),
+    "broker/watcher": (),
+    "broker/admin": ("broker", "config"),
+    "broker/changes": ("broker", "config"),
+    "broker/models": ("broker", "config"),
+    "broker/operators": ("broker", "config"),
+    "broker/state_file": ("config",),
+    "broker/metrics": ("broker.messages", "broker.statistics", "config"),
     "broker/": tuple(f"broker.{path.stem}" for path in _PURE_BROKER),
     "frontend/": (*_WIRE, "shm", "config", "frontend"),
     "workers/": (*_WIRE, "shm", "config", "workers"),
     "ringserve/sample_model": ("workers.device",),
     "ringserve/cli": ("config", "broker.main", "frontend.main", "workers.main", "ringserve"),
+    "ringserve/warmup_files": (
+        *("config", "broker.messages", "shm.dtype"),
+        *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
+    ),
     "ringserve/": ("config", "ringserve"),
 }
 
@@ -133,10 +147,12 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "msgpack": ("broker/wire.py", "broker/control.py"),
     "zmq": ("broker/mailbox.py",),
     "grpc": ("frontend/grpcio_engine.py",),
-    "uvicorn": ("frontend/",),
+    "httptools": ("frontend/http1/heads.py",),
+    "simdjson": ("frontend/json_blocks.py",),
     "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py"),
-    "click": ("ringserve/cli.py",),
+    "click": ("ringserve/cli.py", "ringserve/warmup.py"),
     "mmap": ("shm/",),
+    "prometheus_client": ("config/metric_file.py",),
 }
 
 
@@ -204,7 +220,13 @@ def test_every_file_says_its_job(path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- habits
 
-_CLOCK_ALLOWED = ("frontend/client.py", "frontend/tally.py", "ringserve/supervisor.py", "workers/pool.py", "workers/execute.py")
+_CLOCK_ALLOWED = (
+    "frontend/client.py",
+    "frontend/tally.py",
+    "ringserve/supervisor.py",
+    "workers/pool.py",
+    "workers/execute.py",
+)
 
 
 def _calls(path: Path, name: str) -> Iterator[ast.Attribute | ast.Name]:
@@ -245,7 +267,7 @@ def test_tests_that_sleep_say_why(path: Path) -> None:
 def _texts() -> list[Path]:
     kept = {".py", ".md", ".toml", ".service", ".c", ".h", ".sh", ""}
     skipped = {"build", "results", "__pycache__"}
-    folders = (*FOLDERS, "ringserve", "tests", "perf", "docs", "systemd", ".ci")
+    folders = (*FOLDERS, "ringserve", "tests", "perf", "docs", "systemd", "deploy", ".ci")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*") if not skipped & set(file.parts)]
     return [file for file in (*files, *ROOT.glob("[!.]*")) if file.is_file() and file.suffix in kept]
 

@@ -6,6 +6,7 @@ anything that imports it. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -22,13 +23,18 @@ _DEFAULTS = {
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
-def prepare(threads: int, cpu: int | None) -> None:
+def prepare(threads: int, cpu: int | None, *, verbose: bool = False) -> None:
     """Set this process up for a TensorFlow that runs `threads` threads, on core `cpu` (None: wherever it may run).
 
+    verbose: let TensorFlow log what it likes, not errors only.
     Call it before TensorFlow is imported; in a process that has imported it already only the pinning takes effect
     (a session's own thread counts come from `Servable.load`).
     """
     if "tensorflow" not in sys.modules:
+        if verbose:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
+        else:
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its Python side: deprecations
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
         for name in _THREAD_VARIABLES:

@@ -12,13 +12,25 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, Result
+from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, ModelOptions, Result
 from ringserve.broker.wire import unpack_lane
 from ringserve.shm.ring import RingWriter
 from ringserve.workers.failures import RunFailure
-from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Gatherer, Part, layout_of, whole_feeds
+from ringserve.workers.gather import (
+    FRONTEND,
+    OFFSETS,
+    REQUEST,
+    ROW_START,
+    ROWS,
+    Columns,
+    Gatherer,
+    Part,
+    layout_of,
+    whole_feeds,
+)
+from ringserve.workers.interface import Model
+from ringserve.workers.padding import is_piece, padded_feeds
 from ringserve.workers.scatter import Block
-from ringserve.workers.servable import Servable
 
 #: Lanes whose plans are kept. A client that varies shapes makes new ones without end.
 _LANES_MAX = 1024
@@ -28,7 +40,7 @@ _NOT_PER_ROW = (
     "so a request of this size, which had to be split, has no answer; send fewer rows."
 )
 
-Servables = Mapping[tuple[str, int], Servable]
+Servables = Mapping[tuple[str, int], Model]
 
 
 class Batch:
@@ -74,9 +86,9 @@ class _Run:
 
 
 class _Lane:
-    """What is known of a lane: how to read its inputs and how to run it."""
+    """What is known of a lane: how to read its inputs and how to run it. pads: it leaves axes open."""
 
-    __slots__ = ("batchable", "layouts", "lone", "model", "plan")
+    __slots__ = ("batchable", "layouts", "lone", "model", "pads", "plan")
 
     def __init__(self, spec: LaneSpec, servables: Servables) -> None:
         servable = servables.get((spec.model, spec.version))
@@ -86,6 +98,7 @@ class _Lane:
         self.model = spec.model
         self.batchable = spec.batchable
         self.layouts = [layout_of(i) for i in spec.inputs]
+        self.pads = spec.batchable and any(layout.is_open for layout in self.layouts)
         self.plan = servable.plan(spec)
         #: Each part runs by itself: its outputs do not follow the rows, or a second run would not give the same.
         self.lone = not spec.batchable or not self.plan.per_row or self.plan.changes_state
@@ -95,7 +108,7 @@ class Executor:
     """One worker's batches, one at a time. `rings`, `servables`: live views of what main attaches and loads.
 
     results: the writable bytes behind `ring`. allowed_batch_rows: by model name, the sizes up to which a batch's rows
-    are padded (ascending); models that are not there are never padded.
+    are padded (ascending), until `set_options` says otherwise; models that are not there are not padded.
     """
 
     def __init__(
@@ -115,6 +128,7 @@ class Executor:
         self._results = results
         self.worker_id = worker_id
         self._allowed_batch_rows = dict(allowed_batch_rows or {})
+        self._pads_with_first: set[str] = set()
         self._clock_ns = clock_ns
         self._gatherer = Gatherer()
         self._lanes: OrderedDict[bytes, _Lane | Failure] = OrderedDict()
@@ -143,6 +157,14 @@ class Executor:
         for record_id in self._held.pop(frontend_id, ()):
             self._ring.release(record_id)
 
+    def set_options(self, name: str, options: ModelOptions) -> None:
+        """How batches of the model `name` are run from the next one on. Lanes say by themselves whether they pad."""
+        self._allowed_batch_rows[name] = tuple(options.batch_rows_allowed)
+        if options.pad_with_first:
+            self._pads_with_first.add(name)
+        else:
+            self._pads_with_first.discard(name)
+
     def forget_lanes(self) -> None:
         """Drop all plans: the servables behind them change."""
         self._lanes.clear()
@@ -157,8 +179,15 @@ class Executor:
         if isinstance(lane, Failure):
             for part in parts:
                 self._fail(run, part, lane)
-        elif parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
-            for part in parts:
+        else:
+            alone: list[Part] = []
+            if lane.pads:
+                pieces = [self._is_piece(lane, part) for part in parts]
+                alone = [part for part, piece in zip(parts, pieces, strict=True) if piece]
+                parts = [part for part, piece in zip(parts, pieces, strict=True) if not piece]
+            if parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
+                alone = parts + alone
+            for part in alone:
                 yield from self._answer_alone(run, lane, part)
         return Done(self.worker_id, message.batch_id, run.ns, run.rows_count)
 
@@ -169,9 +198,7 @@ class Executor:
         rows_fed = self._rows_fed(lane, rows_count)
         try:
             # The feeds are no local of a generator that may wait: they would keep the ring of a frontend that leaves.
-            outputs = self._call(
-                run, lane, self._gatherer.feeds(lane.layouts, groups, rows_count, rows_fed), rows_count
-            )
+            outputs = self._call(run, lane, self._feeds(lane, groups, rows_count, rows_fed), rows_count)
         except RunFailure as error:
             if len(parts) > 1:
                 return False
@@ -198,7 +225,7 @@ class Executor:
         rows_fed = self._rows_fed(lane, part[ROWS]) if lane.batchable else 1
         try:
             if lane.batchable:
-                feeds = self._gatherer.feeds(lane.layouts, [Columns(ring, [part])], part[ROWS], rows_fed)
+                feeds = self._feeds(lane, [Columns(ring, [part])], part[ROWS], rows_fed)
             else:
                 feeds = whole_feeds(lane.layouts, ring, part)
             outputs = self._call(run, lane, feeds, part[ROWS])
@@ -261,6 +288,15 @@ class Executor:
         yield from self._send_rows(run, lane, parts[half:], [output[rows:] for output in outputs])
 
     # ------------------------------------------------------------------------------------------------------- pieces
+
+    def _feeds(self, lane: _Lane, groups: list[Columns], rows_count: int, rows_fed: int) -> list[Any]:
+        if not lane.pads:
+            return self._gatherer.feeds(lane.layouts, groups, rows_count, rows_fed)
+        with_first = lane.model in self._pads_with_first
+        return padded_feeds(self._gatherer, lane.layouts, groups, rows_count, rows_fed, with_first=with_first)
+
+    def _is_piece(self, lane: _Lane, part: Part) -> bool:
+        return is_piece(lane.layouts, self._rings[part[FRONTEND]], part[ROWS], part[OFFSETS:])
 
     def _call(self, run: _Run, lane: _Lane, feeds: list[Any], rows_count: int) -> list[Any]:
         run.rows_count += rows_count

@@ -43,13 +43,19 @@ _QUANTIZED = ("qint", "quint")
 class InputLayout(NamedTuple):
     """One input of a lane in memory. row_bytes is 0 for strings; row_elements counts elements of a row.
 
-    For a lane that is not batchable a "row" is the whole tensor and `shape` its shape; else `shape` is of one row.
+    For a lane that is not batchable a "row" is the whole tensor and `shape` its shape; else `shape` is of one row. Both
+    counts mean nothing when `is_open`: then each record says its own shape (see `padding.py`).
     """
 
     dtype: np.dtype[Any] | None
     shape: tuple[int, ...]
     row_elements: int
     row_bytes: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lane leaves some axis to each request."""
+        return -1 in self.shape
 
 
 def layout_of(spec: InputSpec) -> InputLayout:
@@ -63,6 +69,17 @@ def layout_of(spec: InputSpec) -> InputLayout:
         return InputLayout(None, spec.shape, elements, 0)
     numpy = entry.numpy if not entry.name.startswith(_QUANTIZED) else np.dtype([(entry.name, entry.numpy)])
     return InputLayout(numpy, spec.shape, elements, elements * numpy.itemsize)
+
+
+#: What reading a record raises that is not there: stale, or a bug of its frontend; and what too large a batch does.
+READ_ERRORS = (tensor.TensorError, ValueError, TypeError, IndexError, MemoryError)
+
+
+def unreadable(error: Exception) -> RunFailure:
+    """What one of READ_ERRORS means for the requests. The request fails, not the worker."""
+    if isinstance(error, MemoryError):
+        return RunFailure(Code.RESOURCE_EXHAUSTED, "Out of memory while a batch was gathered.")
+    return RunFailure(Code.INTERNAL, f"An input does not lie where its frontend said: {error}")
 
 
 class Columns:
@@ -112,16 +129,18 @@ class Gatherer:
         rows_fed = max(rows_count, rows_padded)
         try:
             return [
-                self._strings(layout, position, groups, rows_count, rows_fed)
-                if layout.dtype is None
-                else self._numbers(layout, layout.dtype, position, groups, rows_count, rows_fed)
-                for position, layout in enumerate(layouts)
+                self.column(layout, position, groups, rows_count, rows_fed) for position, layout in enumerate(layouts)
             ]
-        except (tensor.TensorError, ValueError, TypeError, IndexError) as error:
-            # A record that is not there: stale, or a bug of its frontend. The request fails, not the worker.
-            raise RunFailure(Code.INTERNAL, f"An input does not lie where its frontend said: {error}") from None
-        except MemoryError:
-            raise RunFailure(Code.RESOURCE_EXHAUSTED, "Out of memory while a batch was gathered.") from None
+        except READ_ERRORS as error:
+            raise unreadable(error) from None
+
+    def column(
+        self, layout: InputLayout, position: int, groups: Sequence[Columns], rows_count: int, rows_fed: int
+    ) -> Any:
+        """One input's array of `feeds`. Raises READ_ERRORS."""
+        if layout.dtype is None:
+            return self._strings(layout, position, groups, rows_count, rows_fed)
+        return self._numbers(layout, layout.dtype, position, groups, rows_count, rows_fed)
 
     def _numbers(
         self,
@@ -139,10 +158,10 @@ class Gatherer:
             group = groups[0]
             offset = group.offsets[position][0]
             if group.count == 1:
-                return _view(shape, dtype, group.ring, offset + group.row_starts[0] * layout.row_bytes)
+                return view_of(shape, dtype, group.ring, offset + group.row_starts[0] * layout.row_bytes)
             if group.equal_rows and group.stride_bytes(position) == group.equal_rows * layout.row_bytes:
-                return _view(shape, dtype, group.ring, offset)
-        batch = self._scratch_bytes(position, rows_fed * layout.row_bytes)
+                return view_of(shape, dtype, group.ring, offset)
+        batch = self.scratch_bytes(position, rows_fed * layout.row_bytes)
         start = 0
         for group in groups:
             end = start + group.rows_count * layout.row_bytes
@@ -168,7 +187,7 @@ class Gatherer:
         array[:] = values
         return array.reshape((rows_fed, *layout.shape))
 
-    def _scratch_bytes(self, position: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def scratch_bytes(self, position: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """`nbytes` of aligned memory, used again by the next batch: fresh pages would cost more than the copy."""
         scratch = self._scratch.get(position)
         if scratch is None or scratch.nbytes < nbytes:
@@ -190,13 +209,13 @@ def whole_feeds(layouts: Sequence[InputLayout], ring: memoryview, part: Part) ->
             elif not layout.row_bytes:
                 feeds.append(np.empty(layout.shape, layout.dtype))
             else:
-                feeds.append(_view(layout.shape, layout.dtype, ring, offset))
-    except (tensor.TensorError, ValueError, TypeError, IndexError) as error:
-        raise RunFailure(Code.INTERNAL, f"An input does not lie where its frontend said: {error}") from None
+                feeds.append(view_of(layout.shape, layout.dtype, ring, offset))
+    except READ_ERRORS as error:
+        raise unreadable(error) from None
     return feeds
 
 
-def _view(
+def view_of(
     shape: tuple[int, ...], dtype: np.dtype[Any], ring: memoryview, offset: int, strides: tuple[int, ...] | None = None
 ) -> Any:
     """An array over the ring. Raises when it does not lie inside; numpy sees to the upper end only."""
@@ -213,7 +232,7 @@ def _copy_group(batch: np.ndarray[Any, np.dtype[np.uint8]], group: Columns, posi
         stride = group.stride_bytes(position)
         if stride:
             shape = (group.count, part_bytes)
-            batch.reshape(shape)[:] = _view(shape, np.dtype(np.uint8), group.ring, offsets[0], (stride, 1))
+            batch.reshape(shape)[:] = view_of(shape, np.dtype(np.uint8), group.ring, offsets[0], (stride, 1))
             return
     target, ring, ring_bytes = batch.data, group.ring, len(group.ring)
     at = run_start = run_end = 0

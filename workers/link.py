@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
-from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Role, Stop, Welcome
+from ringserve.broker.messages import (
+    PROTOCOL_VERSION,
+    Ask,
+    Hello,
+    ModelOptions,
+    PeerJoined,
+    PeerLeft,
+    Role,
+    Stop,
+    Welcome,
+)
 from ringserve.shm.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -39,9 +49,10 @@ class FrontendPeer(NamedTuple):
 class Link:
     """Registration, peers and mail of one worker.
 
-    segment: this worker's result ring, handed to every frontend; stays the caller's. wake_fds: descriptors that end a
-    `wait` besides mail and news; `pool_fd` is the one whose end-of-file tells of the pool's death. Valid after
-    `register`: worker_id, broker, outboxes and rings (request rings, read-only) by frontend id.
+    segment: this worker's result ring, handed to every frontend; stays the caller's. stop_fd: readable when this
+    process shall stop, -1 for none. wake_fds: further descriptors that end a `wait` besides mail and news. pool_fd: its
+    end-of-file tells of the pool's death. Valid after `register`: worker_id, broker, outboxes and rings (request rings,
+    read-only) by frontend id. left, options, asks: news that the caller takes out of these lists.
     """
 
     def __init__(
@@ -53,6 +64,7 @@ class Link:
         worker_index: int,
         generation: int,
         pool_fd: int,
+        stop_fd: int = -1,
         wake_fds: tuple[int, ...] = (),
     ) -> None:
         self._registration_path = registration_path
@@ -60,18 +72,20 @@ class Link:
         self._worker_index = worker_index
         self._generation = generation
         self._pool_fd = pool_fd
-        self._wake_fds = wake_fds
+        self._stop_fd = stop_fd
         self._mail = Mail()
         self.inbox: Inbox = self._mail.inbox(inbox_path)
         self._channel: ControlChannel | None = None
         self._broker: Outbox | None = None
         self._frontends: dict[int, FrontendPeer] = {}
-        self._poller = select.poll()
-        for fd in (pool_fd, self.inbox.fd, *wake_fds):
-            self._poller.register(fd, select.POLLIN)
+        self._poller = _poller_of(pool_fd, stop_fd, self.inbox.fd, *wake_fds)
+        # While there is no broker nothing else is taken in, so that what waits there must not end every pause at once.
+        self._pauser = _poller_of(pool_fd, stop_fd)
         self.rings: dict[int, memoryview] = {}
         self.outboxes: dict[int, Outbox] = {}
         self.left: list[int] = []
+        self.options: list[ModelOptions] = []
+        self.asks: list[Ask] = []
         self.worker_id = -1
 
     @property
@@ -81,7 +95,7 @@ class Link:
         return self._broker
 
     def register(self) -> None:
-        """Connect, say Hello, wait for the Welcome. Raises PoolGone, or StopOrdered when a wake descriptor is ready."""
+        """Connect, say Hello, wait for the Welcome. Raises PoolGone, and StopOrdered when `stop_fd` is readable."""
         self._forget_all()
         while True:
             try:
@@ -89,7 +103,8 @@ class Link:
             except OSError:
                 self._pause()
                 continue
-            self._poller.register(self._channel.fd, select.POLLIN)
+            for poller in (self._poller, self._pauser):
+                poller.register(self._channel.fd, select.POLLIN)
             hello = Hello(
                 PROTOCOL_VERSION,
                 int(Role.WORKER),
@@ -115,12 +130,14 @@ class Link:
         assert channel is not None, "register first"
         channel.send(message)
         while channel.unsent:
-            select.select([], [channel.fd], [], 0.1)
+            writable = select.poll()  # not select(), which refuses descriptors above 1023
+            writable.register(channel.fd, select.POLLOUT)
+            writable.poll(100)
             channel.flush()
 
     def wait(self, timeout_ms: int | None) -> None:
         """Sleep until there is mail, news, something on a wake descriptor, or the timeout. Raises PoolGone."""
-        self._wait(timeout_ms)
+        self._wait(self._poller, timeout_ms)
 
     def news(self) -> bool:
         """Take in what the broker says of peers. False when the broker is lost. Raises StopOrdered."""
@@ -131,14 +148,14 @@ class Link:
             return False
         return True
 
-    def _wait(self, timeout_ms: int | None) -> set[int]:
-        ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
+    def _wait(self, poller: select.poll, timeout_ms: int | None) -> set[int]:
+        ready = {fd for fd, _ in poller.poll(timeout_ms)}
         if self._pool_fd in ready:
             raise PoolGone
         return ready
 
     def _pause(self) -> None:
-        if not self._wait(_RECONNECT_MS).isdisjoint(self._wake_fds):
+        if self._stop_fd in self._wait(self._pauser, _RECONNECT_MS):
             raise StopOrdered("stopped while registering")
 
     def _take(self, received: list[Received]) -> None:
@@ -157,6 +174,10 @@ class Link:
                 self.outboxes[message.peer_id] = peer.outbox
             elif isinstance(message, PeerLeft):
                 self._forget(message.peer_id)
+            elif isinstance(message, ModelOptions):
+                self.options.append(message)
+            elif isinstance(message, Ask):
+                self.asks.append(message)
             elif isinstance(message, Stop):
                 raise StopOrdered(message.reason)
 
@@ -171,10 +192,12 @@ class Link:
             self.left.append(peer_id)
 
     def _forget_all(self) -> None:
+        self.asks.clear()  # of a broker that is gone: its numbers mean nothing to the next one
         for peer_id in list(self._frontends):
             self._forget(peer_id)
         if self._channel is not None:
-            self._poller.unregister(self._channel.fd)
+            for poller in (self._poller, self._pauser):
+                poller.unregister(self._channel.fd)
             self._channel.close()
             self._channel = None
         if self._broker is not None:
@@ -191,3 +214,11 @@ class Link:
             self._channel.close()
         self.inbox.close()
         self._mail.close()
+
+
+def _poller_of(*fds: int) -> select.poll:
+    poller = select.poll()
+    for fd in fds:
+        if fd >= 0:
+            poller.register(fd, select.POLLIN)
+    return poller

@@ -21,6 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from ringserve.broker.messages import Code
 from ringserve.workers.failures import LoadError, clean, failure_of
 from ringserve.workers.graph import GraphIndex
+from ringserve.workers.session import run_here
 
 _INIT_SIGNATURE = "__saved_model_init_op"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
@@ -85,7 +86,7 @@ def _no_saved_model(path: Path) -> LoadError:
     elif (path / "saved_model.cpb").exists():
         hint = "It holds a chunked SavedModel (saved_model.cpb), which cannot be served: export it without chunking."
     elif (path / "model.tflite").exists():
-        hint = "It holds a TFLite model."
+        hint = "It holds a TFLite model: serve it with prefer_tflite_model."
     elif (path / "keras_metadata.pb").exists() or any(path.glob("*.keras")) or any(path.glob("*.h5")):
         hint = "It holds a Keras file: export the model with `model.export(directory)`."
     elif versions := sorted(child.name for child in path.iterdir() if (child / "saved_model.pb").is_file()):
@@ -133,7 +134,7 @@ def restore(session: Any, meta_graph: Any, index: GraphIndex, path: str | os.Pat
             "The copy is incomplete: copy the whole version directory, with variables/.",
         )
     try:
-        session.run(saver.restore_op_name, {saver.filename_tensor_name: str(prefix)})
+        run_here(session, saver.restore_op_name, {saver.filename_tensor_name: str(prefix)})
     except tf.errors.OpError as error:
         if is_executor_refusal(error):
             raise
@@ -151,7 +152,7 @@ def initialise(session: Any, meta_graph: Any, path: str | os.PathLike[str]) -> N
     if not op:
         return
     try:
-        session.run(op, _asset_feeds(meta_graph, Path(path)))
+        run_here(session, op, _asset_feeds(meta_graph, Path(path)))
     except tf.errors.OpError as error:
         if is_executor_refusal(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 
@@ -11,15 +12,23 @@ from ringserve.config import process
 from ringserve.config.schema import Settings
 from ringserve.workers import device
 from ringserve.workers.pool import Pool, freeze_before_forks
+from ringserve.workers.quiet import quiet
 
 
 def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
     """Be the pool: import TensorFlow, fork workers on order, until stopped. Returns the exit status."""
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
-    device.prepare(settings.workers.threads_per_worker, None)
-    import ringserve.workers.serve  # noqa: F401  (imports TensorFlow, which takes seconds)
+    device.prepare(settings.workers.threads_per_worker, None, verbose=settings.server.log_level == "debug")
+    with quiet(settings.server.log_level):
+        # They import TensorFlow, which takes seconds.
+        import ringserve.workers.opening
+        import ringserve.workers.profile
+        import ringserve.workers.serve
+        import ringserve.workers.tflite
 
+        if settings.lifecycle.prefer_tflite_model:
+            ringserve.workers.tflite.available()  # imports its interpreter
     freeze_before_forks()
     run_worker = functools.partial(_run_worker, settings, run_dir)
     pool = Pool(os.path.join(run_dir, "broker.sock"), run_worker, stop_fd=stop.fd, leave=stop.close)
@@ -30,15 +39,26 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
 
 def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> int:
     """Be a worker: load, warm, serve, until stopped or the pool is gone."""
+    from ringserve.workers import session
     from ringserve.workers.execute import Executor
     from ringserve.workers.link import Link, PoolGone, StopOrdered
-    from ringserve.workers.servable import Servable
-    from ringserve.workers.serve import Worker, load_models, make_result_ring
+    from ringserve.workers.opening import Opener
+    from ringserve.workers.profile import Profiler
+    from ringserve.workers.serve import Models, Worker, make_loader, make_result_ring, make_told
 
     name = f"worker-{order.worker_index}"
     process.begin(name, settings.server.log_level, settings.server.log_format)
+    if order.worker_index % settings.workers.workers:
+        # All workers of a generation warm up alike; once is enough for an operator to read.
+        logging.getLogger("ringserve.workers.warmup").setLevel(logging.WARNING)
     stop = process.StopWatch()
     device.pin(order.cpu)
+    with quiet(settings.server.log_level):
+        session.start_threads(order.threads)
+    tags = tuple(settings.workers.saved_model_tags.split(","))
+    opener = Opener(tags, order.threads, settings.batching, settings.lifecycle, time.monotonic_ns)
+    loader = make_loader(order, opener)
+    told = make_told()
     segment, ring = make_result_ring(name, settings.shm.result_ring_bytes)
     link = Link(
         os.path.join(run_dir, "broker.sock"),
@@ -47,25 +67,24 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
         worker_index=order.worker_index,
         generation=order.generation,
         pool_fd=pool_fd,
-        wake_fds=(stop.fd,),
+        stop_fd=stop.fd,
+        wake_fds=(loader.events.fd, told.fd),
     )
+    models: Models = {}
     try:
         link.register()
-        tags = tuple(settings.workers.saved_model_tags.split(","))
-        load = functools.partial(Servable.load, tags=tags, threads=order.threads)
-        servables, reports = load_models([(model.name, model.version, model.path) for model in order.models], load)
-        executor = Executor(servables, link.rings, ring, segment.data, link.worker_id)
-        process.freeze_heap()
         worker = Worker(
             link,
-            executor,
+            Executor(models, link.rings, ring, segment.data, link.worker_id),
             segment,
             ring,
-            reports,
+            models,
+            loader,
+            answer=Profiler(told.put, name).answer,
+            told=told,
             stopping=lambda: stop.wanted() is not None,
             clock=time.monotonic_ns,
         )
-        worker.announce()
         worker.serve()
     except (PoolGone, StopOrdered):
         pass

@@ -1,4 +1,4 @@
-"""A loaded SavedModel version: its signatures, and plans that run them. The one file that opens models.
+"""A loaded SavedModel version: its signatures, and plans that run them. The one file that opens SavedModels.
 
 Importing this file imports TensorFlow and does nothing else to it, so that a process which only imported it can fork
 workers; `Servable.load` is for the worker.
@@ -96,7 +96,7 @@ class Plan:
 
 
 class Servable:
-    """One loaded model version. Single-threaded: one thread loads, runs and closes it."""
+    """One loaded model version, an `interface.Model`. One thread at a time uses it."""
 
     def __init__(
         self,
@@ -189,8 +189,7 @@ class Servable:
                 if loader.is_executor_refusal(error):
                     raise
                 continue  # a signature that names what is not there fails when it is asked for, as in TF Serving
-            traits = self.traits[key]
-            if probes and not traits.changes_state and not traits.loops:
+            if probes and not self.why_not_try(key):
                 self.not_per_row[key] = probe.outputs_not_per_row(self, entry)
 
     def plan(self, spec: LaneSpec) -> Plan:
@@ -207,6 +206,13 @@ class Servable:
             raise RunFailure(Code.INVALID_ARGUMENT, str(error).strip("\"'")) from None
         per_row = not spec.batchable or self.not_per_row.get(spec.signature, frozenset()).isdisjoint(spec.outputs)
         return Plan(spec, wiring, call, output_dtypes, self.traits[spec.signature].changes_state, per_row)
+
+    def why_not_try(self, signature: str) -> str:
+        """Why this signature must not be run on made-up values, in words; empty when that is harmless."""
+        traits = self.traits[signature]
+        if not self.signatures[signature].is_dense():
+            return "sparse or composite tensors"
+        return "changes the model" if traits.changes_state else "may loop for long" if traits.loops else ""
 
     def _call(self, wiring: signature.Wiring) -> session.Call | None:
         if not wiring.fetches:
@@ -269,7 +275,7 @@ def _compatible(shape: tuple[int | None, ...], declared: tuple[int | None, ...] 
     if declared is None:
         return True
     return len(shape) == len(declared) and all(
-        a is None or b is None or a == b for a, b in zip(shape, declared, strict=True)
+        a is None or a == -1 or b is None or a == b for a, b in zip(shape, declared, strict=True)
     )
 
 

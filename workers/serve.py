@@ -1,21 +1,24 @@
-"""A worker's loop: one thread, Execute in, Result and Done out. It loads its models, serves, and is replaced; it is
-never altered.
+"""A worker's loop: one thread, Execute in, Result and Done out. It serves what is loaded while the rest still loads,
+and is replaced; models are never taken out of it.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ringserve.broker import wire
-from ringserve.broker.messages import Code, Execute, Loaded, Ready, Release
+from ringserve.broker.messages import Ask, Execute, Fork, Loaded, Loading, ModelOptions, Ready, Release, Told
+from ringserve.config import process
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.workers.execute import Batch, Executor
-from ringserve.workers.failures import LoadError
+from ringserve.workers.handover import Handover
+from ringserve.workers.interface import Model
 from ringserve.workers.link import Link
-from ringserve.workers.servable import Servable
+from ringserve.workers.loading import NICENESS, LoadEnded, Loader, Open
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +28,21 @@ _TIDY_NS = 1_000_000_000
 #: How often to look, while there is something to keep or to tidy.
 _LOOK_MS = 1000
 
+#: Answers an operator's call, at once or, when it returns None, later through the worker's `told`.
+Answer = Callable[[Ask], Told | None]
 
-def load_models(
-    models: Sequence[tuple[str, int, str]], load: Callable[[str, str, int], Servable]
-) -> tuple[dict[tuple[str, int], Servable], list[Loaded]]:
-    """Load each (name, version, path); a model that fails is reported and leaves the others as they are."""
-    servables: dict[tuple[str, int], Servable] = {}
-    reports = []
-    for name, version, path in models:
-        try:
-            servable = load(path, name, version)
-        except LoadError as error:
-            log.error("model %s version %d did not load: %s", name, version, error.text)
-            reports.append(Loaded(name, version, int(error.code), error.text, b""))
-            continue
-        servables[name, version] = servable
-        reports.append(Loaded(name, version, int(Code.OK), "", servable.signature_defs, servable.changes_state))
-    return servables, reports
+#: What is loaded, by name and version.
+Models = dict[tuple[str, int], Model]
+
+
+def make_loader(order: Fork, open_model: Open) -> Loader:
+    """What loads this worker's models. Workers of a later generation do it beside those that serve, and give way."""
+    return Loader(order.models, open_model, niceness=NICENESS if order.generation else 0)
+
+
+def make_told() -> Handover[Told]:
+    """Where side threads put answers to operators' calls."""
+    return Handover()
 
 
 def make_result_ring(name: str, ring_bytes: int) -> tuple[Segment, RingWriter]:
@@ -51,10 +52,11 @@ def make_result_ring(name: str, ring_bytes: int) -> tuple[Segment, RingWriter]:
 
 
 class Worker:
-    """Serves what `executor` holds until told to stop.
+    """Serves what the loader has handed over until told to stop.
 
-    segment, ring: its result ring, which the executor fills. stopping: asked once per turn; when it turns true, what is
-    in hand is finished first. clock: monotonic ns.
+    models: the executor's view of what is loaded, filled here. segment, ring: the result ring, which the executor
+    fills. told: late answers to operators' calls. stopping: asked once per turn; when it turns true, what is in hand is
+    finished first, and a load is left alone. clock: monotonic ns. The link wakes for `loader.events` and `told`.
     """
 
     def __init__(
@@ -63,8 +65,11 @@ class Worker:
         executor: Executor,
         segment: Segment,
         ring: RingWriter,
-        reports: Sequence[Loaded],
+        models: Models,
+        loader: Loader,
         *,
+        answer: Answer,
+        told: Handover[Told],
         stopping: Callable[[], bool],
         clock: Callable[[], int],
     ) -> None:
@@ -72,7 +77,14 @@ class Worker:
         self._executor = executor
         self._segment = segment
         self._ring = ring
-        self._reports = reports
+        self._models = models
+        self._loader = loader
+        self._answer = answer
+        self._told = told
+        #: What the broker knows of the loads, for the next broker.
+        self._reports: list[Loaded] = []
+        self._loading: Loading | None = None
+        self._complete = False
         self._stopping = stopping
         self._clock = clock
         self._backlog: deque[Execute] = deque()
@@ -83,16 +95,55 @@ class Worker:
         self._tidied_ns = 0
         self.messages_dropped_count = 0
 
-    def announce(self) -> None:
-        """Tell the broker what is loaded and that batches may come."""
+    # --------------------------------------------------------------------------------------------------- loading
+
+    def _start_loading(self) -> None:
+        for order in self._loader.orders:
+            if order.options:
+                self._executor.set_options(order.name, ModelOptions(order.name, *order.options))
+        # What a load leaves behind is collected once, at its end: a collection takes long with TensorFlow in memory.
+        gc.disable()
+        self._loader.start()
+
+    def _on_loads(self) -> None:
+        """Take over what is loaded, and tell the broker."""
+        for event in self._loader.events.take():
+            if isinstance(event, Loading):
+                self._loading = event
+                self._link.send(event)
+                self._loader.go_on()
+            elif isinstance(event, LoadEnded):
+                self._loading = None
+                self._reports.append(event.report)
+                self._link.send(event.report)
+                if event.model is not None:
+                    self._models[event.report.name, event.report.version] = event.model
+                    self._executor.forget_lanes()  # those of requests that came too early
+                    self._link.send(self._ready())
+            else:
+                process.freeze_heap()
+                gc.enable()
+                self._complete = True
+                self._link.send(self._ready())
+
+    def _ready(self) -> Ready:
+        return Ready([[name, version] for name, version in self._models], self._complete)
+
+    def _announce_again(self) -> None:
+        """Tell a new broker what the one before it knew."""
         for report in self._reports:
-            self._link.send(report)
-        loaded = [[report.name, report.version] for report in self._reports if report.error_code == Code.OK]
-        self._link.send(Ready(loaded, True))
+            self._link.send(report._replace(again=True))
+        if self._loading is not None:
+            self._link.send(self._loading)
+        if self._models or self._complete:
+            self._link.send(self._ready())
+
+    # --------------------------------------------------------------------------------------------------- serving
 
     def serve(self) -> None:
         """Run until `stopping`. Raises PoolGone or StopOrdered."""
         link = self._link
+        self._start_loading()
         while True:
             mail = link.inbox.drain()
             if not link.news():
@@ -100,6 +151,9 @@ class Worker:
                 continue
             if link.left or self._leaving:
                 self._forget_left()
+            if link.options or link.asks:
+                self._on_control()
+            self._on_side_threads()
             for data in mail:
                 self._take(data)
             self._work()
@@ -122,7 +176,23 @@ class Worker:
         log.warning("lost the broker; registering again")
         self._link.register()
         self._executor.worker_id = self._link.worker_id
-        self.announce()
+        self._told.take()  # answers for the broker that is gone
+        self._announce_again()
+
+    def _on_control(self) -> None:
+        link = self._link
+        for options in link.options:
+            self._executor.set_options(options.name, options)
+        link.options.clear()
+        while link.asks:
+            told = self._answer(link.asks.pop(0))
+            if told is not None:
+                link.send(told)
+
+    def _on_side_threads(self) -> None:
+        self._on_loads()
+        for told in self._told.take():
+            self._link.send(told)
 
     def _take(self, data: bytes) -> None:
         try:

@@ -7,7 +7,7 @@ threads and lists devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,15 @@ ORDINARY = ""
 _INLINE = -1
 
 
+def start_threads(threads: int) -> None:
+    """Have TensorFlow list its devices and start the threads that all sessions of this process share.
+
+    Threads inherit their niceness from the thread that starts them. Call this in the serving thread, or those that
+    serve would be as nice as the thread that loads.
+    """
+    open_session(tf.Graph(), ORDINARY, threads).close()
+
+
 def open_session(graph: Any, executor: str, threads: int) -> Any:
     """A session whose ops may use `threads` threads each, and which runs one op at a time."""
     config = config_pb2.ConfigProto(
@@ -32,6 +41,11 @@ def open_session(graph: Any, executor: str, threads: int) -> Any:
     config.experimental.executor_type = executor
     config.gpu_options.allow_growth = True
     return tf.compat.v1.Session(graph=graph, config=config)
+
+
+def run_here(session: Any, target: str, feeds: Mapping[str, Any]) -> None:
+    """Run the op `target` on the calling thread, whose niceness counts. Raises tf.errors.OpError."""
+    session.run(target, dict(feeds), options=config_pb2.RunOptions(inter_op_thread_pool=_INLINE))
 
 
 def has_gpu(session: Any) -> bool:

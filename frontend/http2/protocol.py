@@ -9,6 +9,7 @@ them are yet to be read.
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Until then a client must have sent its preface and settings.
 HANDSHAKE_SECONDS: Final = 20.0
+#: By how much the ages at which connections end differ: else all clients of a new server would come back at once.
+_AGE_SPREAD: Final = 0.1
 
 
 def peer_text(transport: asyncio.BaseTransport) -> str:
@@ -68,6 +71,8 @@ class EngineProtocol(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = Connection(self, self._engine.cache, self._limits, peer_text(transport))
         self._handshake_timer = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
+        age_s = self._limits.connection_age_ms_max / 1000 * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)
+        self._age_timer = self._loop.call_later(age_s, self.connection.drain) if age_s else None
         if not self._engine.joined(self):
             self.connection.close(ErrorCode.ENHANCE_YOUR_CALM, "too many connections")
         self.flush()
@@ -125,6 +130,8 @@ class EngineProtocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._handshake_timer.cancel()
+        if self._age_timer is not None:
+            self._age_timer.cancel()
         self.connection.disconnected()
         # The connection and its host refer to each other, and the process may run without a cyclic collector.
         self.connection.host = self._engine.host_of_the_gone

@@ -13,7 +13,9 @@ from typing import Final, NamedTuple
 
 from ringserve.frontend.handler import Methods, StreamHandler, UnaryHandler
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.status import grpc_text
 
+DEADLINE_EXCEEDED: Final = 4
 UNIMPLEMENTED: Final = 12
 INTERNAL: Final = 13
 RESOURCE_EXHAUSTED: Final = 8
@@ -229,7 +231,7 @@ def _refusal(special: dict[bytes, bytes], methods: Methods, path: str, refused: 
     if oversized:
         return frames.refusal_block(RESOURCE_EXHAUSTED, "request headers are too large")
     if path not in methods.unary and path not in methods.stream:
-        return frames.refusal_block(UNIMPLEMENTED, f"unknown method {path}")
+        return frames.refusal_block(UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
     if refused:
         return frames.refusal_block(INTERNAL, refused)
     if special.get(b"grpc-encoding", b"identity") not in (b"identity", b"gzip", b"deflate"):

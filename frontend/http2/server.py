@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import sys
 from collections.abc import Callable
+from typing import Any, Final
 
 from ringserve.frontend.handler import EngineLimits, Methods
 from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
+
+#: As for a connection without TLS, see `protocol.HANDSHAKE_SECONDS`.
+_TLS_SECONDS: Final = 20.0
+#: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
+_KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 def report_bug(error: BaseException) -> None:
@@ -39,18 +47,21 @@ class NativeEngine:
     def connections_count(self) -> int:
         return len(self._protocols)
 
-    async def listen(self, sockets: list[socket.socket]) -> None:
+    async def listen(self, sockets: list[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Accepts from sockets that are bound already (and belong to the engine from here on)."""
         loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"backlog": 1024}
+        if tls is not None:
+            options |= {"ssl": tls, "ssl_handshake_timeout": _TLS_SECONDS, "ssl_shutdown_timeout": _TLS_SECONDS}
 
         def protocol() -> EngineProtocol:
             return EngineProtocol(self, loop)
 
         for sock in sockets:
             if sock.family == socket.AF_UNIX:
-                self._servers.append(await loop.create_unix_server(protocol, sock=sock, backlog=1024))
+                self._servers.append(await loop.create_unix_server(protocol, sock=sock, **options, **_KEEP_FILE))
             else:
-                self._servers.append(await loop.create_server(protocol, sock=sock, backlog=1024))
+                self._servers.append(await loop.create_server(protocol, sock=sock, **options))
 
     def joined(self, protocol: EngineProtocol) -> bool:
         """Counts a new connection. False: there are too many, it must be closed."""
@@ -92,12 +103,13 @@ async def serve_native(
     sockets: list[socket.socket],
     limits: EngineLimits,
     on_bug: Callable[[BaseException], None] = report_bug,
+    tls: ssl.SSLContext | None = None,
 ) -> NativeEngine:
     """Starts serving on bound sockets (TCP or UNIX). `on_bug` is told of every exception that a handler lets out.
 
-    Sets the process's C allocator to keep freed memory, see `heap.py`.
+    tls: a server's context, for all of the sockets. Sets the process's C allocator to keep freed memory, see `heap.py`.
     """
     keep_freed_memory()
     engine = NativeEngine(methods, limits, on_bug)
-    await engine.listen(sockets)
+    await engine.listen(sockets, tls)
     return engine

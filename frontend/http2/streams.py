@@ -10,7 +10,7 @@ from ringserve.frontend.handler import StreamFailure
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.calls import Exchange
 from ringserve.frontend.http2.grpc_messages import MessageFault, RawMessage
-from ringserve.frontend.http2.request import INTERNAL, Request
+from ringserve.frontend.http2.request import DEADLINE_EXCEEDED, INTERNAL, Request
 from ringserve.frontend.http2.sending import Transfer
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class StreamingCall(Exchange):
     One message is on its way out at a time; `send` returns when its last byte has gone to the socket's buffer.
     """
 
-    __slots__ = ("_headers_sent", "_messages", "_task", "_waiter", "_write_waiters")
+    __slots__ = ("_headers_sent", "_messages", "_task", "_timer", "_waiter", "_write_waiters")
 
     def __init__(self, connection: Connection, stream_id: int, request: Request) -> None:
         super().__init__(connection, stream_id, request)
@@ -38,10 +38,14 @@ class StreamingCall(Exchange):
         self._waiter: asyncio.Future[None] | None = None  # of `receive`
         self._write_waiters: deque[asyncio.Future[None]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Runs the handler. It takes its first step in the loop's next turn."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        """Runs the handler, no longer than the client waits. It takes its first step in the loop's next turn."""
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run())
+        if self.timeout_ns:
+            self._timer = loop.call_later(self.timeout_ns / 1e9, self.fail, DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     # For the handler.
 
@@ -123,6 +127,8 @@ class StreamingCall(Exchange):
         else:
             self._end(0, "")
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             # A task cancelled by somebody other than `gone` must not leave its client waiting.
             self._end(INTERNAL, "the call was abandoned")
 

@@ -48,17 +48,71 @@ FULL = "The batch scheduling queue to which this task was submitted is full; "
             FULL + "currently 1 requests with 4 rows enqueued and the limits are 8192 requests and 10 rows",
         ),
         ({"queue_rows_max": 10}, [], 11, None, ""),  # it could never run otherwise
+        # 6.3: more rows than a request may have, whatever would be split
+        ({"request_rows_max": 8, "batch_rows_max": 4}, [], 8, None, ""),
+        (
+            {"request_rows_max": 8, "batch_rows_max": 4},
+            [],
+            9,
+            Code.INVALID_ARGUMENT,
+            "Task size 9 is larger than maximum input batch size 8",
+        ),
+        (
+            {"request_rows_max": 8, "batching": "none"},
+            [],
+            9,
+            Code.INVALID_ARGUMENT,
+            "Task size 9 is larger than maximum input batch size 8",
+        ),
+        # 6.3, splitting on: a request is cut into what is free, so rows count
         ({"queue_batches_max": 2, "batch_rows_max": 4}, [4, 3], 1, None, ""),
+        ({"queue_batches_max": 2, "batch_rows_max": 4}, [3, 3], 2, None, ""),
+        ({"queue_batches_max": 2, "batch_rows_max": 4}, [], 9, None, ""),  # it could never run otherwise
         (
             {"queue_batches_max": 2, "batch_rows_max": 4},
             [4, 4],
             1,
             Code.UNAVAILABLE,
+            FULL + "task size is 1 but scheduling capacity is only 0 (num_enqueued_batches=2, max_enqueued_batches=2, "
+            "open_batch_size=4, max_execution_batch_size=4)",
+        ),
+        (
+            {"queue_batches_max": 3, "batch_rows_max": 4},
+            [4, 2],
+            9,
+            Code.UNAVAILABLE,
+            FULL + "task size is 9 but scheduling capacity is only 6 (num_enqueued_batches=2, max_enqueued_batches=3, "
+            "open_batch_size=2, max_execution_batch_size=4)",
+        ),
+        # 6.2, splitting off: whole requests, so batches count, and they may not be full
+        ({"queue_batches_max": 2, "batch_rows_max": 4, "split": False}, [3, 3], 1, None, ""),
+        ({"queue_batches_max": 2, "batch_rows_max": 4, "split": False}, [4], 4, None, ""),
+        (
+            {"queue_batches_max": 2, "batch_rows_max": 4, "split": False},
+            [3, 3],
+            2,
+            Code.UNAVAILABLE,
             FULL + "currently 2 batches enqueued and max_enqueued_batches is 2",
+        ),
+        ({"queue_batches_max": 1, "batch_rows_max": 4, "split": False}, [], 4, None, ""),
+        (
+            {"queue_batches_max": 1, "batch_rows_max": 4, "split": False},
+            [1],
+            4,
+            Code.UNAVAILABLE,
+            FULL + "currently 1 batches enqueued and max_enqueued_batches is 1",
+        ),
+        ({"queue_batches_max": 1, "batching": "none"}, [1, 1, 1], 4, None, ""),  # no batches to count
+        (
+            {"queue_batches_max": 9, "batch_rows_max": 4, "split": False, "queue_rows_max": 8},
+            [3, 3],
+            3,
+            Code.UNAVAILABLE,
+            FULL + "currently 2 requests with 6 rows enqueued and the limits are 8192 requests and 8 rows",
         ),
     ],
 )
-def test_limits(policy: dict[str, Any], waiting: list[int], rows: int, code: Code | None, text: str) -> None:
+def test_6_3_limits(policy: dict[str, Any], waiting: list[int], rows: int, code: Code | None, text: str) -> None:
     lane = lane_of(*(entry(i, r) for i, r in enumerate(waiting)), **policy)
     refused = admit(lane, FRONTEND, [[50, rows, 0, 640]], UNKNOWN, NOW)
     if code is None:
@@ -78,6 +132,15 @@ def test_the_limit_counts_within_one_message() -> None:
     refused = admit(lane, FRONTEND, [[i, 1, 0, 0] for i in range(5)], UNKNOWN, NOW)
     assert ids(list(lane.queue)) == [0, 1, 2]
     assert [request_id for request_id, _ in refused] == [3, 4]
+
+
+def test_6_2_a_request_that_does_not_fit_the_open_batch_closes_it() -> None:
+    lane = lane_of(queue_batches_max=3, batch_rows_max=4, split=False)
+    refused = admit(lane, FRONTEND, [[i, rows, 0, 0] for i, rows in enumerate([3, 2, 1, 1, 4, 1])], UNKNOWN, NOW)
+    # 3 | 2 1 1 | 4: the last one would open a fourth
+    assert ids(list(lane.queue)) == [0, 1, 2, 3, 4]
+    assert [request_id for request_id, _ in refused] == [5]
+    assert list(lane.open_batches()) == [3, 4, 4]
 
 
 def test_a_small_request_enters_after_a_large_one_was_refused() -> None:
@@ -132,6 +195,12 @@ def test_a_deadline_that_cannot_be_met(
         {"queue_requests_max": 0},
         {"spread_ns": -1},
         {"lease_ns_max": 0},
+        {"request_rows_max": -1},
+        {"batches_at_once_max": -1},
+        {"batch_enough_ns": -1},
+        {"batch_rows_allowed": (0, 4)},
+        {"batch_rows_allowed": (4, 4)},
+        {"batch_rows_allowed": (8, 4)},
     ],
 )
 def test_a_policy_names_its_mistake(wrong: dict[str, Any]) -> None:

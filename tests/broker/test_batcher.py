@@ -18,15 +18,30 @@ from tests.broker.kit import MS, NOW, entry, lane_of
         ("adaptive", True, 8, True, False),
         ("timeout", True, 7, False, True),
         ("timeout", True, 8, True, False),
-        ("timeout", True, 9, True, False),
+        ("timeout", True, 9, True, False),  # a later batch exists: the second request does not fit
         ("timeout", False, 1, True, False),  # its requests run alone: nothing to wait for
         ("none", True, 1, True, False),
     ],
 )
 def test_due_and_full(batching: str, batchable: bool, rows: int, full: bool, waits: bool) -> None:
-    lane = lane_of(entry(1, rows), batching=batching, batchable=batchable, batch_rows_max=8, batch_wait_ns_max=5 * MS)
+    entries = [entry(1, rows)] if rows < 9 else [entry(1, 7), entry(2, 2)]
+    lane = lane_of(*entries, batching=batching, batchable=batchable, batch_rows_max=8, batch_wait_ns_max=5 * MS)
     assert is_full(lane) == full
     assert due_ns(lane) == (NOW + 5 * MS if waits else 0)
+
+
+def test_6_2_the_batch_behind_one_that_was_closed_waits_for_its_own_first_request() -> None:
+    lane = lane_of(
+        entry(1, 7, arrived_ns=NOW - 2 * MS),
+        entry(2, 2, arrived_ns=NOW - MS),
+        batching="timeout",
+        batch_rows_max=8,
+        batch_wait_ns_max=5 * MS,
+    )
+    assert due_ns(lane) == 0
+    entries, _, _ = lane.take(8, NOW, NOW)
+    assert [part[1] for part, _, _ in entries] == [1]
+    assert due_ns(lane) == NOW + 4 * MS
 
 
 def test_a_solo_request_does_not_wait_for_company() -> None:

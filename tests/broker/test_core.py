@@ -97,7 +97,7 @@ def test_an_expensive_lane_uses_all_workers_and_a_cheap_one_stays() -> None:
 
 
 def test_waiting_rows_are_shared_out_when_rows_cost_the_time() -> None:
-    bench = Bench(2)
+    bench = Bench(2, batch_enough_ns=0)
     bench.learn(4 * MS, rows=1)
     bench.learn(32 * MS, rows=8)
     assert sorted(len(parts) for _, parts in sent(bench.submit(*((i, 1) for i in range(8))))) == [4, 4]

@@ -60,12 +60,45 @@ def test_moves(before: WorkerState, after: WorkerState) -> None:
 
 
 @pytest.mark.parametrize("state", list(WorkerState))
-def test_only_ready_workers_serve(state: WorkerState) -> None:
+def test_only_ready_and_draining_workers_serve(state: WorkerState) -> None:
     fleet, worker = put_into(state)
-    ready = state is WorkerState.READY
-    assert fleet.serving(M1) == ([worker] if ready else [])
-    assert fleet.has_room() == ready
+    serves = state in (WorkerState.READY, WorkerState.DRAINING)
+    assert fleet.serving(M1) == ([worker] if serves else [])
+    assert fleet.has_room() == serves
     assert (10 in fleet.workers) == (state is not WorkerState.GONE)
+
+
+def test_a_draining_worker_is_the_last_resort() -> None:
+    fleet, (old, new) = fleet_of({("m", 1), ("m", 2)}, {("m", 2)})
+    fleet.drain(old)
+    assert (fleet.serving(M1), fleet.serving(M2)) == ([old], [new])
+    assert fleet.alone(old) == {M1}
+    fleet.left(new)
+    assert fleet.serving(M2) == [old]
+    assert fleet.alone(old) == {M1, M2}
+
+
+def test_a_retired_worker_is_no_resort_at_all() -> None:
+    fleet, (worker,) = fleet_of({("m", 1)})
+    fleet.drain(worker)
+    fleet.retire(worker)
+    assert fleet.serving(M1) == []
+    assert not fleet.has_room()
+    fleet.left(worker)
+
+
+def test_a_ready_worker_may_have_loaded_more() -> None:
+    fleet, (worker,) = fleet_of({("m", 1)})
+    fleet.more(worker, {("m", 1), ("m", 2)})
+    assert (fleet.serving(M1), fleet.serving(M2)) == ([worker], [worker])
+    assert worker.loaded == {M1, M2}
+
+
+def test_a_worker_that_drains_has_no_more_to_offer() -> None:
+    fleet, (worker,) = fleet_of({("m", 1)})
+    fleet.drain(worker)
+    fleet.more(worker, {("m", 2)})
+    assert fleet.serving(M2) == []
 
 
 def test_serving_is_by_model_version() -> None:

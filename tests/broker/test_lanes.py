@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ringserve.broker.lanes import ROWS_ANY, Entry
+from ringserve.broker.lanes import Entry
+from ringserve.broker.policy import ROWS_ANY
 from tests.broker.kit import FRONTEND, MS, NOW, entry, ids, lane_of
 
 LATER = NOW + 10 * MS

@@ -89,6 +89,7 @@ def test_the_most_recently_used_idle_worker(recent: list[int], idle: list[int], 
 )
 def test_share(fixed_ns: int, row_ns: int, rows: int, workers: int, rows_max: int, expected: int) -> None:
     lane = lane_of(entry(1, rows), batch_rows_max=rows_max)
+    assert lane.rows_best == rows_max
     lane.times.fixed_ns, lane.times.row_ns = fixed_ns, row_ns
     assert min(rows_max, share(lane, workers)) == min(rows_max, expected)
 
@@ -124,6 +125,15 @@ def test_prefetch(
     assert placement.waits_for == (() if sent else (worker,))
 
 
+def test_nobody_asks_again_and_again_behind_an_overdue_run() -> None:
+    lane, other = lane_of(entry(1)), lane_of()
+    overdue, behind = (lease_of(other, ran_ns=5 * MS, expected_ns=4 * MS) for _ in range(2))
+    placement = place(lane, [worker_of(1, overdue, behind)], NOW, credit_max=3, lanes_waiting=1)
+    assert (placement.worker, placement.ask_ns) == (None, 0)  # the Done of the overdue run wakes it
+    overdue.started_ns = NOW
+    assert place(lane, [worker_of(1, overdue, behind)], NOW, credit_max=3, lanes_waiting=1).ask_ns == NOW + 7 * MS
+
+
 def test_a_full_batch_goes_behind_a_short_run_before_it_takes_another_worker() -> None:
     lane = lane_of(entry(1, 8), batch_rows_max=8, run_ns=50 * US)
     mine, idle = worker_of(1, lease_of(lane, ran_ns=0, expected_ns=400 * US)), worker_of(2)
@@ -136,6 +146,16 @@ def test_a_batch_that_is_not_full_leaves_the_other_worker_alone() -> None:
     lane = lane_of(entry(1, 7), batch_rows_max=8, run_ns=50 * US)
     mine, idle = worker_of(1, lease_of(lane, ran_ns=0, expected_ns=400 * US)), worker_of(2)
     assert place(lane, [mine, idle], NOW, credit_max=2, lanes_waiting=1).worker is None
+
+
+@pytest.mark.parametrize(("waited_ns", "goes"), [(5 * MS, True), (5 * MS - 1, False)])
+def test_a_batch_whose_time_is_over_does_not_wait_for_its_own_worker(waited_ns: int, goes: bool) -> None:
+    lane = lane_of(
+        entry(1, arrived_ns=NOW - waited_ns), run_ns=50 * US, batching="timeout", batch_wait_ns_max=5 * MS
+    )
+    mine, idle = worker_of(1, lease_of(lane, ran_ns=0, expected_ns=400 * US)), worker_of(2)
+    placement = place(lane, [mine, idle], NOW, credit_max=1, lanes_waiting=1)
+    assert placement.worker is (idle if goes else None)
 
 
 def test_a_solo_request_wants_a_worker_to_itself() -> None:

@@ -1,61 +1,102 @@
-"""Model directories: which names are versions, and which of them are served."""
+"""Looks at real directories: what is found, and what is made of file systems that change or refuse meanwhile."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ringserve.broker.repository import VersionDirectory, choose_versions, list_versions, version_of_name
+from ringserve.broker.aspired import Listing, Policy
+from ringserve.broker.repository import scan, snapshot
+from ringserve.broker.stability import FileInfo, missing
+
+WALL_NS = 5_000_000_000_000_000_000
 
 
-@pytest.mark.parametrize(
-    ("name", "version"),
-    [
-        ("1", 1),
-        ("00000123", 123),
-        (" 7 ", 7),
-        ("+5", 5),
-        ("0", 0),
-        (str(2**63 - 1), 2**63 - 1),
-        (str(2**63), None),
-        ("-1", None),
-        ("1.5", None),
-        ("latest", None),
-        ("", None),
-        ("1a", None),
-        ("٣", None),
-        ("1_0", None),
-    ],
-)
-def test_version_names(name: str, version: int | None) -> None:
-    assert version_of_name(name) == version
+def look(base: Path, policy: Policy = "latest", known: dict[int, int] | None = None) -> Listing:
+    return scan("m", str(base), policy, known or {}, wall_clock=lambda: WALL_NS)
 
 
-def test_versions_are_listed_in_order_and_other_names_are_skipped(tmp_path: Path) -> None:
-    for name in ("10", "9", "00000011", "temp-12", "notes.txt"):
-        (tmp_path / name).mkdir()
-    assert [directory.version for directory in list_versions(str(tmp_path))] == [9, 10, 11]
+def model(directory: Path) -> Path:
+    (directory / "variables").mkdir(parents=True)
+    (directory / "saved_model.pb").write_bytes(b"graph")
+    (directory / "variables" / "variables.index").write_bytes(b"i")
+    (directory / "variables" / "variables.data-00000-of-00001").write_bytes(b"data")
+    return directory
 
 
-def test_of_two_names_for_one_version_the_lexically_last_counts(tmp_path: Path) -> None:
-    for name in ("1", "001"):
-        (tmp_path / name).mkdir()
-    assert list_versions(str(tmp_path)) == [VersionDirectory(1, str(tmp_path / "1"))]
+def test_versions_are_found_and_only_the_wanted_one_is_looked_into(tmp_path: Path) -> None:
+    for name in ("1", "00000002", "notes"):
+        model(tmp_path / name)
+    listing = look(tmp_path)
+    assert [(found.version, found.path) for found in listing.found] == [
+        (1, str(tmp_path / "1")),
+        (2, str(tmp_path / "00000002")),
+    ]
+    assert list(listing.snapshots) == [2]
+    assert (listing.error, listing.missing) == ("", False)
 
 
-def test_a_missing_base_path_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        list_versions(str(tmp_path / "nowhere"))
+def test_a_known_directory_is_not_looked_into_unless_it_is_another(tmp_path: Path) -> None:
+    inode = os.stat(model(tmp_path / "1")).st_ino
+    assert look(tmp_path, known={1: inode}).snapshots == {}
+    assert list(look(tmp_path, known={1: inode + 1}).snapshots) == [1]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "versions"), [("latest", [3]), ("all", [1, 2, 3]), ((1, 3), [1, 3]), ((4,), []), ((2,), [2])]
-)
-def test_choice(wanted: str | tuple[int, ...], versions: list[int]) -> None:
-    found = [VersionDirectory(number, f"/m/{number}") for number in (1, 2, 3)]
-    assert [directory.version for directory in choose_versions(found, wanted)] == versions
+@pytest.mark.parametrize("kind", ["nothing", "file"])
+def test_a_missing_base_path_is_said_to_be_missing(tmp_path: Path, kind: str) -> None:
+    base = tmp_path / "base"
+    if kind == "file":
+        base.write_text("")
+    listing = look(base)
+    assert listing.missing
+    assert listing.error.startswith(f"NOT_FOUND: {base}; ")
 
 
-def test_nothing_found_means_nothing_chosen() -> None:
-    assert choose_versions([], "latest") == []
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_base_path_that_may_not_be_read_is_an_error_and_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir(mode=0o000)
+    listing = look(tmp_path / "base")
+    assert listing.error
+    assert not listing.missing
+
+
+def test_a_snapshot_has_all_files_with_sizes_and_times(tmp_path: Path) -> None:
+    directory = model(tmp_path / "1")
+    for path in (directory / "saved_model.pb", directory / "variables" / "variables.index"):
+        os.utime(path, ns=(7, 7))
+    seen = snapshot(str(directory), lambda: WALL_NS)
+    assert FileInfo("saved_model.pb", 5, 7) in seen.files
+    assert FileInfo("variables", -1, 0) in seen.files
+    assert missing(seen.files) == ""
+    assert seen.taken_ns == WALL_NS
+    # The times of files may be set at will, their ctime not: it is now.
+    assert seen.changed_ns >= os.stat(directory).st_ctime_ns > 7
+
+
+def test_a_linked_file_counts_with_the_size_of_what_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"123456")
+    directory = tmp_path / "1"
+    directory.mkdir()
+    (directory / "saved_model.pb").symlink_to(tmp_path / "blob")
+    (directory / "dangling").symlink_to(tmp_path / "nowhere")
+    files = snapshot(str(directory), lambda: 0).files
+    assert [(file.path, file.size_bytes) for file in files] == [("saved_model.pb", 6)]
+
+
+def test_a_directory_that_is_gone_when_it_is_looked_into_is_empty(tmp_path: Path) -> None:
+    assert snapshot(str(tmp_path / "nowhere"), lambda: WALL_NS).files == ()
+
+
+def test_6_6_what_a_version_says_about_batching_or_what_is_wrong_with_it(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        model(tmp_path / name)
+
+    def read(path: str) -> object:
+        if path.endswith("2"):
+            raise ValueError("Invalid protobuf file")
+        return "parameters"
+
+    listing = scan("m", str(tmp_path), "all", {}, wall_clock=lambda: 0, read_batching=read)
+    assert listing.batching == {1: ("parameters", ""), 2: (None, "Invalid protobuf file")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ringserve.broker.policy import ROWS_ANY
 from ringserve.broker.runtimes import RunTimes
 from tests.broker.kit import MS
 
@@ -39,8 +40,9 @@ def test_a_size_that_was_seen_is_predicted_from_itself() -> None:
     assert times.predict(8) == pytest.approx(900 * US, rel=0.01)
 
 
-def test_the_first_run_of_a_size_may_be_a_cold_one() -> None:
-    times = times_of((8, 900 * MS), (8, 1 * MS))
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_first_runs_of_a_size_may_be_cold_ones(workers: int) -> None:
+    times = times_of(*[(8, 900 * MS)] * workers, (8, 1 * MS))
     assert times.predict(8) == pytest.approx(1 * MS)
 
 
@@ -70,3 +72,67 @@ def test_turnaround_is_the_time_beyond_the_run() -> None:
     for _ in range(50):
         times.observe(8, 1 * MS, 1 * MS + 200 * US)
     assert times.turnaround_ns == pytest.approx(200 * US)
+
+
+ENOUGH = 2 * MS
+KNOWN = 8  # runs of each size
+
+
+@pytest.mark.parametrize(
+    ("samples", "repeat", "rows"),
+    [
+        ([], 1, ROWS_ANY),
+        ([(8, 80 * MS)], KNOWN, ROWS_ANY),  # one size tells nothing
+        ([(1, 4 * MS), (16, 64 * MS)], KNOWN - 1, ROWS_ANY),  # each may have been some worker's first
+        # rows cost the time; 0.6 ms for what is done about a batch, shared by so many that it is a twentieth of a row
+        ([(1, 12 * MS), (16, 192 * MS)], KNOWN, 1),
+        ([(1, 4 * MS), (16, 64 * MS)], KNOWN, 3),
+        ([(1, 1 * MS), (16, 16 * MS)], KNOWN, 12),
+        ([(1, 1200 * US), (16, 16200 * US)], KNOWN, 16),  # and 0.2 ms for its run
+        ([(1, 300 * US), (64, 6600 * US)], KNOWN, 160),
+        # the batch itself costs the time
+        ([(1, 10250 * US), (64, 26 * MS)], KNOWN, 848),
+        ([(1, 10 * MS), (64, 10 * MS)], KNOWN, ROWS_ANY),
+        ([(1, 10 * MS), (64, 9 * MS)], KNOWN, ROWS_ANY),
+        # cheap: a millisecond for a hundred rows
+        ([(1, 4 * US), (100, 400 * US)], KNOWN, ROWS_ANY),
+        ([(1, 10 * US), (100, 1 * MS)], KNOWN, 1200),
+    ],
+)
+def test_rows_enough(samples: list[tuple[int, int]], repeat: int, rows: int) -> None:
+    assert times_of(*samples, repeat=repeat).rows_enough(ENOUGH) == pytest.approx(rows, rel=0.1)
+
+
+def test_no_batch_is_limited_to_less_than_is_worth_it() -> None:
+    times = times_of((1, 4 * MS), (16, 64 * MS), repeat=KNOWN)
+    assert times.rows_enough(40 * MS) == 10
+
+
+def test_waiting_is_not_part_of_a_batchs_cost() -> None:
+    times = RunTimes()
+    for _ in range(50):
+        for rows in (1, 16):
+            times.observe(rows, rows * 4 * MS, rows * 4 * MS + 9 * MS)
+    assert times.rows_enough(ENOUGH) == 3
+
+
+def test_larger_batches_are_tried_again_when_none_was_seen_for_long() -> None:
+    times = times_of((1, 4 * MS), (16, 64 * MS), repeat=KNOWN)
+    for _ in range(255):
+        times.observe(1, 4 * MS, 4 * MS)
+    assert times.rows_enough(ENOUGH) == 3
+    times.observe(1, 4 * MS, 4 * MS)
+    assert times.rows_enough(ENOUGH) == 4
+    # by now the batch itself costs the time, and so it is found out
+    for _ in range(KNOWN):
+        assert times.rows_enough(ENOUGH) == 4
+        times.observe(4, 5 * MS, 5 * MS)
+    assert times.rows_enough(ENOUGH) > 100
+
+
+def test_what_small_batches_took_is_remembered() -> None:
+    """Or a lane under load, whose batches are all large, would not know any more that small ones do as well."""
+    times = times_of((1, 4 * MS), repeat=KNOWN)
+    for _ in range(5_000):
+        times.observe(16, 64 * MS, 64 * MS)
+    assert times.rows_enough(ENOUGH) == 3

@@ -23,6 +23,9 @@ def main() -> int:
     except supervisor.StartError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except supervisor.ServerFailed as error:
+        sys.stderr.write(f"failed: {error}\n")
+        return 69
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python stand_in.py ROLE --resolved FILE --death-fd N --name NAME ...
 
 Behaviours: "serve" (the default: say READY, stop when asked), "fail" (exit with 3 before READY), "config" (exit with
-78), "die" (say READY, then exit with 4), "deaf" (say READY, ignore SIGTERM), "drain" (say READY, exit when the file
-`go` is in the diary's folder), "parent" (say READY, leave a sleeping grandchild behind when killed).
+78), "fatal" (say READY, write why the server must end, exit with 69), "die" (say READY, then exit with 4), "deaf" (say
+READY, ignore SIGTERM), "drain" (say READY, exit when the file `go` is in the diary's folder), "parent" (say READY,
+leave a sleeping grandchild behind when killed).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from ringserve.config import process
+from ringserve.config import process, rundir
 from ringserve.config.schema import Settings
 
 
@@ -50,6 +51,9 @@ def main() -> int:
     if behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     process.tell_ready()
+    if behaviour == "fatal":
+        rundir.write_fatal(str(Path(arguments["--resolved"]).parent), "UNKNOWN: 1 servable(s) did not: {{}}")
+        return process.Exit.FATAL
     if behaviour == "die":
         return 4
     wanted = stop.wait()

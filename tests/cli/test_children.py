@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from ringserve.children import Child, ChildSpec, Fatal, Stage, describe_status, shell_status
+from ringserve.config.process import Exit
 from ringserve.config.schema import Workers
 
 _MS = 1_000_000
@@ -55,11 +56,12 @@ def test_a_start_that_succeeds_forgives_the_failures_before(child: Child) -> Non
     _waits_ms(child, ready=False, count=3)
 
 
-def test_a_configuration_error_is_fatal_at_once(child: Child) -> None:
+@pytest.mark.parametrize("status", [Exit.CONFIG, Exit.FATAL])
+def test_some_statuses_are_fatal_at_once(child: Child, status: Exit) -> None:
     child.became_ready()
-    fatal = child.after(78, 0, _LIMITS)
+    fatal = child.after(status, 0, _LIMITS)
     assert fatal is not None
-    assert fatal.status == 78
+    assert fatal.status == status
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,27 @@ def test_config_check_says_what_follows(tmp_path: Path) -> None:
     assert "result rings         3 ×" in output
 
 
+def test_config_check_reads_model_config_files(tmp_path: Path) -> None:
+    path = tmp_path / "models.config"
+    path.write_text('model_config_list { config { name: "m" base_path: "/m" model_platform: "tensorflow" } }')
+    status, output = _invoke("config", "check", f"--model_config_file={path}")
+    assert status == 0
+    assert "model m: latest of /m\n" in output
+    path.write_text('model_config_list { config { name: "m" base_path: "/m" } }')
+    status, output = _invoke("config", "check", f"--model_config_file={path}")
+    assert status == 78
+    assert "model_config_file: Illegal setting neither" in output
+
+
+def test_a_server_that_ended_itself_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_settings: Settings) -> int:
+        raise supervisor.ServerFailed("UNKNOWN: 1 servable(s) did not become available")
+
+    monkeypatch.setattr(supervisor, "run", run)
+    expected = "ringserve: UNKNOWN: 1 servable(s) did not become available\n"
+    assert _invoke("serve", "--model_base_path=/m") == (69, expected)
+
+
 def test_config_show_is_the_file() -> None:
     assert _invoke("config", "show") == (0, reference.server_toml())
 

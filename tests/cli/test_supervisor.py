@@ -111,8 +111,8 @@ Serve = Callable[..., Served]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     started: list[Served] = []
 
-    def start(*, frontends: int = 2, **behaviours: str) -> Served:
-        server = Server(host="127.0.0.1", port=0, rest_api_port=-1, frontends=frontends, drain_ms_max=20_000)
+    def start(*, frontends: int = 2, port: int = 0, **behaviours: str) -> Served:
+        server = Server(host="127.0.0.1", port=port, rest_api_port=-1, frontends=frontends, drain_ms_max=20_000)
         served = Served(tmp_path, server, {name.replace("_", "-"): what for name, what in behaviours.items()})
         started.append(served)
         return served
@@ -179,6 +179,22 @@ def test_a_child_that_cannot_work_as_configured_is_not_started_again(serve: Serv
     served = serve(frontends=1, pool="config")
     assert served.end() == 78
     assert served.diary.count(("started", "pool")) == 1
+
+
+def test_a_child_that_says_why_the_server_must_end_ends_it_in_order(serve: Serve) -> None:
+    served = serve(frontends=1, broker="fatal")
+    assert served.end() == 69
+    assert "failed: UNKNOWN: 1 servable(s) did not: {{}}\n" in served.log
+    assert served.diary.count(("started", "broker")) == 1
+    assert served.diary.count(("stopped", "pool")) == 1
+
+
+def test_without_a_grpc_port_none_is_taken(serve: Serve) -> None:
+    served = serve(frontends=1, port=-1)
+    served.wait_ready()
+    assert json.loads((served.run_dir / "settings.json").read_text())["server"]["port"] == -1
+    assert "gRPC port none" in served.log
+    assert served.stop() == 0
 
 
 def test_stop_waits_for_a_draining_frontend_before_it_touches_the_rest(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""`tensorflow_model_server`: TF Serving's syntax, texts and exit statuses, and what becomes of each flag."""
+"""`tensorflow_model_server` as a command: spec 1.1 (syntax), 1.3 (refusals and their order), 1.4 (what it says)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ringserve.config.schema import Settings
-from ringserve.tfs_cli import EXIT_FAILED, run, settings_of, warnings_of
-from ringserve.tfs_flags import TFS_FLAGS, Treatment, parse, usage
+from ringserve import supervisor, tfs_cli
+from ringserve.config.schema import SETTINGS, Settings
+from ringserve.tfs_cli import EXIT_FAILED, run
+from ringserve.tfs_flags import EXTRA_FLAGS, TFS_FLAGS, parse, usage
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MODEL = "--model_base_path=/models/m"
@@ -26,10 +27,6 @@ class Started(Exception):
 
 def _serve(settings: Settings) -> int:
     raise Started(settings)
-
-
-def _settings(*arguments: str, environ: dict[str, str] | None = None) -> Settings:
-    return settings_of(parse([_MODEL, *arguments]), environ or {})
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -100,6 +97,14 @@ def test_values_that_end_the_start(argument: str, capsys: pytest.CaptureFixture[
     assert "Couldn't interpret value" in captured.err
 
 
+def test_our_own_settings_are_flags_where_they_have_a_name_of_their_own() -> None:
+    parsed = parse(["--require_all_models", "--workers=3", "--host", "--model_version_policy=all", "--pin=no"])
+    assert parsed.extra == {"require_all_models": "true", "workers": "3", "model_version_policy": "all", "pin": "no"}
+    assert parsed.leftover == ["--host"]
+    assert not set(EXTRA_FLAGS) & set(TFS_FLAGS)
+    assert {row.flag for row in SETTINGS} <= set(EXTRA_FLAGS) | set(TFS_FLAGS)
+
+
 def test_no_form_with_no() -> None:
     assert parse(["--noenable_batching"]).leftover == ["--noenable_batching"]
 
@@ -119,7 +124,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"], {}, _serve) == EXIT_FAILED
     out = capsys.readouterr().out
     assert out == usage()
-    for name in TFS_FLAGS:
+    for name in (*TFS_FLAGS, *EXTRA_FLAGS):
         assert f"\t--{name}=" in out
 
 
@@ -135,6 +140,51 @@ def test_what_the_start_says(capsys: pytest.CaptureFixture[str]) -> None:
         run([_MODEL, "--model_name=m"], {}, _serve)
     said = "Building single TensorFlow model file config:  model_name: m model_base_path: /models/m\n"
     assert said in capsys.readouterr().err
+
+
+def test_1_4_a_model_config_file_is_no_single_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "models.config"
+    path.write_text('model_config_list { config { name: "m" base_path: "/m" model_platform: "tensorflow" } }')
+    with pytest.raises(Started) as started:
+        run([_MODEL, f"--model_config_file={path}"], {}, _serve)
+    assert [model.base_path for model in started.value.settings.models] == ["/m"]
+    assert "Building single" not in capsys.readouterr().err
+
+
+def test_5_8_an_empty_model_config_starts_a_server_without_models(tmp_path: Path) -> None:
+    path = tmp_path / "models.config"
+    path.touch()
+    with pytest.raises(Started) as started:
+        run([f"--model_config_file={path}"], {}, _serve)
+    assert started.value.settings.models == ()
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+_SPLIT = "enable_large_batch_splitting { value: true } max_enqueued_batches { value: 0 }"
+_LIST = 'model_config_list { config { name: "m" base_path: "%s" %s } }'
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the arguments below name, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "bad": "improper model config list: {}",
+        "empty": "",
+        "good": _LIST % ("/m", 'model_platform: "tensorflow"'),
+        "relative": _LIST % ("m", 'model_platform: "tensorflow"'),
+        "no_platform": _LIST % ("/m", ""),
+        "logging": _LIST % ("/m", 'model_platform: "tensorflow" logging_config {}'),
+        "threads": "num_batch_threads { value: 0 }",
+        "allowed": "max_batch_size { value: 8 } allowed_batch_sizes: 1 allowed_batch_sizes: 4",
+        "negative": "batch_timeout_micros { value: -1 }",
+        "splitting": _SPLIT,
+    }.items():
+        (tmp_path / name).write_text(text)
+
+
+_BATCHING = [_MODEL, "--enable_batching"]
 
 
 @pytest.mark.parametrize(
@@ -153,112 +203,120 @@ def test_what_the_start_says(capsys: pytest.CaptureFixture[str]) -> None:
             [_MODEL, "--use_alts_credentials", "--ssl_config_file=/x"],
             "INVALID_ARGUMENT: Either use_alts_credentials must be false or ssl_config_file must be empty.",
         ),
+        (["--model_config_file=bad"], "INVALID_ARGUMENT: Invalid protobuf file: 'bad'"),
+        ([_MODEL, "--model_config_file=none"], "NOT_FOUND: none; No such file or directory"),
+        (
+            ["--model_config_file=relative"],
+            "INVALID_ARGUMENT: Expected model m to have an absolute path or URI; got base_path()=m",
+        ),
+        (
+            ["--model_config_file=no_platform"],
+            "INVALID_ARGUMENT: Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+            "ModelServerConfig::model_platform, model name is m",
+        ),
+        (["--model_config_file=logging"], "INVALID_ARGUMENT: No request-logger-creator provided."),
         (
             [_MODEL, "--batching_parameters_file=/x"],
             "INVALID_ARGUMENT: server_options.batching_parameters_file is set without setting "
             "server_options.enable_batching to true.",
+        ),
+        # The model config is read before the batching flags are compared.
+        (
+            ["--model_config_file=bad", "--batching_parameters_file=/x", "--use_alts_credentials"],
+            "INVALID_ARGUMENT: Invalid protobuf file: 'bad'",
+        ),
+        ([*_BATCHING, "--batching_parameters_file=none"], "NOT_FOUND: none; No such file or directory"),
+        ([*_BATCHING, "--batching_parameters_file=bad"], "INVALID_ARGUMENT: Invalid protobuf file: 'bad'"),
+        (
+            [*_BATCHING, "--batching_parameters_file=threads"],
+            "INVALID_ARGUMENT: num_batch_threads must be positive; was 0",
+        ),
+        (
+            [*_BATCHING, "--batching_parameters_file=allowed"],
+            "INVALID_ARGUMENT: Last entry in allowed_batch_sizes must match max_batch_size; last entry was 4; "
+            "expected 8",
+        ),
+        (
+            [*_BATCHING, "--batching_parameters_file=negative"],
+            "INVALID_ARGUMENT: batch_timeout_micros must be non-negative; was -1",
+        ),
+        (
+            [*_BATCHING, "--batching_parameters_file=splitting"],
+            "INVALID_ARGUMENT: max_enqueued_batches must be positive; was 0",
         ),
         (
             ["--model_base_path=models/m"],
             "INVALID_ARGUMENT: Expected model default to have an absolute path or URI; got base_path()=models/m",
         ),
         ([_MODEL, "--port=70000"], "INVALID_ARGUMENT: --port: 70000 is not a number from 0 to 65535"),
+        ([_MODEL, "--port=-1"], "INVALID_ARGUMENT: --port: -1 is not a number from 0 to 65535"),
+        (
+            [_MODEL, "--grpc_channel_arguments=a=1,b"],
+            "INVALID_ARGUMENT: --grpc_channel_arguments: 'b' is not of the form name=value",
+        ),
+        (
+            [_MODEL, "--rest_api_port=1", "--monitoring_config_file=bad"],
+            "INVALID_ARGUMENT: Invalid protobuf file: 'bad'",
+        ),
+        ([_MODEL, "--tensorflow_session_config_file=bad"], "INVALID_ARGUMENT: Invalid protobuf file: 'bad'"),
+        (
+            [_MODEL, "--ssl_config_file=none"],
+            "INVALID_ARGUMENT: ssl_config_file: none; No such file or directory",
+        ),
+        ([_MODEL, "--workers=many"], "INVALID_ARGUMENT: --workers: 'many' is not a number from 0 to 1024"),
+        (
+            ["--model_base_path=gs://b/m"],
+            "INVALID_ARGUMENT: model 'default': base_path 'gs://b/m' is not a folder of this machine",
+        ),
     ],
 )
-def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_1_3_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _refusal(capsys, *arguments) == expected
 
 
-def test_three_parallelism_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_1_3_three_parallelism_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--tensorflow_{kind}_parallelism=2" for kind in ("session", "intra_op", "inter_op")]
     assert _refusal(capsys, _MODEL, *flags).startswith(
         "INVALID_ARGUMENT: Either configure server_options.tensorflow_session_parallelism or ("
     )
 
 
-# ------------------------------------------------------------------------------------------------ what becomes of them
+def test_1_3_standard_error_says_where_a_model_config_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--model_config_file=bad"], {}, _serve) == EXIT_FAILED
+    assert capsys.readouterr().err.startswith(
+        "Error parsing text-format tensorflow.serving.ModelServerConfig: 1:1: Message type "
+    )
 
 
-def test_defaults_are_tf_servings() -> None:
-    settings = _settings()
-    assert settings.server.port == 8500
-    assert settings.server.rest_api_port == 0
-    assert settings.models[0].name == "default"
-    assert settings.models[0].base_path == "/models/m"
+def test_the_environment_may_name_the_models() -> None:
+    for environ in ({"RINGSERVE_MODEL_BASE_PATH": "/models/m"}, {"RINGSERVE_MODEL_CONFIG_FILE": "good"}):
+        with pytest.raises(Started) as started:
+            run([], environ, _serve)
+        assert len(started.value.settings.models) == 1
 
 
-def test_mapped_flags() -> None:
-    settings = _settings(
-        "--port=1", "--rest_api_port=2", "--rest_api_timeout_in_ms=-5", "--saved_model_tags=serve,gpu",
-        "--enable_serialization_as_tensor_content", "--tensorflow_intra_op_parallelism=3", "--model_name=n",
-    )  # fmt: skip
-    assert (settings.server.port, settings.server.rest_api_port, settings.server.rest_timeout_ms) == (1, 2, 0)
-    assert settings.workers.saved_model_tags == "serve,gpu"
-    assert settings.server.enable_serialization_as_tensor_content
-    assert settings.workers.threads_per_worker == 3
-    assert settings.models[0].name == "n"
+# ------------------------------------------------------------------------------------------------------ how it can end
 
 
 @pytest.mark.parametrize(
-    ("arguments", "policy", "rows"),
-    [([], "adaptive", 128), (["--enable_batching"], "timeout", 1000), (["--enable_batching=false"], "none", 128)],
+    ("error", "expected"),
+    [
+        (supervisor.StartError("port 1 is taken"), "UNAVAILABLE: port 1 is taken"),
+        (
+            supervisor.ServerFailed("UNKNOWN: 1 servable(s) did not become available: {{{name: m version: 1} ..."),
+            "UNKNOWN: 1 servable(s) did not become available: {{{name: m version: 1} ...",
+        ),
+    ],
 )
-def test_batching(arguments: list[str], policy: str, rows: int) -> None:
-    batching = _settings(*arguments).models[0].batching
-    assert (batching.policy, batching.batch_rows_max) == (policy, rows)
+def test_1_3_a_server_that_cannot_start(
+    error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def supervise(_settings: Settings) -> int:
+        raise error
 
-
-def test_the_environment_sets_what_flags_do_not() -> None:
-    environ = {"RINGSERVE_WORKERS": "3", "RINGSERVE_REST_API_PORT": "5", "RINGSERVE_PORT": "6"}
-    settings = _settings("--port=7", environ=environ)
-    assert (settings.workers.workers, settings.server.rest_api_port, settings.server.port) == (3, 5, 7)
-
-
-def test_equal_ports_turn_rest_off_with_a_word() -> None:
-    arguments = [_MODEL, "--port=5", "--rest_api_port=5"]
-    assert _settings(*arguments).server.rest_api_port == 0
-    (warning,) = warnings_of(parse(arguments))
-    assert "HTTP/REST API server is not started" in warning
-
-
-def test_a_negative_rest_port_is_no_rest_port() -> None:
-    assert _settings("--rest_api_port=-1").server.rest_api_port == 0
-
-
-def _other_value(name: str) -> str:
-    flag = TFS_FLAGS[name]
-    return {"bool": str(not flag.default).lower(), "string": "/x", "float": "0.25"}.get(flag.kind, "3")
-
-
-@pytest.mark.parametrize("name", TFS_FLAGS)
-def test_every_flag_is_treated_as_its_row_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flag = TFS_FLAGS[name]
-    arguments = [_MODEL, f"--{name}={_other_value(name)}"]
-    needed = ["--enable_batching"] if name == "batching_parameters_file" else []
-    if name == "version":
-        return
-    if flag.treatment is Treatment.REFUSE:
-        assert _refusal(capsys, *arguments) == f"UNIMPLEMENTED: --{name}: {flag.about}"
-        return
-    with pytest.raises(Started) as started:
-        run(arguments + needed, {}, _serve)
-    changed = started.value.settings != _settings(*needed)
-    assert (flag.treatment is Treatment.MAP) == changed
-    warned = f"warning: --{name}: {flag.about}\n" in capsys.readouterr().err
-    assert warned == (flag.treatment is Treatment.WARN)
-
-
-@pytest.mark.parametrize("name", TFS_FLAGS)
-def test_a_default_spelt_out_is_neither_warned_of_nor_refused(name: str) -> None:
-    flag = TFS_FLAGS[name]
-    if flag.default != "" and name not in ("version", "enable_profiler"):
-        parsed = parse([_MODEL, f"--{name}={str(flag.default).lower()}"])
-        assert warnings_of(parsed) == []
-        settings_of(parsed, {})
-
-
-def test_a_profiler_asked_for_is_warned_of() -> None:
-    assert warnings_of(parse(["--enable_profiler"])) == ["--enable_profiler: there is no profiler service"]
+    monkeypatch.setattr(supervisor, "run", supervise)
+    assert run([_MODEL], {}, tfs_cli._serve) == EXIT_FAILED
+    assert capsys.readouterr().out == f"Failed to start server. Error: {expected}\n"
 
 
 def test_the_command_itself_exits_with_255() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ringserve.config import limits
 from ringserve.config.cpus import Cpus
-from ringserve.config.schema import MIB, Model, Server, Settings, Shm, Workers
+from ringserve.config.schema import MIB, Batching, Lifecycle, Model, Server, Settings, Shm, Workers
 
 
 def _cpus(count: int) -> Cpus:
@@ -54,3 +54,14 @@ def test_a_missing_base_path_is_a_warning_only(tmp_path: Path) -> None:
     settings = Settings(models=(Model("here", str(tmp_path)), Model("gone", str(tmp_path / "gone"))))
     assert limits.mistakes(settings) == []
     assert limits.warnings(settings) == [f"model 'gone': base path {tmp_path}/gone does not exist (yet)"]
+
+
+def test_no_models_are_a_mistake_unless_a_model_config_file_may_bring_some() -> None:
+    (broken,) = limits.mistakes(Settings())
+    assert broken.text.startswith("no model to serve")
+    assert limits.mistakes(Settings(lifecycle=Lifecycle(model_config_file="/models.config"))) == []
+
+
+def test_allowed_rows_as_numbers() -> None:
+    assert limits.rows_allowed(Batching()) == []
+    assert limits.rows_allowed(Batching(batch_rows_allowed="32, 1,8,8")) == [1, 8, 32]

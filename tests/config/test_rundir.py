@@ -85,3 +85,15 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match="Not a directory"):
         make_run_dir(str(tmp_path / "file" / "run"))
+
+
+def test_last_words_are_read_back_and_may_lie_in_a_directory_that_is_used_again(tmp_path: Path) -> None:
+    first = make_run_dir(str(tmp_path / "run"))
+    assert rundir.read_fatal(first.path) == ""
+    rundir.write_fatal(first.path, "UNKNOWN: a long story")
+    rundir.write_fatal(first.path, "UNKNOWN: nothing\n")
+    assert rundir.read_fatal(first.path) == "UNKNOWN: nothing"
+    os.close(first.lock_fd)
+    second = make_run_dir(str(tmp_path / "run"))
+    assert rundir.read_fatal(second.path) == ""
+    os.close(second.lock_fd)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from ringserve.config import reference
-from ringserve.config.load import load_settings, parse
+from ringserve.config.load import load_settings
 from ringserve.config.schema import MODEL_FLAGS, SETTINGS, Setting
+from ringserve.config.values import parse
+from ringserve.tfs_flags import TFS_FLAGS
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-#: Numbers that count things; the name says which. All others end in their unit.
+#: Numbers that count things; the name says which. All others end in their unit, but for TF Serving's own names.
 _COUNTS = {
     "port",
     "rest_api_port",
@@ -25,13 +27,15 @@ _COUNTS = {
     "connections_max",
     "start_failures_max",
     "workers_max",
+    "queue_batches_max",
+    "batches_at_once_max",
 }
 _UNIT = re.compile(r".*_(ms|us|bytes|rows|requests)(_max|_min)?")
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.flag)
 def test_numbers_end_in_their_unit(row: Setting) -> None:
-    if row.kind in ("int", "bytes") and row.key not in _COUNTS:
+    if row.kind in ("int", "bytes") and row.key not in _COUNTS and row.key not in TFS_FLAGS:
         assert _UNIT.fullmatch(row.key)
 
 

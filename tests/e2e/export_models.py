@@ -9,7 +9,7 @@ from tests import exporters
 
 NAMES = (
     "mlp", "several", "half", "echo", "identities", "strings", "scalar", "table", "not_per_row", "counter", "picky",
-    "slow",
+    "slow", "ragged",
 )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-_GRPC_LINE = re.compile(r"Running gRPC ModelServer at \S*?:(\d+) \.\.\.")
-_REST_LINE = re.compile(r"Exporting HTTP/REST API at:localhost:(\d+) \.\.\.")
+_GRPC_LINE = re.compile(r"listening: .*gRPC at \S*?:(\d+)\b")
+_REST_LINE = re.compile(r"listening: .*REST at \S*?:(\d+)\b")
 _PATIENCE_S = 60.0
 
 

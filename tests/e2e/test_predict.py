@@ -20,7 +20,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_gr
 from tests import exporters
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.export_models import NAMES
-from tests.e2e.server import Server
+from tests.e2e.server import Server, wait_until
 
 _LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -44,9 +44,10 @@ def server(request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytes
     (folder / "broken" / "5").mkdir(parents=True)
     tables.append(f'[[models]]\nname = "broken"\nbase_path = "{folder / "broken"}"\n')
     (folder / "server.toml").write_text(CONFIG.format(engine=request.param, models="\n".join(tables)))
-    with Server(folder, "--config", str(folder / "server.toml")) as server:
+    with Server(folder, "--config", str(folder / "server.toml"), "--incomplete_ms_max", "1000") as server:
         for name in NAMES:
             server.wait_available(name)
+        wait_until(lambda: server.status("broken")[0]["state"] == "END", "the broken model to be given up")
         yield server
 
 

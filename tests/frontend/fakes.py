@@ -134,6 +134,9 @@ class LoopbackClient:
         self.model = model
         self.requests: list[tuple[Lane, int, list[Any], int, Reply]] = []
         self.cancelled: list[int] = []
+        #: What operators' calls are answered with, by verb; and the calls: (verb, body, timeout_s).
+        self.told: dict[str, tuple[int, str, bytes]] = {}
+        self.asks: list[tuple[str, bytes, float | None]] = []
 
     def infer(
         self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply
@@ -151,6 +154,10 @@ class LoopbackClient:
 
     def cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)
+
+    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]:
+        self.asks.append((verb, body, timeout_s))
+        return self.told[verb]
 
 
 def half_plus_two(lane: Lane, rows: int, payloads: list[Any]) -> list[Output]:

@@ -13,20 +13,14 @@ import pytest
 
 from ringserve.broker.messages import Code, VersionState
 from ringserve.config.protos import (
-    GetModelMetadataRequest,
-    GetModelMetadataResponse,
-    GetModelStatusRequest,
-    GetModelStatusResponse,
     ModelSpec,
     PredictRequest,
     PredictResponse,
-    SignatureDefMap,
     TensorProto,
 )
-from ringserve.frontend.grpc_api import GET_MODEL_METADATA, GET_MODEL_STATUS, PREDICT, make_methods
+from ringserve.frontend.grpc_api import PREDICT, GrpcSettings, make_methods
 from ringserve.shm.dtype import FLOAT, STRING
 from tests.frontend.fakes import (
-    HALF_PLUS_TWO,
     FakeCall,
     LoopbackClient,
     catalog_of,
@@ -51,7 +45,7 @@ def client() -> LoopbackClient:
 def call(client: LoopbackClient, method: str, request: Any, **settings: Any) -> FakeCall:
     made = FakeCall()
     message = request if isinstance(request, bytes) else request.SerializeToString()
-    make_methods(client, **settings).unary[method](made, message)
+    make_methods(client, GrpcSettings(**settings)).unary[method](made, message)
     return made
 
 
@@ -120,74 +114,6 @@ def test_repeated_requests_are_answered_each_with_its_own(client: LoopbackClient
         handler(made, memoryview(predict_request(float_proto([index], [1])).SerializeToString()))
         assert made.message is not None
         assert list(PredictResponse.FromString(made.message).outputs["y"].float_val) == [index * 0.5 + 2]
-
-
-SHORT_CONTENT = TensorProto(dtype=FLOAT, tensor_content=bytes(8))
-SHORT_CONTENT.tensor_shape.dim.add(size=3)
-
-
-@pytest.mark.parametrize(
-    ("request_message", "code", "text"),
-    [
-        (PredictRequest(), Code.INVALID_ARGUMENT, "Missing ModelSpec"),
-        (PredictRequest(model_spec=ModelSpec()), Code.INVALID_ARGUMENT, "ModelSpec has no name specified."),
-        (predict_request(version_label="L"), Code.INVALID_ARGUMENT, "Unrecognized servable version label: L"),
-        (predict_request(version_label=""), Code.INVALID_ARGUMENT, "Unrecognized servable version label: "),
-        (
-            PredictRequest(model_spec=ModelSpec(name="nope")),
-            Code.NOT_FOUND,
-            "Servable not found for request: Latest(nope)",
-        ),
-        (
-            predict_request(version={"value": 5}),
-            Code.NOT_FOUND,
-            "Servable not found for request: Specific(default, 5)",
-        ),
-        (predict_request(version={}), Code.NOT_FOUND, "Servable not found for request: Specific(default, 0)"),
-        (
-            predict_request(signature_name="s"),
-            Code.FAILED_PRECONDITION,
-            'Serving signature key "s" not found.',
-        ),
-        (
-            PredictRequest(model_spec=ModelSpec(name="default")),
-            Code.INVALID_ARGUMENT,
-            "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. "
-            "Missing but required: {x}.",
-        ),
-        (predict_request(SHORT_CONTENT), Code.INVALID_ARGUMENT, "tensor parsing error: x"),
-        (predict_request(TensorProto()), Code.INVALID_ARGUMENT, "tensor parsing error: x"),
-        (
-            predict_request(output_filter=("y", "y")),  # acceptance fact 13
-            Code.INVALID_ARGUMENT,
-            "duplicate output tensor alias: y",
-        ),
-        (
-            predict_request(output_filter=("k",)),
-            Code.INVALID_ARGUMENT,
-            "output tensor alias not found in signature: k Outputs expected to be in the set {y}.",
-        ),
-        (
-            predict_request(TensorProto(dtype=3, int_val=[1])),
-            Code.INVALID_ARGUMENT,
-            "Expects arg[0] to be float but int32 is provided (input: x)",
-        ),
-        (b"\xff", Code.INTERNAL, "Error parsing the request message as tensorflow.serving.PredictRequest."),
-    ],
-)
-def test_predict_failures(client: LoopbackClient, request_message: Any, code: Code, text: str) -> None:
-    assert call(client, PREDICT, request_message).failure == (code, text)
-    assert not client.requests
-
-
-def test_method_name_check(client: LoopbackClient) -> None:
-    odd = signature_def({"x": (FLOAT, [-1])}, {"y": (FLOAT, [-1])}, method_name="x")
-    client.catalog.update([version_info(signatures={"serving_default": odd})])
-    assert call(client, PREDICT, predict_request()).failure is None
-    failure = call(client, PREDICT, predict_request(), check_method_name=True).failure
-    assert failure is not None
-    assert failure[0] == Code.INTERNAL
-    assert failure[1].startswith("Expected prediction signature method_name to be one of {tensorflow/serving/predict,")
 
 
 def test_long_error_texts_are_cut(client: LoopbackClient) -> None:
@@ -264,80 +190,6 @@ def test_a_finished_call_leaves_no_cycle(client: LoopbackClient) -> None:
         assert ghost() is None
     finally:
         gc.enable()
-
-
-# ---------------------------------------------------------------------------------------------- status and metadata
-
-
-def status_of(client: LoopbackClient, **spec: Any) -> Any:
-    made = call(client, GET_MODEL_STATUS, GetModelStatusRequest(model_spec=ModelSpec(**spec)))
-    if made.failure is not None:
-        return made.failure
-    assert made.message is not None
-    return GetModelStatusResponse.FromString(made.message)
-
-
-def test_model_status(client: LoopbackClient) -> None:
-    response = status_of(client, name="default")
-    assert [
-        (each.version, each.state, each.status.error_code, each.status.error_message)
-        for each in response.model_version_status
-    ] == [(124, 50, 3, "bad"), (123, 30, 0, "")]
-    assert all(each.HasField("status") for each in response.model_version_status)
-    one = status_of(client, name="default", version={"value": 123})
-    assert [each.version for each in one.model_version_status] == [123]
-    # a label is ignored
-    assert len(status_of(client, name="default", version_label="nope").model_version_status) == 2
-
-
-def test_model_status_failures(client: LoopbackClient) -> None:
-    assert call(client, GET_MODEL_STATUS, b"").failure == (Code.INVALID_ARGUMENT, "Missing ModelSpec")
-    assert status_of(client, name="default", version={"value": 9}) == (
-        Code.NOT_FOUND,
-        "Could not find version 9 of model default",
-    )
-    assert status_of(client, name="nope") == (Code.NOT_FOUND, "Could not find any versions of model nope")
-    assert status_of(client) == (Code.NOT_FOUND, "Could not find any versions of model ")
-    failure = call(client, GET_MODEL_STATUS, b"\xff").failure
-    assert failure is not None
-    assert failure[0] == Code.INTERNAL
-
-
-def metadata_of(client: LoopbackClient, *fields: str, **spec: Any) -> Any:
-    request = GetModelMetadataRequest(model_spec=ModelSpec(**spec), metadata_field=fields)
-    made = call(client, GET_MODEL_METADATA, request)
-    if made.failure is not None:
-        return made.failure
-    assert made.message is not None
-    return GetModelMetadataResponse.FromString(made.message)
-
-
-def test_model_metadata(client: LoopbackClient) -> None:
-    response = metadata_of(client, "signature_def", name="default")
-    assert response.model_spec.version.value == 123
-    assert response.model_spec.name == "default"
-    assert response.model_spec.signature_name == ""
-    assert list(response.metadata) == ["signature_def"]
-    assert response.metadata["signature_def"].type_url == (
-        "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-    )
-    signatures = SignatureDefMap()
-    assert response.metadata["signature_def"].Unpack(signatures)
-    assert signatures == SignatureDefMap(signature_def={"serving_default": HALF_PLUS_TWO})
-
-
-def test_model_metadata_failures(client: LoopbackClient) -> None:
-    invalid = Code.INVALID_ARGUMENT
-    assert metadata_of(client, name="nope") == (
-        invalid,
-        "GetModelMetadataRequest must specify at least one metadata_field",
-    )
-    assert metadata_of(client, "signature_def", "x", name="nope") == (invalid, "Metadata field x is not supported")
-    assert metadata_of(client, "signature_def", name="nope") == (
-        Code.NOT_FOUND,
-        "Servable not found for request: Latest(nope)",
-    )
-    assert call(client, GET_MODEL_METADATA, b"").failure == (invalid, "Missing ModelSpec")
 
 
 # -------------------------------------------------------------------------------------------- signatures of real models

@@ -4,8 +4,9 @@ answered exactly once       at least one end each; a second one only for request
                             were submitted again while their answer was on its way
 no record read too long     when a request's failure is told, no live lease names it
 no request in two leases    nor any of its rows
-no batch over its limit     and requests that must run alone do
-no worker over its credit   and none that drains, hangs or is gone is sent anything
+no batch over its limit     and requests that must run alone do; one admitted under a larger limit may run alone, too
+no more batches at once     than there may be: a worker that runs none gets one only while fewer run
+no worker over its credit   and none that hangs or is gone is sent anything, nor one that drains while another could
 no slot lost                at the end nothing is queued, leased, split or told
 the sum holds               submitted = ended + queued + leased + split, after every turn
 no late run                 what has expired is not sent to a worker; what waits is told within a sweep's time
@@ -66,12 +67,19 @@ class Checks:
         self.frontends: set[int] = set()
         self.held: dict[int, list[HeldBatch]] = {}
         self.open_to: set[int] = set()
+        self.draining: set[int] = set()
         self.killed: set[int] = set()
         self.now_ns = 0
         self.duplicates = 0
         self.wait_ns_max = 0
+        self.at_once = 0
+        self.policies_count = 0
 
     # -------------------------------------------------------------------------------------------- what happened
+
+    def policies_set(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.policies_count += 1
 
     def frontend_joined(self, frontend_id: int) -> None:
         self.frontends.add(frontend_id)
@@ -84,10 +92,13 @@ class Checks:
         self.open_to.add(worker_id)
 
     def drained(self, worker_id: int) -> None:
-        self.open_to.discard(worker_id)
+        if worker_id in self.open_to:
+            self.open_to.discard(worker_id)
+            self.draining.add(worker_id)
 
     def worker_left(self, worker_id: int) -> None:
         self.open_to.discard(worker_id)
+        self.draining.discard(worker_id)
         for position, batch in enumerate(self.held.pop(worker_id)):
             for part in batch.execute.parts:
                 watched = self.requests[part[0], part[1]]
@@ -153,6 +164,9 @@ class Checks:
             assert late_ns <= 2 * MILLISECOND_NS, f"told {late_ns} ns after its deadline"
         if code == Code.INTERNAL:
             assert watched.blamed >= 2, text
+        if code == Code.INVALID_ARGUMENT and self.policies_count == 1:
+            assert not watched.workers_lost
+            assert "is larger than maximum input batch size" in text
         self._end(watched)
 
     def _end(self, watched: Watched) -> None:
@@ -169,16 +183,21 @@ class Checks:
             assert worker_id not in self.killed
             self.killed.add(worker_id)
             self.open_to.discard(worker_id)
+            self.draining.discard(worker_id)
         for worker_id, execute in turn.executes:
             self._sent(worker_id, execute, now_ns)
         for worker_id in turn.drained:
-            assert worker_id not in self.open_to
+            assert worker_id in self.draining
+            self.draining.discard(worker_id)
             assert not self.held[worker_id]
         self._sum_holds()
 
     def _sent(self, worker_id: int, execute: Execute, now_ns: int) -> None:
-        assert worker_id in self.open_to
+        # Every worker here serves every lane, so one that drains is the last resort only when none is ready.
+        assert worker_id in (self.open_to or self.draining)
         held = self.held[worker_id]
+        if self.at_once and not held:
+            assert sum(map(bool, self.held.values())) < self.at_once
         held.append(HeldBatch(worker_id, execute))
         assert len(held) <= self.credit_max
         kind = self.lanes[execute.lane_key]
@@ -186,7 +205,7 @@ class Checks:
         rows = sum(part[2] for part in execute.parts)
         if kind.policy.batching == "none" or not kind.spec.batchable:
             assert len(execute.parts) == 1
-        else:
+        elif self.policies_count == 1 or len(execute.parts) > 1:
             assert rows <= kind.policy.batch_rows_max
         seen: set[tuple[int, int, int]] = set()
         for frontend_id, request_id, part_rows, row_start, *offsets in execute.parts:

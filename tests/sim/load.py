@@ -20,9 +20,10 @@ START_NS = 1_000 * MILLISECOND_NS
 
 @dataclass
 class LoadLane:
-    """clients: each sends its next request when it has the answer. interval_ns: open arrivals instead, one each.
+    """clients: each sends its next request when it has the answer. interval_ns: open arrivals instead, `burst` each.
 
-    A batch takes fixed_ns + rows * row_ns. timeout_ns: every request's deadline after its arrival; 0 = none.
+    A batch takes fixed_ns + rows * row_ns, rows padded to the policy's allowed sizes; each worker's first batch takes
+    cold_ns more. rows: of each request. timeout_ns: every request's deadline after its arrival; 0 = none.
     """
 
     name: str
@@ -32,23 +33,33 @@ class LoadLane:
     interval_ns: int = 0
     timeout_ns: int = 0
     batchable: bool = True
+    rows: int = 1
+    burst: int = 1
+    cold_ns: int = 0
     answered: int = 0
     in_time: int = 0
     refused: int = 0
     batches: int = 0
     busy_ns: int = 0
     wait_ns_max: int = 0
+    waits_ns: list[int] = field(default_factory=list)
+    rows_of_batches: list[int] = field(default_factory=list)
     workers_used: set[int] = field(default_factory=set)
 
     @property
     def spec(self) -> LaneSpec:
         return LaneSpec("m", 1, self.name, (InputSpec("x", 1, (4,)),), ("y",), self.batchable)
 
+    def wait_ns(self, part: float) -> int:
+        """What this part of the requests waited at most for its answer: 0.5 is the median."""
+        return sorted(self.waits_ns)[int(part * (len(self.waits_ns) - 1))]
+
 
 class Load:
     def __init__(self, lanes: list[LoadLane], workers_count: int, policy: LanePolicy | None = None) -> None:
         self.lanes = {lane.name.encode(): lane for lane in lanes}
-        self.core = Core(lambda key: self.lanes[key].spec, default_policy=policy)
+        self.policy = policy or LanePolicy()
+        self.core = Core(lambda key: self.lanes[key].spec, default_policy=self.policy)
         self.core.frontend_joined(1)
         for index in range(workers_count):
             self.core.worker_joined(10 + index, index, {("m", 1)})
@@ -86,7 +97,7 @@ class Load:
             wake_ns = turn.wake_ns
 
     def _arrive(self, key: bytes) -> None:
-        self._send(key, 1)
+        self._send(key, self.lanes[key].burst)
         self.at(self.lanes[key].interval_ns, lambda: self._arrive(key))
 
     def _send(self, key: bytes, count: int) -> None:
@@ -95,7 +106,8 @@ class Load:
         for _ in range(count):
             self._request_id += 1
             self._requests[self._request_id] = (key, self.now_ns)
-            requests.append([self._request_id, 1, self.now_ns + timeout_ns if timeout_ns else 0, 0])
+            deadline_ns = self.now_ns + timeout_ns if timeout_ns else 0
+            requests.append([self._request_id, self.lanes[key].rows, deadline_ns, 0])
         self.core.submit(1, [[key, requests]], self.now_ns)
 
     def _execute(self, worker_id: int, execute: Execute) -> None:
@@ -106,7 +118,12 @@ class Load:
     def _start(self, worker_id: int) -> None:
         execute = self._queues[worker_id][0]
         lane = self.lanes[execute.lane_key]
-        run_ns = lane.fixed_ns + lane.row_ns * len(execute.parts)
+        rows = sum(part[2] for part in execute.parts)
+        rows = min((size for size in self.policy.batch_rows_allowed if size >= rows), default=rows)
+        run_ns = lane.fixed_ns + lane.row_ns * rows
+        if worker_id not in lane.workers_used:
+            run_ns += lane.cold_ns
+            lane.workers_used.add(worker_id)
         self.at(run_ns, lambda: self._finish(worker_id, run_ns))
 
     def _finish(self, worker_id: int, run_ns: int) -> None:
@@ -116,13 +133,14 @@ class Load:
         lane = self.lanes[execute.lane_key]
         lane.batches += 1
         lane.busy_ns += run_ns
-        lane.workers_used.add(worker_id)
+        lane.rows_of_batches.append(sum(part[2] for part in execute.parts))
         for part in execute.parts:
             _, sent_ns = self._requests.pop(part[1])
             lane.answered += 1
             lane.wait_ns_max = max(lane.wait_ns_max, self.now_ns - sent_ns)
+            lane.waits_ns.append(self.now_ns - sent_ns)
             lane.in_time += not lane.timeout_ns or self.now_ns <= sent_ns + lane.timeout_ns
-        done = Done(worker_id, execute.batch_id, run_ns, len(execute.parts))
+        done = Done(worker_id, execute.batch_id, run_ns, lane.rows_of_batches[-1])
         self.at(LINK_NS, lambda: self.core.done(done, self.now_ns))
         if lane.clients:
             self.at(2 * LINK_NS, lambda: self._send(execute.lane_key, len(execute.parts)))

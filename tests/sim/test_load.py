@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ringserve.broker.policy import MILLISECOND_NS as MS
@@ -76,3 +78,76 @@ def test_an_idle_worker_answers_one_client_without_waiting() -> None:
     lane = LoadLane("m", 50 * US, 0, clients=1)
     run([lane], workers=4, duration_ns=SECOND)
     assert lane.wait_ns_max <= 50 * US + 60 * US
+
+
+# -------------------------------------------------------------------------------------- batches no larger than worth it
+
+MLP = {"fixed_ns": 55 * US, "row_ns": 4_500}
+CONV: dict[str, Any] = {"fixed_ns": 150 * US, "row_ns": 3_600 * US}
+LSTM = {"fixed_ns": 10 * MS, "row_ns": 250 * US}
+
+#: Whatever waits goes, however long it then runs.
+UNLIMITED = LanePolicy(batch_enough_ns=0)
+
+
+def with_and_without(workers: int = 2, duration_ns: int = 4 * SECOND, **lane: Any) -> tuple[LoadLane, LoadLane]:
+    limited, unlimited = LoadLane("m", **lane), LoadLane("m", **lane)
+    run([limited], workers, duration_ns)
+    run([unlimited], workers, duration_ns, UNLIMITED)
+    return limited, unlimited
+
+
+@pytest.mark.parametrize(
+    "lane",
+    [
+        {**MLP, "clients": 128},
+        {**MLP, "clients": 1_000},
+        {**LSTM, "clients": 20},
+        {**LSTM, "clients": 128},
+        {**LSTM, "clients": 64, "rows": 8},
+        {**LSTM, "interval_ns": 40 * MS, "burst": 64},
+        {"fixed_ns": 50 * MS, "row_ns": 0, "clients": 300},
+        {**LSTM, "clients": 128, "cold_ns": 500 * MS},
+    ],
+    ids=str,
+)
+def test_a_lane_whose_batches_pay_is_left_as_it_is(lane: dict[str, int]) -> None:
+    limited, unlimited = with_and_without(duration_ns=SECOND // 2 if lane["fixed_ns"] < MS else 2 * SECOND, **lane)
+    assert limited.rows_of_batches == unlimited.rows_of_batches
+
+
+def test_a_burst_of_long_rows_is_answered_row_by_row() -> None:
+    """Two workers, 3.6 ms a row: with all rows in one batch each, all are answered when the last one is."""
+    waits = []
+    for policy in (LanePolicy(), UNLIMITED):
+        lane = LoadLane("m", **CONV, interval_ns=200 * MS)
+        load = Load([lane], 2, policy)
+        load.at(2 * SECOND, lambda lane=lane: lane.__dict__.update(burst=48))  # type: ignore[misc]
+        load.run(8 * SECOND)
+        waits.append((lane.wait_ns(0.5), lane.wait_ns(0.99)))
+    (median_ns, late_ns), (unlimited_median_ns, unlimited_late_ns) = waits
+    assert median_ns <= 0.8 * unlimited_median_ns
+    assert late_ns <= 1.15 * unlimited_late_ns
+
+
+@pytest.mark.parametrize("clients", [8, 32, 128])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_short_batches_of_long_rows_cost_hardly_any_throughput(clients: int, workers: int) -> None:
+    limited, unlimited = with_and_without(workers, **CONV, clients=clients)
+    assert limited.answered >= 0.95 * unlimited.answered
+
+
+def test_a_lane_whose_batches_begin_to_pay_gets_larger_ones() -> None:
+    lane = LoadLane("m", **CONV, clients=64)
+    load = Load([lane], 2)
+    load.at(2 * SECOND, lambda: lane.__dict__.update(LSTM))
+    load.run(8 * SECOND)
+    later = sorted(lane.rows_of_batches[-50:])
+    assert later[25] >= 32
+
+
+def test_padding_to_allowed_sizes_wastes_little_where_rows_cost_the_time() -> None:
+    lane = LoadLane("m", fixed_ns=200 * US, row_ns=MS, clients=5)
+    run([lane], 1, policy=LanePolicy(batch_rows_max=8, batch_rows_allowed=(1, 4, 8)))
+    padded = sum(min(size for size in (1, 4, 8) if size >= rows) for rows in lane.rows_of_batches)
+    assert padded <= 1.1 * sum(lane.rows_of_batches)

@@ -40,6 +40,7 @@ class Options:
     poison_chance: float  # a request that ends every worker that runs it
     frontend_death_chance: float
     drain_chance: float
+    policy_changes: int  # an operator sets the policies anew so often
     link_ns_max: int
     deaf_seconds: float  # how long a dead worker stays unreplaced
 
@@ -64,6 +65,7 @@ def draw_options(rng: random.Random) -> Options:
         poison_chance=chance(0.05),
         frontend_death_chance=chance(0.02),
         drain_chance=chance(0.05),
+        policy_changes=rng.choice((0, 0, 1, 5)),
         link_ns_max=rng.choice((10_000, 200_000, 3 * MILLISECOND_NS)),
         deaf_seconds=rng.choice((0.001, 0.02, 0.3)),
     )
@@ -79,24 +81,31 @@ class LaneKind:
     row_ns: int
 
 
+def draw_policy(rng: random.Random) -> LanePolicy:
+    return LanePolicy(
+        batching=rng.choice(("adaptive", "adaptive", "timeout", "none")),
+        batch_rows_max=rng.choice((1, 4, 8, 32)),
+        batch_rows_allowed=rng.choice(((), (), (1, 4, 32), (2, 8))),
+        batch_wait_ns_max=rng.choice((0, MILLISECOND_NS, 5 * MILLISECOND_NS)),
+        batch_enough_ns=rng.choice((0, 2 * MILLISECOND_NS, 10_000)),
+        request_rows_max=rng.choice((0, 0, 12)),
+        queue_requests_max=rng.choice((3, 50, 1_000)),
+        queue_rows_max=rng.choice((10, 10_000)),
+        queue_batches_max=rng.choice((0, 0, 2)),
+        split=rng.random() < 0.6,
+        workers_max=rng.choice((0, 0, 1)),
+        lease_ns_max=LEASE_NS_MAX,
+        prefetch_ns=rng.choice((0, MILLISECOND_NS)),
+        refuse_late=rng.random() < 0.5,
+        no_worker_ns_max=rng.choice((50 * MILLISECOND_NS, 10 * SECOND_NS)),
+    )
+
+
 def draw_lanes(rng: random.Random) -> dict[bytes, LaneKind]:
     """One to four models, one to three lanes each, of different policies and costs."""
     lanes: dict[bytes, LaneKind] = {}
     for model_index in range(rng.randint(1, 4)):
-        policy = LanePolicy(
-            batching=rng.choice(("adaptive", "adaptive", "timeout", "none")),
-            batch_rows_max=rng.choice((1, 4, 8, 32)),
-            batch_wait_ns_max=rng.choice((0, MILLISECOND_NS, 5 * MILLISECOND_NS)),
-            queue_requests_max=rng.choice((3, 50, 1_000)),
-            queue_rows_max=rng.choice((10, 10_000)),
-            queue_batches_max=rng.choice((0, 0, 2)),
-            split=rng.random() < 0.6,
-            workers_max=rng.choice((0, 0, 1)),
-            lease_ns_max=LEASE_NS_MAX,
-            prefetch_ns=rng.choice((0, MILLISECOND_NS)),
-            refuse_late=rng.random() < 0.5,
-            no_worker_ns_max=rng.choice((50 * MILLISECOND_NS, 10 * SECOND_NS)),
-        )
+        policy = draw_policy(rng)
         for lane_index in range(rng.randint(1, 3)):
             spec = LaneSpec(
                 f"model{model_index}", 1, f"s{lane_index}", (InputSpec("x", 1, (4,)),), ("y",), rng.random() < 0.85
@@ -125,9 +134,9 @@ class World:
         self.options = draw_options(self.rng)
         self.lanes = draw_lanes(self.rng)
         self.core = Core(lambda key: self.lanes[key].spec, credit_max=self.options.credit_max)
-        self.core.set_policies(LanePolicy(), {kind.spec.model: kind.policy for kind in self.lanes.values()})
-        self.core.set_versions({(kind.spec.model, 1) for kind in self.lanes.values()})
         self.checks = Checks(self.core, self.options.credit_max, self.lanes)
+        self.set_policies()
+        self.core.set_versions({(kind.spec.model, 1) for kind in self.lanes.values()})
         self.now_ns = SECOND_NS
         self.faults_end_ns = self.now_ns + FAULTS_END_NS
         self._events: list[tuple[int, int, Callable[[], None]]] = []
@@ -138,6 +147,20 @@ class World:
         self.workers: dict[int, SimWorker] = {}
         self.frontends: list[int] = []
         self.poison: set[tuple[int, int]] = set()
+
+    def set_policies(self) -> None:
+        """The lanes' policies as they are now, and how many batches may run at once over all of them."""
+        at_once = self.rng.choice((0, 0, 1, 2))
+        policies = {kind.spec.model: kind.policy for kind in self.lanes.values()}
+        self.core.set_policies(LanePolicy(batches_at_once_max=at_once), policies)
+        self.checks.policies_set(at_once)
+
+    def change_policies(self) -> None:
+        """An operator changes the rules while lanes hold requests of the old ones."""
+        drawn = {kind.spec.model: draw_policy(self.rng) for kind in self.lanes.values()}
+        for kind in self.lanes.values():
+            kind.policy = drawn[kind.spec.model]
+        self.set_policies()
 
     # -------------------------------------------------------------------------------------------------- engine
 
@@ -157,6 +180,8 @@ class World:
             self.new_frontend()
         for index in range(self.options.workers_count):
             self.at(self.rng.randint(0, 5 * MILLISECOND_NS), lambda index=index: self.new_worker(index))  # type: ignore[misc]
+        for _ in range(self.options.policy_changes):
+            self.at(self.rng.randint(0, FAULTS_END_NS), self.change_policies)
         left = self.options.requests_count
         while left > 0:
             burst = min(left, self.rng.randint(1, self.options.burst_max))
@@ -285,7 +310,8 @@ class World:
             return
         kind = self.lanes[execute.lane_key]
         rows = sum(part[2] for part in execute.parts)
-        run_ns = int((kind.fixed_ns + rows * kind.row_ns) * self.rng.uniform(0.7, 1.5))
+        rows_run = min((size for size in kind.policy.batch_rows_allowed if size >= rows), default=rows)
+        run_ns = int((kind.fixed_ns + rows_run * kind.row_ns) * self.rng.uniform(0.7, 1.5))
         poisoned = any((part[0], part[1]) in self.poison for part in execute.parts)
         if poisoned or self.faulty(self.options.death_chance / 2):
             self.at(run_ns // 2, lambda: self.die(worker.worker_id))

@@ -12,6 +12,9 @@ from tests import exporters
 
 if TYPE_CHECKING:
     from ringserve.workers.servable import Servable
+    from tests.workers.warm import Version
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "models" / "tfs"
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +73,21 @@ def reference(tf: Any) -> Callable[..., list[Any]]:
             return fetched
 
     return run
+
+
+@pytest.fixture
+def version(tf: Any, model_path: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Version]:
+    """A copy of a model of tests/exporters.py, to put a warm-up file into and to open; one a test."""
+    from tests.workers.warm import Version
+
+    return lambda name: Version(model_path(name), tmp_path)
+
+
+@pytest.fixture
+def shared(tf: Any, tmp_path: Path) -> Callable[[str], Version]:
+    """The same of TensorFlow Serving's test models; skips where they are not at hand."""
+    from tests.workers.warm import Version
+
+    if not SHARED.is_dir():
+        pytest.skip("TensorFlow Serving's test models are not here")
+    return lambda name: Version(SHARED / name, tmp_path)

@@ -12,6 +12,7 @@ from ringserve.broker import wire
 from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec, Result
 from ringserve.shm import dtype as dtypes
 from ringserve.shm import tensor
+from ringserve.shm.head import pack_head
 from ringserve.shm.layout import align
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
@@ -46,6 +47,18 @@ def lane(
     return LaneSpec(servable.name, servable.version, signature, specs, tuple(outputs), batchable)
 
 
+def open_lane(servable: Servable, inputs: Mapping[str, Any], outputs: Sequence[str], signature: str) -> LaneSpec:
+    """The lane of requests whose inner axes differ: those that the graph leaves open are -1."""
+    spec = lane(servable, inputs, outputs, signature=signature)
+    declared = servable.signatures[signature].inputs
+    opened = []
+    for each in spec.inputs:
+        shape = servable.shape(declared[each.alias])
+        assert shape is not None
+        opened.append(each._replace(shape=tuple(-1 if size is None else size for size in shape[1:])))
+    return spec._replace(inputs=tuple(opened))
+
+
 def rows_of(*values: float) -> dict[str, Any]:
     """Inputs of the one-input models: float x."""
     return {"x": np.array(values, np.float32)}
@@ -66,18 +79,19 @@ class Ring:
         self.reader = Segment.attach(self.segment.fd)
         self.at = 0
 
-    def put(self, array: Any) -> int:
-        """Write one record at the next free place; its offset."""
+    def put(self, array: Any, head: bytes = b"") -> int:
+        """Write one record, with that head, at the next free place; its offset."""
         offset = self.at
         if array.dtype == object:
-            values = array.reshape(-1).tolist()
+            values = [head] * bool(head) + array.reshape(-1).tolist()
             nbytes = tensor.string_record_bytes(values)
             tensor.write_strings(self.segment.data, offset, values)
         else:
-            nbytes = array.nbytes
-            if nbytes:
+            self.segment.data[offset : offset + len(head)] = head
+            nbytes = len(head) + array.nbytes
+            if array.nbytes:
                 raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                np.ndarray(raw.shape, np.uint8, self.segment.data, offset)[:] = raw
+                np.ndarray(raw.shape, np.uint8, self.segment.data, offset + len(head))[:] = raw
         self.at = offset + align(nbytes)
         return offset
 
@@ -112,10 +126,23 @@ class Desk:
         self.held: list[tuple[int, int]] = []
 
     def part(
-        self, inputs: Mapping[str, Any], batchable: bool = True, frontend_id: int = 1, row_start: int = 0, rows: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        batchable: bool = True,
+        frontend_id: int = 1,
+        row_start: int = 0,
+        rows: int = 0,
+        spec: LaneSpec | None = None,
     ) -> list[int]:
-        """A request with these arrays, put into its frontend's ring; `rows` of it from `row_start` on (0: all)."""
-        offsets = [self.rings[frontend_id].put(array) for array in inputs.values()]
+        """A request with these arrays, put into its frontend's ring; `rows` of it from `row_start` on (0: all).
+
+        spec: of a lane that leaves axes open; its records say their own shape.
+        """
+        ring = self.rings[frontend_id]
+        opened = {each.alias for each in spec.inputs if -1 in each.shape} if spec is not None else set()
+        offsets = [
+            ring.put(array, pack_head(array.shape) if alias in opened else b"") for alias, array in inputs.items()
+        ]
         self.requests += 1
         rows = rows or (len(next(iter(inputs.values()))) if batchable else 1)
         self.rows[self.requests] = rows

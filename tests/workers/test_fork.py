@@ -13,7 +13,8 @@ PROGRAM = """
 import os, sys, threading
 from ringserve.workers import device
 device.prepare(threads=1, cpu=None)
-import ringserve.workers.servable, ringserve.workers.execute
+import ringserve.workers.opening, ringserve.workers.profile, ringserve.workers.serve
+ringserve.workers.opening.tflite.available()
 threads = len(os.listdir("/proc/self/task"))
 children = []
 for number in range(2):

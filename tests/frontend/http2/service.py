@@ -39,7 +39,7 @@ class Service:
 
     def methods(self) -> Methods:
         unary = {"Echo": self.echo, "Later": self.later, "Fail": self.fail, "Hold": self.hold, "Look": self.look}
-        unary |= {"Bug": self.bug, "Twice": self.twice, "Big": self.big}
+        unary |= {"Bug": self.bug, "Twice": self.twice, "Big": self.big, "Peer": self.peer}
         stream = {"Collect": self.collect, "Repeat": self.repeat, "Chat": self.chat, "StreamFail": self.stream_fail}
         stream |= {"StreamBug": self.stream_bug, "Endless": self.endless, "Dam": self.dam}
         return Methods(
@@ -70,6 +70,9 @@ class Service:
         lines.append(f"timeout={'yes' if call.timeout_ns else 'no'}")
         lines.append(f"peer={call.peer.rpartition(':')[0] if call.peer != 'unix:' else call.peer}")
         call.finish("\n".join(lines).encode())
+
+    def peer(self, call: Call, message: Buffer) -> None:
+        call.finish(call.peer.encode())
 
     def bug(self, call: Call, message: Buffer) -> None:
         raise RuntimeError("a bug of the handler")

@@ -163,6 +163,16 @@ def test_a_client_that_says_nothing_is_closed(server: Running, monkeypatch: pyte
         assert received(sock, lambda data: False).endswith(frames.goaway(0, ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS"))
 
 
+def test_a_streams_deadline_holds_although_its_client_does_not_keep_it(server: Running) -> None:
+    server.service.cancelled.clear()
+    peer = Peer()
+    fields = request_fields(f"{PREFIX}Endless", ("grpc-timeout", "100m"))
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(beginning() + peer.headers(1, fields) + peer.data(1, message(b"")))
+        assert b"grpc-status\x014" in received(sock, lambda data: b"grpc-status\x01" in data)
+    assert server.service.cancelled.wait(20)
+
+
 def test_streaming_input_waits_for_its_reader() -> None:
     """A client may not send more on a stream than the handler has taken plus one window."""
     with running(NATIVE) as server, socket.create_connection(("127.0.0.1", server.port)) as sock:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 
-from ringserve.frontend.json_numbers import float_formats, float_texts, number_text, number_texts
+from ringserve.frontend.json_floats import single_texts
+from ringserve.frontend.json_numbers import double_formats, float_texts, number_text, number_texts
 
 
 def reference(value: Any) -> str:
@@ -63,13 +64,20 @@ def test_doubles() -> None:
 def all_ways(values: npt.NDArray[Any]) -> list[list[str]]:
     single = values.dtype == np.float32
     numbers = values.tolist()
-    formats = float_formats(values)
-    return [
+    ways = [
         [number_text(number, single=single) for number in numbers],
         float_texts(numbers, single=single),
-        [one % number for one, number in zip(formats, numbers, strict=True)],
         number_texts(values),
+        number_texts(values, gently=True),
     ]
+    if single and numbers:
+        texts, unknown = single_texts(values)
+        for index in unknown:
+            texts[index] = number_text(numbers[index], single=True)
+        ways.append(texts)
+    if not single:
+        ways.append([one % number for one, number in zip(double_formats(values), numbers, strict=True)])
+    return ways
 
 
 @settings(max_examples=100, deadline=None)
@@ -106,6 +114,23 @@ def test_many_floats(dtype: Any) -> None:
     ]
     values = np.concatenate(kinds)
     assert number_texts(values) == [reference(value) for value in values]
+
+
+def test_nearly_all_floats_are_known_without_formatting_them() -> None:
+    generator = np.random.default_rng(11)
+    for values in (generator.random(20_000), np.exp(-generator.random(20_000) * 80), generator.normal(size=20_000)):
+        _, unknown = single_texts(values.astype(np.float32))
+        assert len(unknown) <= 20
+
+
+@pytest.mark.parametrize("count", [2047, 2048, 2049, 5000])
+def test_pieces(count: int) -> None:
+    values = np.random.default_rng(12).normal(size=count)
+    for dtype in (np.float32, np.float64, np.float16):
+        whole = number_texts(values.astype(dtype))
+        assert whole == number_texts(values.astype(dtype), gently=True)
+        single = values.astype(dtype).astype(np.float64 if dtype is np.float64 else np.float32)
+        assert whole == [reference(value) for value in single]
 
 
 def test_other_types() -> None:

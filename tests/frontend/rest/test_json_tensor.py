@@ -6,16 +6,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 
 from ringserve.broker.messages import Failure
-from ringserve.frontend import json_parse
-from ringserve.frontend.json_parse import NumberBlock, parse_object
 from ringserve.frontend.json_tensor import Walk, base64, regular_tensor
 from ringserve.frontend.tensor_proto import Tensor
-from tests.frontend.rest.asgi import DTYPES
+from tests.frontend.rest.served import DTYPES
 
 LEAVES = (
     st.integers(-3, 300)
@@ -54,36 +51,6 @@ def test_both_ways_agree(value: Any, dtype: int) -> None:
         assert same(quick, walk.tensor(shape))
     else:
         assert walk.count == 0, "the quick way leaves only mistakes, and empty arrays of odd types, to the other"
-
-
-@pytest.mark.parametrize("name", DTYPES)
-def test_blocks_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_parse, "BLOCK_BYTES_MIN", 0)
-    dtype = DTYPES[name]
-    for values in (
-        [[1, 2], [3, 4]],
-        [[1.5, 2], [3, 4]],
-        [[300, -1]],
-        [2**31],
-        [2**63],
-        [2**64 - 1, 1],
-        [-1, 2**63],
-        [1e300, 1],
-        [2**53 + 1, 2**24 + 1],
-    ):
-        block = parse_object(orjson.dumps({"inputs": values}))["inputs"]
-        assert isinstance(block, NumberBlock)
-        plain, quick = regular_tensor(values, dtype), regular_tensor(block, dtype)
-        if plain is None:
-            assert quick is None
-            assert isinstance(Walk(dtype).add(block), Failure)
-        elif quick is None:
-            walk = Walk(dtype)  # integers of both 64-bit types together: rounded in a block, so read again
-            shape = walk.add(block)
-            assert not isinstance(shape, Failure)
-            assert same(plain, walk.tensor(shape))
-        else:
-            assert same(plain, quick)
 
 
 def test_rounding_is_that_of_a_cast_from_double() -> None:

@@ -1,0 +1,375 @@
+"""Pure: the life cycle of models: from what is configured, what lies on disk and how loads went to what shall serve.
+
+    configured + listings ─▶ aspired ─▶ settled? failed? ─▶ Aim ─▶ generations.py ─▶ Moves
+                                                                       │ published
+                                              Versions (the catalog) ◀─┘
+
+For each model, in this order: what is aspired and serves goes on; what is aspired, complete and has not failed is
+loaded; what serves and is not aspired any more goes when something aspired serves, and not before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ringserve.broker.aspired import Listing, Policy
+from ringserve.broker.directories import SILENT_NS_MAX, Base, ModelPlan
+from ringserve.broker.generations import Generations
+from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
+from ringserve.broker.orders import Aim, LoadFailure, Moves, Order, Orders
+from ringserve.broker.retries import Retries
+from ringserve.broker.versions import Versions
+
+log = logging.getLogger(__name__)
+
+_OK = Failure(Code.OK, "")
+#: The first plan waits this long for the first look at every base path, so that one generation brings all models.
+_FIRST_LOOK_NS_MAX = 1_000_000_000
+_LOOK_SOON_NS = 100_000_000
+#: Publishing one generation changes the aim, which may change what is to be done: at most this often in a row.
+_ROUNDS_MAX = 8
+
+
+class Look(NamedTuple):
+    """What of a base path is to be looked at. known: version -> inode, of directories that need no look inside."""
+
+    name: str
+    base_path: str
+    policy: Policy
+    known: dict[int, int]
+
+
+class Outcome(NamedTuple):
+    """What became of a configured model. settled: it has an AVAILABLE version, or `failures` say why not: (version or
+    None, failure)."""
+
+    settled: bool
+    failures: list[tuple[int | None, Failure]]
+
+
+class _Status(NamedTuple):
+    """Of an aspired version that does not serve (yet). may_load: it is to be loaded now."""
+
+    state: VersionState
+    failure: Failure = _OK
+    waits: str = ""
+    may_load: bool = False
+
+
+class Lifecycle:
+    """What is configured and what is known of it. looks: models that are to be looked at at that time, by name."""
+
+    def __init__(
+        self,
+        generations: Generations,
+        versions: Versions,
+        retries: Retries,
+        *,
+        settle_ns: int,
+        incomplete_ns: int,
+        unload_when_empty: bool,
+    ) -> None:
+        self.generations = generations
+        self.versions = versions
+        self._retries = retries
+        self._settle_ns = settle_ns
+        self._incomplete_ns = incomplete_ns
+        self._unload_when_empty = unload_when_empty
+        self._bases: dict[str, Base] = {}
+        self._begun_ns: int | None = None
+        self._aiming = False
+        self._dirty = True
+        self._wake_ns = 0
+        self.looks: dict[str, int] = {}
+        self.singles: set[ModelVersion] = set()
+
+    # ------------------------------------------------------------------------------------------------- what happens
+
+    def configure(self, plans: Iterable[ModelPlan], now_ns: int) -> None:
+        """These are the models from now on."""
+        if self._begun_ns is None:
+            self._begun_ns = now_ns
+        log.info("Adding/updating models.")
+        before, self._bases = self._bases, {}
+        for plan in plans:
+            base = before.get(plan.name)
+            if base is None or base.plan[:3] != plan[:3]:
+                log.info(" (Re-)adding model: %s", plan.name)
+            if base is None or base.plan.base_path != plan.base_path:
+                base = Base(plan, now_ns)
+                self.looks[plan.name] = now_ns
+            elif base.plan.versions != plan.versions:
+                self.looks[plan.name] = now_ns
+            base.plan = plan
+            self._bases[plan.name] = base
+        for name in before.keys() - self._bases.keys():
+            self._retries.keep_only(name, set())
+            self.looks.pop(name, None)
+        log.info("Finished adding/updating models")
+        self._dirty = True
+
+    def listed(self, listing: Listing, now_ns: int) -> None:
+        """The watcher has looked at a base path."""
+        base = self._bases.get(listing.name)
+        if base is None or base.plan.base_path != listing.base_path:
+            return
+        for order in base.take(listing, now_ns):
+            self._retries.forget(order)
+        complaint = base.complaint(now_ns)
+        if complaint and complaint != base.said:
+            prefix = "FileSystemStoragePathSource encountered a filesystem access error: " if listing.error else ""
+            log.error("%s%s", prefix, complaint)
+        base.said = complaint
+        self._dirty = True
+
+    def load_failed(self, failed: LoadFailure, now_ns: int) -> None:
+        """A load failed, or ended its worker too often."""
+        order, failure, final = failed
+        name = f"{{name: {order.name} version: {order.version}}}"
+        log.error("Loading servable: %s failed: %s: %s", name, failure.code.name, failure.text)
+        attempts = self._retries.failed(order, failure, now_ns, final=final)
+        if not attempts.over:
+            log.info("Retrying of Loading servable: %s retry: %d", name, attempts.failed_count)
+        elif attempts.failed_count > 1 and not final:
+            log.error("Retrying of Loading servable: %s exhausted max_num_retries: %d", name, attempts.failed_count - 1)
+        self._dirty = True
+
+    def load_succeeded(self, key: ModelVersion) -> None:
+        """A worker has it."""
+        base = self._bases.get(key.name)
+        if base is not None and key.version in base.directories:
+            self._retries.forget(base.order(key.version))
+        self._dirty = True
+
+    def touch(self) -> None:
+        """Something happened to workers: think again in the next turn."""
+        self._dirty = True
+
+    # -------------------------------------------------------------------------------------------------- what to do
+
+    def turn(self, now_ns: int) -> Moves | None:
+        """Decide what can be decided now; None when there is nothing new. Ask again at `wake_ns`."""
+        if not self._dirty and not 0 < self._wake_ns <= now_ns:
+            return None
+        self._dirty = False
+        moves = Moves([], [], [], [], [], 0)
+        for _ in range(_ROUNDS_MAX):
+            before = self._published()
+            statuses = self._aim(before, now_ns)
+            new = self.generations.turn(now_ns)
+            moves = moves.then(new)
+            published = self._published()
+            self._show(statuses, published)
+            if published == before:
+                break
+        wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns))
+        self._wake_ns = min((wake for wake in wakes if wake), default=0)
+        return moves
+
+    @property
+    def wake_ns(self) -> int:
+        """When `turn` has something to do even if nothing happens; 0 = never."""
+        return self._wake_ns
+
+    def due_looks(self, now_ns: int) -> list[str]:
+        """Models that are to be looked at now, each named once."""
+        due = [name for name, at_ns in self.looks.items() if at_ns <= now_ns]
+        for name in due:
+            del self.looks[name]
+        return due
+
+    def look(self, name: str) -> Look | None:
+        """How to look at this model's base path; None when it is not configured."""
+        base = self._bases.get(name)
+        if base is None:
+            return None
+        published = self._published()
+        known = {}
+        for version, directory in base.directories.items():
+            # What serves needs no look inside, unless it was made anew.
+            if not directory.vanished and published.get(ModelVersion(name, version)) == base.order(version):
+                known[version] = directory.inode
+        return Look(name, base.plan.base_path, base.plan.versions, known)
+
+    def _published(self) -> Orders:
+        # Workers of an earlier broker may have what has been taken out of the configuration since.
+        return {key: order for key, order in self.generations.published().items() if key.name in self._bases}
+
+    def _silence_ns(self, now_ns: int) -> int:
+        """When a base path that never answered is next thought of."""
+        silent = [base for base in self._bases.values() if base.listing is None and not base.error]
+        times = [base.since_ns + SILENT_NS_MAX for base in silent]
+        if not self._aiming and self._begun_ns is not None:
+            times.append(self._begun_ns + _FIRST_LOOK_NS_MAX)
+        return min((time for time in times if time > now_ns), default=0)
+
+    def _aim(self, published: Orders, now_ns: int) -> dict[ModelVersion, _Status]:
+        statuses: dict[ModelVersion, _Status] = {}
+        orders: Orders = {}
+        fallbacks: Orders = {}
+        gone: set[Order] = set()
+        for base in self._bases.values():
+            serving = {key: order for key, order in published.items() if key.name == base.plan.name}
+            theirs, instead = self._aim_of(base, serving, statuses, now_ns)
+            orders.update(theirs)
+            fallbacks.update(instead)
+            gone.update(order for order in serving.values() if base.is_gone(order))
+        if not self._aiming:
+            listed = all(base.listing is not None or base.error for base in self._bases.values())
+            waited = self._begun_ns is not None and now_ns >= self._begun_ns + _FIRST_LOOK_NS_MAX
+            self._aiming = self._begun_ns is not None and (listed or waited)
+        if self._aiming:
+            singles = frozenset(key for key in self.singles if key in orders or key in fallbacks)
+            self.generations.aim_at(Aim(orders, fallbacks, singles, frozenset(gone)))
+        return statuses
+
+    def _aim_of(
+        self, base: Base, serving: Orders, statuses: dict[ModelVersion, _Status], now_ns: int
+    ) -> tuple[Orders, Orders]:
+        """(orders, fallbacks) of one model. serving: its published versions."""
+        name = base.plan.name
+        trying = self.generations.trying(name)
+        aspired = base.aspired(trying)
+        if aspired is None:
+            return serving, {}
+        wanted: Orders = {}
+        pending = False
+        for version in aspired:
+            key = ModelVersion(name, version)
+            order = base.order(version)
+            if serving.get(key) == order:
+                wanted[key] = order
+                continue
+            status = statuses[key] = self._status(base, version, now_ns)
+            if status.may_load:
+                wanted[key] = order
+            pending = pending or status.state is VersionState.START
+        self._retries.keep_only(name, {base.order(version) for version in aspired})
+        base.forget_vanished({key.version for key in serving} | trying)
+        return self._merge(base, aspired, wanted, serving, pending=pending)
+
+    def _merge(
+        self, base: Base, aspired: list[int], wanted: Orders, serving: Orders, *, pending: bool
+    ) -> tuple[Orders, Orders]:
+        """What is wanted, and what becomes of that which serves and is not."""
+        others = {key: order for key, order in serving.items() if wanted.get(key) != order}
+        if base.plan.hold or pending:
+            return {**others, **wanted}, {key: order for key, order in others.items() if key in wanted}
+        if not aspired:
+            gone = self._unload_when_empty or base.plan.versions == ()
+            return ({} if gone else others), {}
+        if any(serving.get(key) == order for key, order in wanted.items()):
+            return wanted, {key: order for key, order in others.items() if key in wanted}
+        return (wanted, others) if wanted else (others, {})
+
+    def _status(self, base: Base, version: int, now_ns: int) -> _Status:
+        """How far an aspired version is that does not serve."""
+        directory = base.directories[version]
+        watched = directory.watched
+        name = base.plan.name
+        attempts = self._retries.of(base.order(version))
+        if attempts is not None:
+            if attempts.over:
+                return _Status(VersionState.END, attempts.failure)
+            if attempts.retry_ns > now_ns:
+                return _Status(VersionState.LOADING, attempts.failure, f"load {attempts.failed_count + 1} comes soon")
+            return _Status(VersionState.LOADING, attempts.failure, may_load=True)
+        if not watched.seen:
+            self._look_at(name, now_ns + _LOOK_SOON_NS)
+            return _Status(VersionState.START)
+        verdict = watched.judge(settle_ns=self._settle_ns, incomplete_ns=self._incomplete_ns)
+        if verdict.load and directory.refusal:
+            failure = Failure(Code.INVALID_ARGUMENT, directory.refusal)
+            self.load_failed(LoadFailure(base.order(version), failure, True), now_ns)
+            return _Status(VersionState.END, failure)
+        if verdict.load:
+            return _Status(VersionState.LOADING, may_load=True)
+        self._look_at(name, max(verdict.again_ns, now_ns + 1))
+        return _Status(VersionState.START, waits=verdict.reason)
+
+    def _look_at(self, name: str, at_ns: int) -> None:
+        self.looks[name] = min(at_ns, self.looks.get(name, at_ns))
+
+    # --------------------------------------------------------------------------------------------- what is told of it
+
+    def _show(self, statuses: dict[ModelVersion, _Status], published: Orders) -> None:
+        """Bring the catalog up to date."""
+        served = (VersionState.AVAILABLE, VersionState.UNLOADING)
+        for key in dict.fromkeys([*self.versions.known(), *statuses, *published]):
+            state = self.versions.state(key)
+            status = statuses.get(key)
+            if key in published:
+                waits = "" if status is None else status.waits or status.failure.text
+                self._put(key, _Status(VersionState.AVAILABLE, waits=waits))
+            elif state in served and self.generations.serves(key):
+                self._put(key, _Status(VersionState.UNLOADING))
+            elif status is not None:
+                self._put(key, status)
+            elif state in (*served, VersionState.START, VersionState.LOADING):
+                self._put(key, _Status(VersionState.END))
+
+    def _put(self, key: ModelVersion, status: _Status) -> None:
+        before = self.versions.state(key)
+        if self.versions.put(key, status.state, status.failure, status.waits):
+            if status.state is VersionState.END and before is not VersionState.UNLOADING:
+                return
+            for line in _LINES.get(status.state, ()):
+                log.info("%s {name: %s version: %d}", line, key.name, key.version)
+
+    # ------------------------------------------------------------------------------------------------------ questions
+
+    def names(self) -> list[str]:
+        """The configured models."""
+        return list(self._bases)
+
+    def is_available(self, name: str, version: int) -> bool:
+        return self.versions.state(ModelVersion(name, version)) is VersionState.AVAILABLE
+
+    def may_come(self, name: str, version: int) -> bool:
+        """It is not available, and may be soon: nobody knows better yet."""
+        base = self._bases.get(name)
+        if base is None or self.is_available(name, version):
+            return False
+        aspired = base.aspired(self.generations.trying(name))
+        if aspired is None:
+            return not base.error
+        attempts = self._retries.of(base.order(version)) if version in aspired else None
+        return version in aspired and (attempts is None or not attempts.over)
+
+    def is_incomplete(self, name: str) -> bool:
+        """All that this model could serve lacks files: somebody copies it, or left it like that."""
+        aspired = self._bases[name].aspired(self.generations.trying(name))
+        return bool(aspired) and all(self._bases[name].directories[version].watched.lacks for version in aspired or ())
+
+    def outcome(self, name: str, now_ns: int) -> Outcome:
+        """What became of a configured model so far."""
+        base = self._bases[name]
+        if any(key.name == name for key in self._published()):
+            return Outcome(True, [])
+        if complaint := base.complaint(now_ns):
+            return Outcome(True, [(None, Failure(Code.NOT_FOUND, complaint))])
+        aspired = base.aspired(self.generations.trying(name))
+        if not aspired:
+            return Outcome(False, [])
+        failures: list[tuple[int | None, Failure]] = []
+        for version in aspired:
+            attempts = self._retries.of(base.order(version))
+            if attempts is None or not attempts.over:
+                return Outcome(False, [])
+            failures.append((version, attempts.failure))
+        return Outcome(True, failures)
+
+
+#: What TF Serving writes to its log when a version comes into a state.
+_LINES: dict[VersionState, tuple[str, ...]] = {
+    VersionState.LOADING: (
+        "Successfully reserved resources to load servable",
+        "Approving load for servable version",
+        "Loading servable version",
+    ),
+    VersionState.AVAILABLE: ("Successfully loaded servable version",),
+    VersionState.UNLOADING: ("Quiescing servable version", "Done quiescing servable version"),
+    VersionState.END: ("Done unloading servable version",),
+}

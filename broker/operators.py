@@ -1,0 +1,151 @@
+"""Operators' calls to the broker (`messages.Ask`), from a frontend's connection to whoever answers and back.
+
+| verb               | body and answer                                                                            |
+|--------------------|--------------------------------------------------------------------------------------------|
+| those of `admin.py`| see there                                                                                  |
+| `rescan`           | nothing; answered when every base path, and the config file, have been looked at           |
+| `state`            | nothing; JSON: generation, workers, what they have loaded, what waits                      |
+| `metrics`          | nothing; JSON, see `metrics.gauges`                                                        |
+| `profile/...`      | handed on to one worker, see `workers/profile.py`                                          |
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from ringserve.broker.core import Core
+from ringserve.broker.fleet import preference
+from ringserve.broker.members import Member
+from ringserve.broker.messages import Ask, Code, Failure, Role, Told
+from ringserve.broker.metrics import gauges
+from ringserve.broker.models import Models
+from ringserve.broker.registry import Peer, Registry
+
+_OK = Failure(Code.OK, "")
+_PROFILE = "profile/"
+_NO_WORKER = Failure(Code.UNAVAILABLE, "No worker is ready to be profiled")
+_WORKER_LEFT = Failure(Code.UNAVAILABLE, "The worker that was to answer has ended")
+
+
+class _Relayed(NamedTuple):
+    """A call that a worker answers."""
+
+    asker: int
+    ask_id: int
+    worker: int
+
+
+def _comes_last(member: Member) -> int:
+    """Orders workers by how soon one is sent the first request for any of its models, while none has run."""
+    return min((preference(key.name, member.place) for key in member.loaded), default=0)
+
+
+class Operators:
+    """Answers every Ask with one Told, unless its asker is gone by then."""
+
+    def __init__(self, registry: Registry, models: Models, core: Core) -> None:
+        self._registry = registry
+        self._models = models
+        self._core = core
+        self._relayed: dict[int, _Relayed] = {}
+        self._relayed_last = 0
+        self._profiled = -1
+        self._answers: list[tuple[int, Told]] = []
+
+    def ask(self, peer: Peer, ask: Ask, now_ns: int) -> None:
+        """A frontend asks."""
+
+        def answer(failure: Failure, body: bytes) -> None:
+            self._tell(peer.peer_id, ask.ask_id, failure, body)
+
+        if ask.verb.startswith(_PROFILE):
+            self._relay(peer, ask)
+        elif ask.verb == "rescan":
+            self._models.rescan(now_ns, lambda: answer(_OK, b""))
+        elif ask.verb == "state":
+            answer(_OK, self._state(now_ns))
+        elif ask.verb == "metrics":
+            answer(_OK, self._metrics(now_ns))
+        else:
+            try:
+                self._models.admin.ask(ask.verb, ask.body, answer)
+            except KeyError:
+                answer(Failure(Code.UNIMPLEMENTED, f"The broker knows no call {ask.verb!r}"), b"")
+
+    def told(self, peer: Peer, told: Told) -> None:
+        """A worker answers what was handed on to it."""
+        relayed = self._relayed.pop(told.ask_id, None)
+        if relayed is not None and relayed.worker == peer.peer_id:
+            self._tell(relayed.asker, relayed.ask_id, Failure(Code(told.code), told.text), told.body)
+
+    def left(self, peer: Peer) -> None:
+        """A worker that is gone answers nothing more."""
+        for number in [number for number, relayed in self._relayed.items() if relayed.worker == peer.peer_id]:
+            relayed = self._relayed.pop(number)
+            self._tell(relayed.asker, relayed.ask_id, _WORKER_LEFT, b"")
+
+    def _relay(self, peer: Peer, ask: Ask) -> None:
+        crew = self._models.lifecycle.generations.crew
+        ready = [member for member in crew.members() if crew.phase_of(member) in ("ready", "loading")]
+        # The one that works: at a low load the others are idle, and their trace would be empty. What a call began, the
+        # next call ends or looks at in the same worker.
+        wanted = self._core.ran_last if ask.verb == "profile/Profile" else self._profiled
+        member = min(ready, key=lambda member: (member.worker_id != wanted, _comes_last(member)), default=None)
+        worker = self._registry.peers.get(member.worker_id) if member is not None else None
+        if worker is not None and ask.verb == "profile/Profile":
+            self._profiled = worker.peer_id
+        if worker is None:
+            self._tell(peer.peer_id, ask.ask_id, _NO_WORKER, b"")
+            return
+        self._relayed_last += 1
+        self._relayed[self._relayed_last] = _Relayed(peer.peer_id, ask.ask_id, worker.peer_id)
+        self._registry.send(worker, Ask(self._relayed_last, ask.verb, ask.body))
+
+    def _tell(self, peer_id: int, ask_id: int, failure: Failure, body: bytes) -> None:
+        self._answers.append((peer_id, Told(ask_id, int(failure.code), failure.text, body)))
+
+    def speak(self) -> None:
+        """Send the answers. After the catalog: who hears that a model is there must find it there."""
+        answers, self._answers = self._answers, []
+        for peer_id, told in answers:
+            peer = self._registry.peers.get(peer_id)
+            if peer is not None:
+                self._registry.send(peer, told)
+
+    def _state(self, now_ns: int) -> bytes:
+        generations = self._models.lifecycle.generations
+        crew = generations.crew
+        workers = [
+            {
+                "worker_id": member.worker_id,
+                "index": member.place,
+                "pid": member.pid,
+                "generation": member.generation,
+                "state": crew.phase_of(member),
+                "loading": list(member.loading.key) if member.loading is not None else None,
+                "loaded": [list(key) for key in member.loaded],
+                "kept_for": [list(key) for key in member.kept or ()],
+            }
+            for member in crew.members()
+        ]
+        following = crew.following
+        about = None if following is None else {"generation": following.number, "phase": following.phase.value}
+        return json.dumps(
+            {
+                "generation": generations.number,
+                "following": about,
+                "pool": crew.pool,
+                "workers": workers,
+                "frontends": [peer.hello.pid for peer in self._registry.of_role(Role.FRONTEND)],
+                "requests": self._core.statistics(),
+            }
+        ).encode()
+
+    def _metrics(self, now_ns: int) -> bytes:
+        generations = self._models.lifecycle.generations
+        states: dict[str, int] = {}
+        for member in generations.crew.members():
+            state = generations.crew.phase_of(member)
+            states[state] = states.get(state, 0) + 1
+        return gauges(self._core.queues(now_ns), states, generations.number, self._core.statistics()["lanes"])

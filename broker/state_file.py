@@ -1,0 +1,49 @@
+"""The configuration as it is now, in the run directory: a broker that follows another goes on with it.
+
+Models that operators added, and labels that they moved, live in the broker only; it may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import NamedTuple
+
+from ringserve.config.schema import Model, Settings
+
+_NAME = "models.json"
+
+
+class State(NamedTuple):
+    """models: as configured now. file_digest: of the content of model_config_file that was applied last."""
+
+    models: tuple[Model, ...]
+    file_digest: str
+
+
+class StateFile:
+    """That file, in the run directory of one server, which is emptied when the server starts."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._path = os.path.join(run_dir, _NAME)
+
+    def save(self, settings: Settings, state: State) -> None:
+        """Replace the file. It lies in memory on most systems, so that this does not wait for a disk."""
+        text = json.dumps(
+            {"settings": replace(settings, models=state.models).to_json(), "file_digest": state.file_digest}
+        )
+        # The name's end tells that the file is ours, see config/rundir.py.
+        temporary = f"{self._path}.new.json"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, self._path)
+
+    def load(self) -> State | None:
+        """What was saved; None when nothing was, which makes this the server's first broker."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                data = json.load(file)
+        except FileNotFoundError:
+            return None
+        return State(Settings.from_json(data["settings"]).models, data["file_digest"])

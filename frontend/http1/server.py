@@ -1,0 +1,122 @@
+"""The HTTP/1.1 server of the REST API: listening sockets, the connections they accepted, their limits, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from ringserve.frontend.http1.answers import AnswerHeads, plain_page
+from ringserve.frontend.http1.connection import Http1Connection
+from ringserve.frontend.http1.exchange import ErrorPage, Handler, Http1Limits
+from ringserve.frontend.http1.heads import HeadTable
+
+#: Connections beyond the limit that are told so with a 503; those beyond these are closed without a word.
+_REFUSED_MAX: Final = 128
+#: Connections that may wait to be accepted. The loop listens again with its own, smaller number if it is not told.
+_BACKLOG: Final = 1024
+
+
+class Http1Server:
+    """A running server. Make one with `serve_http1`. It owns the sockets it was given."""
+
+    def __init__(self, handler: Handler, limits: Http1Limits, error_page: ErrorPage) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.error_page = error_page
+        self.heads = HeadTable(limits.headers_max)
+        self.answers = AnswerHeads()
+        self.tick = 0
+        self.is_draining = False
+        self.bodies_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Http1Connection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._timer = self._loop.call_later(limits.tick_s, self._on_tick)
+
+    @property
+    def connections_count(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    def ticks(self, seconds: float) -> int:
+        """How many ticks make so many seconds, at least."""
+        return max(1, round(seconds / self.limits.tick_s))
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept from sockets that listen already. Raises OSError when that fails."""
+        for sock in sockets:
+            if sock.family == socket.AF_UNIX:
+                self._servers.append(await self._loop.create_unix_server(self._connection, sock=sock, backlog=_BACKLOG))
+            else:
+                self._servers.append(await self._loop.create_server(self._connection, sock=sock, backlog=_BACKLOG))
+
+    def _connection(self) -> Http1Connection:
+        return Http1Connection(self, self._loop)
+
+    def joined(self, connection: Http1Connection) -> bool | None:
+        """Count a new connection. False: there are too many, tell it so; None: close it without a word."""
+        self._connections.add(connection)
+        self._empty.clear()
+        surplus = len(self._connections) - self.limits.connections_max
+        return None if surplus > _REFUSED_MAX else surplus <= 0
+
+    def left(self, connection: Http1Connection) -> None:
+        """A connection is over."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    def _on_tick(self) -> None:
+        self._timer = self._loop.call_later(self.limits.tick_s, self._on_tick)
+        self.tick += 1
+        self.answers.refresh_date()
+        for connection in list(self._connections):
+            connection.on_tick(self.tick)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Accept nothing new, close idle connections, and return when the last answer is out, or the time is.
+
+        What runs then is cancelled and answered 503.
+        """
+        self.is_draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.stop()
+
+    async def close(self) -> None:
+        """Close every connection at once. What is written but not sent gets one try."""
+        self.is_draining = True
+        self._timer.cancel()
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.stop()
+        await asyncio.sleep(0)
+        for connection in list(self._connections):
+            connection.abort()
+
+
+async def serve_http1(
+    handler: Handler,
+    sockets: Sequence[socket.socket],
+    limits: Http1Limits | None = None,
+    error_page: ErrorPage = plain_page,
+) -> Http1Server:
+    """Serve on listening sockets (TCP or UNIX); returns when it accepts. Raises OSError when it cannot.
+
+    handler: must not raise. error_page: what the engine's own refusals look like.
+    """
+    server = Http1Server(handler, limits or Http1Limits(), error_page)
+    await server.listen(sockets)
+    return server

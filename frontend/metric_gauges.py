@@ -1,0 +1,76 @@
+"""What this frontend looks like now: its request ring, its connections, how late its loop is. Once a second.
+
+Gauges go into the metric file like counts, so that whichever frontend is scraped can tell those of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from ringserve.config import metrics
+from ringserve.config.metric_file import MetricFile
+from ringserve.shm.ring import RingStatistics
+
+_PERIOD_S: Final = 1.0
+_NS_PER_S: Final = 1_000_000_000
+
+
+class Watched(Protocol):
+    """What is looked at of `client.Client`."""
+
+    @property
+    def pending_count(self) -> int: ...
+
+    def ring_statistics(self) -> RingStatistics: ...
+
+
+class Gauges:
+    """Sets the gauges of one frontend. `connections`: how many are open, by protocol. Lives on one event loop."""
+
+    def __init__(
+        self,
+        file: MetricFile,
+        process: str,
+        client: Watched,
+        connections: Callable[[], Mapping[str, int]],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self._file = file
+        self._process = process
+        self._client = client
+        self._connections = connections
+        self._clock_ns = clock_ns
+        self._full_count = 0
+        self._loop = asyncio.get_running_loop()
+        self._plan()
+
+    def update(self) -> None:
+        """Set all gauges now."""
+        file, own = self._file, (self._process,)
+        ring = self._client.ring_statistics()
+        file.set(metrics.PENDING, own, self._client.pending_count)
+        file.set(metrics.RING_CAPACITY, own, ring.capacity_bytes)
+        file.set(metrics.RING_EXTENT, own, ring.extent_bytes)
+        file.set(metrics.RING_USED, own, ring.used_bytes)
+        file.add(metrics.RING_FULL, own, ring.full_count - self._full_count)
+        self._full_count = ring.full_count
+        for protocol, count in self._connections().items():
+            file.set(metrics.CONNECTIONS, (self._process, protocol), count)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._timer.cancel()
+
+    def _plan(self) -> None:
+        self._due_ns = self._clock_ns() + int(_PERIOD_S * _NS_PER_S)
+        self._timer = self._loop.call_later(_PERIOD_S, self._on_time)
+
+    def _on_time(self) -> None:
+        late_ns = max(self._clock_ns() - self._due_ns, 0)
+        bucket = bisect_right(metrics.LOOP_LAG.edges, late_ns)
+        self._file.observe(metrics.LOOP_LAG, (self._process,), ((bucket, 1),), late_ns / metrics.LOOP_LAG.scale)
+        self.update()
+        self._plan()

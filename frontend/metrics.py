@@ -1,0 +1,46 @@
+"""One frontend's metrics, put together: what is counted, what is watched, and the pages that tell it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from ringserve.config import metrics
+from ringserve.config.metric_file import MetricFile
+from ringserve.frontend.client import Client
+from ringserve.frontend.exposition import Exposition, Found
+from ringserve.frontend.metric_gauges import Gauges
+from ringserve.frontend.metric_look import Look
+from ringserve.frontend.metric_scope import MetricScope
+from ringserve.frontend.metric_sums import MetricSums
+from ringserve.frontend.tally import Tally
+
+
+class FrontendMetrics:
+    """Everything about metrics that one frontend process holds. Lives on its event loop.
+
+    process: its name (`frontend-0`). connections: open client connections by protocol.
+    tally: give it to the APIs. exposition: writes the pages.
+    """
+
+    def __init__(
+        self, client: Client, *, run_dir: str, process: str, connections: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._file = MetricFile(run_dir, process)
+        self._file.add(metrics.PROCESS_STARTS, (process,))
+        scope = MetricScope(client.catalog)
+        sums = MetricSums(run_dir)
+        self.tally = Tally(self._file, scope, asyncio.get_running_loop().call_later, sums)
+        self.exposition = Exposition(sums, self.tally, scope=scope, look=self._look)
+        self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns)
+        self._lookup = Look(client.catalog, client.ask)
+
+    async def _look(self) -> Found:
+        self._gauges.update()
+        return await self._lookup()
+
+    def close(self) -> None:
+        """Put down what was counted last, and stop."""
+        self._gauges.close()
+        self.tally.flush()
+        self._file.close()

@@ -1,0 +1,184 @@
+"""One request of the REST API on its way: who asks, what for, and how its answer is sent and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.handler import Buffer
+from ringserve.frontend.http1.exchange import JSON, Exchange
+from ringserve.frontend.json_text import error_body
+from ringserve.frontend.lanes import Lane
+from ringserve.frontend.outputs import Reply
+from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.status import http_status
+from ringserve.frontend.tally import REST, Tally
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+CORS: Final = (
+    b"Access-Control-Allow-Origin: *\r\n"
+    b"Access-Control-Allow-Methods: POST, GET\r\n"
+    b"Access-Control-Allow-Headers: Content-Type\r\n"
+)
+BUG: Final = Failure(Code.INTERNAL, "internal error; see the log of the server")
+
+_OK: Final = int(Code.OK)
+_SWITCH_S: Final = 0.0005
+
+
+class RestClient(Protocol):
+    """What the REST API needs of `client.Client`."""
+
+    recorder: Recorder | None
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    def infer(
+        self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply
+    ) -> int: ...
+
+    def cancel(self, request_id: int) -> None: ...
+
+    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]: ...
+
+
+@dataclass(frozen=True)
+class RestSettings:
+    """gunzip_bytes_max: largest request body after decompression.
+
+    timeout_ms: time a request may wait and run when its X-Request-Timeout header (in seconds) does not say otherwise;
+    0 for no limit. cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
+    admin: who may look at and change the server: `local`, `all` or `off`. metrics_path: of TF Serving's metrics page;
+    empty for none.
+    """
+
+    gunzip_bytes_max: int = 100 * 2**20
+    timeout_ms: int = 30_000
+    cors: bool = False
+    check_method_name: bool = False
+    admin: str = "local"
+    metrics_path: str = ""
+
+
+class RestCall:
+    """One request under /v1, to be answered once. Counts it as TF Serving does.
+
+    api: `predict`, `classify`, `regress`, or "" for the others. model: as the client sent it, "" when there is none.
+    headers: further header lines of the answer.
+    """
+
+    __slots__ = ("_exchange", "_headers", "_started_ns", "_tally", "api", "is_over", "lane", "model")
+
+    def __init__(self, exchange: Exchange, tally: Tally, headers: bytes, api: str, model: str) -> None:
+        self._exchange = exchange
+        self._tally = tally
+        self._headers = headers
+        self._started_ns = tally.clock_ns()
+        self.api = api
+        self.model = model
+        self.lane: Lane | None = None
+        self.is_over = False
+
+    def take_body(self) -> bytes | bytearray:
+        """The request's body, once."""
+        return self._exchange.take_body()
+
+    def finish(self, body: bytes) -> None:
+        """Answer 200."""
+        if not self.is_over:
+            self.is_over = True
+            self._exchange.answer(200, body, JSON, self._headers)
+            self._tally.request(REST, self.api, self.model, _OK, self._started_ns, self.lane)
+
+    def fail(self, failure: Failure) -> None:
+        """Answer with the failure's status and text."""
+        if not self.is_over:
+            code = int(failure.code)
+            self.answer(http_status(code), error_body(failure.text), JSON, code)
+
+    def answer(self, status: int, body: bytes, content_type: bytes, code: int) -> None:
+        """Answer anything else. code: as which the request is counted."""
+        if not self.is_over:
+            self.is_over = True
+            self._exchange.answer(status, body, content_type, self._headers)
+            self._count(code)
+
+    def settle(self, outcome: bytes | Failure) -> None:
+        """Answer with a body, or with a failure."""
+        if isinstance(outcome, Failure):
+            self.fail(outcome)
+        else:
+            self.finish(outcome)
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """`callback` runs if the client goes away before the answer; it is to call `cancel`."""
+        self._exchange.on_cancel(callback)
+
+    def cancel(self) -> None:
+        """The client has gone: nobody waits for an answer."""
+        if not self.is_over:
+            self.is_over = True
+            self._count(int(Code.CANCELLED))
+
+    def _count(self, code: int) -> None:
+        self._tally.request(REST, self.api, self.model, code, self._started_ns, self.lane)
+
+
+class Side:
+    """Where that is done which would hold up the event loop.
+
+    There is one thread for what C code does at hundreds of MB a second, and another for what takes Python a second or
+    more per MB: such requests wait for each other, not others for them.
+    """
+
+    def __init__(self) -> None:
+        # A thread that runs Python is asked to step aside after this long. With the usual 5 ms every turn of the event
+        # loop could be as late while a slow body is read.
+        sys.setswitchinterval(_SWITCH_S)
+        self._quick = ThreadPoolExecutor(1, thread_name_prefix="rest-side")
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="rest-slow")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def quick(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Run a function on the quick side thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._quick, function, *arguments)
+
+    async def slow(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Run a function on the slow side thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, function, *arguments)
+
+    def run(self, call: RestCall, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with a call in a task of its own, which is to answer it."""
+        self.spawn(self._answer(call, work))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task that catches whatever it raises."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: RestCall, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a %s request for model %s", call.api, call.model)
+            call.fail(BUG)
+
+    def close(self) -> None:
+        """End the threads when their present work is done."""
+        self._quick.shutdown(wait=False, cancel_futures=True)
+        self._slow.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,114 @@
+"""`ringserve warmup`: record warm-up files from live traffic, make them up, look into them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def warmup() -> None:
+    """Make, record and show warm-up files: requests that a version runs before it serves.
+
+    A version reads its own from VERSION_DIR/assets.extra/tf_serving_warmup_requests, the file of TensorFlow Serving.
+    """
+
+
+@warmup.command()
+@click.option("--server", default="http://localhost:8501", show_default=True, help="the server's REST address")
+@click.option("--model", required=True, help="the model whose requests are recorded")
+@click.option("--count", default=100, show_default=True, type=click.IntRange(1, 1000), help="requests to record")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0, 3600), help="how long to wait for them"
+)
+@click.option(
+    "--output", type=_FILE, help="file to write; else that of the version that serves, if it is on this machine"
+)
+@click.option("--overwrite", is_flag=True, help="replace a file that is there")
+def record(server: str, model: str, count: int, seconds: float, output: Path | None, overwrite: bool) -> None:
+    """Record the next requests of a model that serves.
+
+    They hold what clients sent: keep the file as you would keep that. (The server must let this host operate it, see
+    rest_admin.)
+    """
+    from ringserve import warmup_files as files
+
+    with _words():
+        path = output or files.warmup_file(files.version_directory(server, model))
+        if path.exists() and not overwrite:
+            raise files.WarmupError(f"{path} is there already; --overwrite replaces it")
+        data = files.record(server, model, count, seconds)
+        files.write_file(data, path, overwrite)
+        click.echo(f"{files.count_of(data)} records in {path}")
+
+
+@warmup.command()
+@click.argument("directory", metavar="VERSION_DIR", type=_DIRECTORY)
+@click.option("--signature", "signatures", multiple=True, help="signature to call; may be repeated (default: all)")
+@click.option("--rows", default=1, show_default=True, type=click.IntRange(1, 100_000), help="rows of each request")
+@click.option("--random", "seed", type=int, metavar="SEED", help="random floats in place of zeros")
+@click.option(
+    "--requests", type=click.File("rb"), help="bodies of REST predict requests, one JSON object a line, to use instead"
+)
+@click.option("--saved_model_tags", default="serve", show_default=True, help="tags that choose the SavedModel's graph")
+@click.option("--output", type=_FILE, help="file to write (default: the version's own)")
+@click.option("--overwrite", is_flag=True, help="replace a file that is there")
+def make(
+    directory: Path,
+    signatures: tuple[str, ...],
+    rows: int,
+    seed: int | None,
+    requests: BinaryIO | None,
+    saved_model_tags: str,
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    """Make a warm-up file for the SavedModel in VERSION_DIR, of made-up requests or of yours in JSON.
+
+    A version whose warm-up file fails does not load: try the file before you rely on it.
+    """
+    from ringserve import warmup_files as files
+
+    with _words():
+        servable = files.signatures_of(directory, frozenset(saved_model_tags.split(",")))
+        if requests is not None:
+            records = files.of_requests(servable, files.split_requests(requests.read()))
+        else:
+            records = files.made_up(servable, signatures, rows, seed)
+        path = output or files.warmup_file(directory)
+        files.write(records, path, overwrite)
+        click.echo(f"{len(records)} records in {path}")
+
+
+@warmup.command()
+@click.argument("given", metavar="FILE|VERSION_DIR", type=click.Path(exists=True, path_type=Path))
+def show(given: Path) -> None:
+    """List the records of a warm-up file."""
+    from ringserve import warmup_files as files
+
+    with _words():
+        path = files.warmup_file(given)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise files.WarmupError(f"cannot read {path}: {error}") from error
+        for line in files.describe(data):
+            click.echo(line)
+
+
+@contextlib.contextmanager
+def _words() -> Iterator[None]:
+    """Failures as one line on standard error and status 1."""
+    from ringserve.warmup_files import WarmupError
+
+    try:
+        yield
+    except WarmupError as error:
+        raise click.ClickException(str(error)) from error

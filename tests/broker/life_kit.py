@@ -1,0 +1,209 @@
+"""One small server's life cycle by hand: say what lies on disk and what workers report, see what is ordered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringserve.broker.aspired import Listing, VersionDirectory, choose
+from ringserve.broker.crew import Crew
+from ringserve.broker.directories import ModelPlan
+from ringserve.broker.generations import Generations
+from ringserve.broker.lifecycle import Lifecycle
+from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
+from ringserve.broker.orders import ForkPlan, Moves
+from ringserve.broker.retries import Retries
+from ringserve.broker.stability import FileInfo, Snapshot
+from ringserve.broker.versions import Versions
+
+S = 1_000_000_000
+START_NS = 1_000 * S
+BROKEN = Failure(Code.INVALID_ARGUMENT, "broken")
+UNLUCKY = Failure(Code.UNAVAILABLE, "bad luck")
+
+
+class Life:
+    """models: name -> policy, with base path /NAME. Directories are old and complete unless a test says otherwise."""
+
+    def __init__(self, workers: int = 2, *, unload_when_empty: bool = False, **models: Any) -> None:
+        self.now_ns = START_NS
+        self.workers_count = workers
+        self.crew = Crew(workers)
+        self.generations = Generations(self.crew, (), 1)
+        self.versions = Versions()
+        self.lifecycle = Lifecycle(
+            self.generations,
+            self.versions,
+            Retries(2, 60 * S),
+            settle_ns=2 * S,
+            incomplete_ns=30 * S,
+            unload_when_empty=unload_when_empty,
+        )
+        self.plans = {name: ModelPlan(name, f"/{name}", policy) for name, policy in models.items()}
+        self.disk: dict[str, dict[int, int]] = {name: {} for name in models}  # version -> inode
+        self.contents: dict[int, int] = {}  # inode -> what tells its files from others, if not the inode
+        self.moves: list[Moves] = []
+        self.plan_of: dict[int, ForkPlan] = {}  # by process id, which is the worker's id, too
+        self._pid = 100
+        self.configure()
+
+    # -------------------------------------------------------------------------------------------------- the world
+
+    def configure(self) -> None:
+        self.lifecycle.configure(self.plans.values(), self.now_ns)
+
+    def put(self, name: str, *versions: int) -> None:
+        """These versions lie there now, and have been there for long."""
+        for version in versions:
+            self._pid += 1
+            self.disk[name][version] = self._pid
+        self.look()
+
+    def remove(self, name: str, *versions: int) -> None:
+        for version in versions:
+            del self.disk[name][version]
+        self.look()
+
+    def look(self, *, age_ns: int = 3600 * S, error: str = "", missing: bool = False) -> None:
+        """The watcher looks at all base paths, twice, with time for everything to settle between."""
+        for _ in range(2):
+            for name in self.plans:
+                look = self.lifecycle.look(name)
+                assert look is not None
+                found = () if error else self._found(name)
+                snapshots = {
+                    directory.version: Snapshot(
+                        (FileInfo("saved_model.pb", 1, self.contents.get(directory.inode, directory.inode)),),
+                        START_NS - age_ns,
+                        START_NS,
+                    )
+                    for directory in choose(found, look.policy)
+                    if look.known.get(directory.version) != directory.inode
+                }
+                listing = Listing(name, look.base_path, error, missing, found, snapshots, {})
+                self.lifecycle.listed(listing, self.now_ns)
+            self.turn(3 * S)
+
+    def _found(self, name: str) -> tuple[VersionDirectory, ...]:
+        base = self.plans[name].base_path
+        return tuple(
+            VersionDirectory(version, f"{base}/{version}", inode) for version, inode in sorted(self.disk[name].items())
+        )
+
+    # ------------------------------------------------------------------------------------------------- the workers
+
+    def pool(self) -> None:
+        self.crew.pool_joined({}, self.now_ns)
+        self.turn()
+
+    def turn(self, after_ns: int = 0) -> None:
+        """Let time pass, and what is ordered happen at once: forks register, who is to leave leaves."""
+        self.now_ns += after_ns
+        self.lifecycle.touch()
+        for _ in range(20):
+            moves = self.lifecycle.turn(self.now_ns)
+            if moves is None:
+                return
+            self.moves.append(moves)
+            for plan in moves.forks:
+                self.register(plan)
+            for worker_id, kept in moves.drain:
+                if not kept:
+                    self.crew.worker_drained(worker_id, self.now_ns)
+                    self.lifecycle.touch()
+            for worker_id in (*moves.stops, *(pid for pid in moves.kills)):
+                self.end(worker_id, 0)
+
+    def register(self, plan: ForkPlan) -> None:
+        self._pid += 1
+        self.plan_of[self._pid] = plan
+        self.crew.worker_joined(self._pid, plan.generation, plan.worker_index, self._pid, self.now_ns)
+        self.lifecycle.touch()
+
+    def load(self, pid: int, **outcomes: Failure) -> None:
+        """This worker carries out its orders. outcomes: failures by `name_version` (m_1=BROKEN)."""
+        succeeded: list[ModelVersion] = []
+        for order, fallback in self.plan_of[pid].orders:
+            if fallback and any(key.name == order.name for key in succeeded):
+                continue
+            self.crew.worker_loading(pid, order.key, self.now_ns)
+            failure = outcomes.get(f"{order.name}_{order.version}")
+            failed = self.crew.worker_loaded(pid, order.key, failure)
+            if failed is not None:
+                self.lifecycle.load_failed(failed, self.now_ns)
+            elif failure is None:
+                self.lifecycle.load_succeeded(order.key)
+                succeeded.append(order.key)
+                self.crew.worker_ready(pid, frozenset(succeeded), complete=False)
+            self.turn()
+            if self.crew.find(pid) is None:
+                return
+        self.crew.worker_ready(pid, frozenset(succeeded), complete=True)
+        self.turn()
+
+    def begin(self, pid: int, name: str, version: int) -> None:
+        self.crew.worker_loading(pid, ModelVersion(name, version), self.now_ns)
+
+    def end(self, pid: int, status: int = -9) -> None:
+        """This process ends; status as the pool tells it."""
+        member = self.crew.find(pid)
+        index = self.plan_of[pid].worker_index
+        self.crew.worker_left(pid, self.now_ns)
+        for failed in self.crew.worker_exited(index, pid, status, self.now_ns):
+            self.lifecycle.load_failed(failed, self.now_ns)
+        self.lifecycle.touch()
+        assert member is None or member not in self.crew.members()
+
+    def load_all(self, **outcomes: Failure) -> None:
+        """All workers that have not, load; also those that are forked because of it."""
+        for _ in range(30):
+            waiting = [
+                member.worker_id
+                for generation in self.crew.generations
+                for member in generation.members.values()
+                if not member.complete
+            ]
+            if not waiting:
+                return
+            self.load(waiting[0], **outcomes)
+
+    def serving(self, **outcomes: Failure) -> None:
+        """Bring all to rest."""
+        self.pool()
+        self.load_all(**outcomes)
+
+    # ---------------------------------------------------------------------------------------------------- looking
+
+    @property
+    def young(self) -> list[int]:
+        """Workers of the following generation."""
+        following = self.crew.following
+        return [] if following is None else [member.worker_id for member in following.members.values()]
+
+    @property
+    def current(self) -> list[int]:
+        current = self.crew.current
+        return [] if current is None else [member.worker_id for _, member in sorted(current.members.items())]
+
+    @property
+    def old(self) -> list[int]:
+        return [member.worker_id for member in self.crew.old]
+
+    def orders(self, pid: int) -> list[tuple[str, int, bool]]:
+        """(name, version, fallback) in the order of loading."""
+        return [(order.name, order.version, fallback) for order, fallback in self.plan_of[pid].orders]
+
+    def state(self, name: str, version: int) -> VersionState:
+        return self.versions.state(ModelVersion(name, version))
+
+    def states(self, name: str) -> dict[int, str]:
+        return {key.version: self.state(*key).name for key in self.versions.known() if key.name == name}
+
+
+def started(workers: int = 2, **models: str | tuple[int, ...]) -> Life:
+    """Every model serves its version 1."""
+    named: dict[str, Any] = models or {"m": "latest"}
+    life = Life(workers, **named)
+    for name in life.plans:
+        life.put(name, 1)
+    life.serving()
+    return life

@@ -1,0 +1,253 @@
+"""What surrounds the gRPC calls of a real server: UNIX sockets, TLS, health, reflection, reloads, the age of
+connections."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
+
+from ringserve.config.config_protos import SSLConfig
+from tests.e2e.clients import make_request, outputs_of
+from tests.e2e.server import Server, wait_until
+from tests.frontend.http2.certificates import HAS_OPENSSL, Certificates, Pair, certificates
+
+health_pb2: Any = importlib.import_module("grpc_health.v1.health_pb2")
+health_pb2_grpc: Any = importlib.import_module("grpc_health.v1.health_pb2_grpc")
+reflection: Any = importlib.import_module("grpc_reflection.v1alpha.proto_reflection_descriptor_database")
+
+Start = Callable[..., Server]
+#: Channels do not share connections with those of other tests.
+_OWN = ("grpc.use_local_subchannel_pool", 1)
+
+
+@pytest.fixture(params=["native", "grpcio"])
+def start(request: pytest.FixtureRequest, models: Path, tmp_path: Path) -> Start:
+    """Starts a server of the model `half` with this engine and these arguments."""
+
+    def start(*arguments: str) -> Server:
+        model = ("--model_name", "half", "--model_base_path", str(models / "half"))
+        return Server(tmp_path, *model, "--workers", "1", "--grpc_engine", request.param, *arguments)
+
+    return start
+
+
+#: For what has nothing to do with the engine.
+one_engine = pytest.mark.parametrize("start", ["native"], indirect=True)
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """Not under pytest's folder, whose path is too long for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="rs-") as folder:
+        yield Path(folder) / "grpc.sock"
+
+
+def connect(target: str) -> Any:
+    return grpc.insecure_channel(target, options=[_OWN])
+
+
+def check_predict(channel: Any) -> None:
+    # A frontend that has just started may not have heard of the models.
+    request = make_request("half", x=np.array([1.0, 2.0, 5.0], np.float32))
+    response = prediction_grpc.PredictionServiceStub(channel).Predict(request, timeout=60, wait_for_ready=True)
+    assert outputs_of(response)["y"].tolist() == [2.5, 3.0, 4.5]
+
+
+# --------------------------------------------------------------------------------------------------------- UNIX socket
+
+
+def test_9_a_unix_socket_that_frontends_share(start: Start, socket_path: Path) -> None:
+    with start("--frontends", "2", "--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660
+        for _ in range(10):
+            with connect(f"unix:{socket_path}") as channel:
+                check_predict(channel)
+        with connect(server.grpc_target) as channel:
+            check_predict(channel)
+        lines = re.findall(r"Running gRPC ModelServer at UNIX socket (\S+) \.\.\.", server.log)
+        assert lines == [str(socket_path)] * 2  # each frontend says so
+        assert "Using InsecureServerCredentials" in server.log
+        # Frontends that die do not take the socket with them.
+        for frontend in server.members("frontend"):
+            frontend.kill()
+        with connect(f"unix:{socket_path}") as channel:
+            wait_until(lambda: predicts(channel), "the successors to know the model")
+    assert not socket_path.exists()
+
+
+def predicts(channel: Any) -> bool:
+    try:
+        check_predict(channel)
+    except grpc.RpcError as error:
+        # Gone with its frontend, or so new that it does not know the model yet.
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND):
+            raise
+        return False
+    return True
+
+
+def test_9_a_unix_socket_alone(start: Start, socket_path: Path) -> None:
+    with start("--port=-1", "--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        with connect(f"unix:{socket_path}") as channel:
+            check_predict(channel)
+        assert "Running gRPC ModelServer at UNIX socket" in server.log
+        assert not re.search(r"Running gRPC ModelServer at \S+:\d+", server.log)
+
+
+@one_engine
+def test_a_socket_in_use_is_said_before_anything_starts(start: Start, socket_path: Path, tmp_path: Path) -> None:
+    with start("--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        (tmp_path / "second").mkdir()
+        arguments = ["--model_base_path", str(tmp_path), "--grpc_socket_path", str(socket_path)]
+        with Server(tmp_path / "second", *arguments) as second:
+            assert second.process.wait(30) != 0
+            assert "another program listens on it" in second.log
+        with connect(f"unix:{socket_path}") as channel:
+            check_predict(channel)
+
+
+@one_engine
+def test_the_socket_of_a_server_that_was_killed_is_replaced(start: Start, socket_path: Path) -> None:
+    with start("--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        server.process.kill()
+        server.process.wait(10)
+        server.assert_nothing_left()
+    assert socket_path.exists()
+    with start("--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        with connect(f"unix:{socket_path}") as channel:
+            check_predict(channel)
+    assert not socket_path.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------- TLS
+
+needs_openssl = pytest.mark.skipif(not HAS_OPENSSL, reason="certificates are made with openssl")
+
+
+@pytest.fixture(scope="module")
+def certs() -> Certificates:
+    return certificates()
+
+
+def ssl_config(path: Path, certs: Certificates, *, client_verify: bool) -> str:
+    """The name of an SSLConfig file; it holds PEM texts."""
+    message: Any = SSLConfig(server_key=certs.server.key, server_cert=certs.server.cert, client_verify=client_verify)
+    if client_verify:
+        message.custom_ca = certs.authority.cert
+    path.write_text(text_format.MessageToString(message))
+    return str(path)
+
+
+def secure(target: str, certs: Certificates, own: Pair | None = None) -> Any:
+    credentials = grpc.ssl_channel_credentials(
+        certs.authority.cert.encode(), own.key.encode() if own else None, own.cert.encode() if own else None
+    )
+    return grpc.secure_channel(target, credentials, options=[_OWN, ("grpc.ssl_target_name_override", "localhost")])
+
+
+def refused(channel: Any) -> bool:
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        prediction_grpc.PredictionServiceStub(channel).Predict(make_request("half", x=[1.0]), timeout=60)
+    return bool(caught.value.code() is grpc.StatusCode.UNAVAILABLE)
+
+
+@needs_openssl
+def test_9_tls(start: Start, certs: Certificates, tmp_path: Path) -> None:
+    with start("--ssl_config_file", ssl_config(tmp_path / "ssl", certs, client_verify=False)) as server:
+        server.wait_available("half")
+        with secure(server.grpc_target, certs) as channel:
+            check_predict(channel)
+        assert refused(connect(server.grpc_target))
+        assert "Using SSL credentials" in server.log
+        assert certs.server.key.splitlines()[1] not in server.log
+
+
+@needs_openssl
+def test_9_clients_show_certificates_on_every_socket(
+    start: Start, certs: Certificates, tmp_path: Path, socket_path: Path
+) -> None:
+    config = ssl_config(tmp_path / "ssl", certs, client_verify=True)
+    with start("--ssl_config_file", config, "--grpc_socket_path", str(socket_path)) as server:
+        server.wait_available("half")
+        for target in (server.grpc_target, f"unix:{socket_path}"):
+            with secure(target, certs, certs.client) as channel:
+                check_predict(channel)
+            assert refused(secure(target, certs))
+            assert refused(secure(target, certs, certs.stranger))
+
+
+# ------------------------------------------------------------------------------------------- health, reflection, reload
+
+
+def test_8_4_health_follows_the_models(start: Start) -> None:
+    with start() as server, connect(server.grpc_target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watching = stub.Watch(health_pb2.HealthCheckRequest(service="half"), timeout=120)
+        seen = [next(watching).status]
+        while seen[-1] != health_pb2.HealthCheckResponse.SERVING:
+            seen.append(next(watching).status)
+        for service in ("", "half", "model:half", "PredictionService", "tensorflow.serving.ModelService"):
+            assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status == seen[-1]
+        # An open watch holds no stop up: it is told, and ended.
+        assert server.stop() == 0
+        assert next(watching).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watching)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_reflection_lists_what_is_served(start: Start) -> None:
+    with start() as server, connect(server.grpc_target) as channel:
+        services = reflection.ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= set(services)
+
+
+def test_grpc_4_6_a_reload_replaces_the_models(start: Start, models: Path) -> None:
+    with start() as server, connect(server.grpc_target) as channel:
+        server.wait_available("half")
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = model_management_pb2.ReloadConfigRequest()
+        for name in ("half", "again"):
+            config = request.config.model_config_list.config.add(name=name, model_platform="tensorflow")
+            config.base_path = str(models / "half")
+        response = stub.HandleReloadConfigRequest(request, timeout=120)
+        assert response.status.error_code == 0
+        predict = prediction_grpc.PredictionServiceStub(channel).Predict
+        answer = predict(make_request("again", x=np.array([2.0], np.float32)), timeout=60)
+        assert outputs_of(answer)["y"].tolist() == [3.0]
+        check_predict(channel)
+        request.config.model_config_list.config.add(name="half", base_path="/x", model_platform="tensorflow")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HandleReloadConfigRequest(request, timeout=120)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "Illegal to list model half multiple times in config list"
+
+
+def test_old_connections_are_asked_to_leave_without_an_error(start: Start) -> None:
+    with start("--grpc_connection_age_ms_max", "200") as server, connect(server.grpc_target) as channel:
+        server.wait_available("half")
+        connections: list[grpc.ChannelConnectivity] = []
+        channel.subscribe(connections.append)
+
+        def three_were_left() -> bool:
+            check_predict(channel)  # and none of these calls fails
+            return connections.count(grpc.ChannelConnectivity.IDLE) >= 3
+
+        wait_until(three_were_left, "the end of three connections")

@@ -1,0 +1,97 @@
+"""From a load order to a model that is loaded and warm: which of a version's files is served, and how it is warmed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringserve.broker.messages import LoadOrder, ModelOptions
+from ringserve.config.schema import Batching, Lifecycle
+from ringserve.workers import synthetic, tflite, warmup
+from ringserve.workers.failures import LoadError
+from ringserve.workers.interface import Model
+from ringserve.workers.loading import Opened
+from ringserve.workers.servable import Servable
+
+log = logging.getLogger(__name__)
+
+_NO_FILE = warmup.Replayed(-1, 0, [])
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens versions as the settings say. tags: of a SavedModel's graph. threads: what one op may use. clock: ns."""
+
+    tags: tuple[str, ...]
+    threads: int
+    batching: Batching
+    lifecycle: Lifecycle
+    clock: Callable[[], int]
+
+    def __call__(self, order: LoadOrder) -> Opened:
+        """Load the ordered version and warm it up. Raises LoadError."""
+        notes: list[str] = []
+        started_ns = self.clock()
+        model = self._load(order, notes)
+        load_ns = self.clock() - started_ns
+        try:
+            replayed, note = self._warm_up(model, order)
+        except LoadError:
+            model.close()
+            raise
+        notes.append(note)
+        log.debug("model %s version %d: %s", order.name, order.version, "; ".join(notes))
+        return Opened(model, notes, load_ns, replayed.ns, replayed.records)
+
+    def _load(self, order: LoadOrder, notes: list[str]) -> Model:
+        path = Path(order.path)
+        if self.lifecycle.prefer_tflite_model and tflite.model_file(path).is_file():
+            if tflite.available() or not _has_saved_model(path):
+                notes.append("runs model.tflite")
+                return tflite.TfliteModel.load(path, order.name, order.version, threads=self.threads)
+            notes.append("runs the SavedModel beside its model.tflite: TFLite's interpreter is not installed")
+            log.warning("model %s version %d %s", order.name, order.version, notes[-1])
+        return Servable.load(path, order.name, order.version, tags=self.tags, threads=self.threads)
+
+    def _options(self, order: LoadOrder) -> ModelOptions:
+        if order.options:
+            return ModelOptions(order.name, *order.options)
+        return ModelOptions(order.name, self.batching.batch_rows_max, [], False, False)
+
+    # ------------------------------------------------------------------------------------------------------ warm-up
+
+    def _warm_up(self, model: Model, order: LoadOrder) -> tuple[warmup.Replayed, str]:
+        """Warm the model up, and say how. Raises LoadError when its own warm-up file fails."""
+        lifecycle, options = self.lifecycle, self._options(order)
+        if not lifecycle.enable_model_warmup:
+            return _NO_FILE, "not warmed up: enable_model_warmup is off"
+        path = warmup.find_file(Path(order.path))
+        if path is None:
+            return _NO_FILE, self._try_out(model, options)
+        iterations = max(lifecycle.num_request_iterations_for_warmup, 1)
+        replayed = warmup.replay(model, path, iterations, options, self.clock)
+        sizes = warmup.widen(replayed.lanes, warmup.batch_sizes(options), self.clock)
+        return replayed, f"warmed up with {replayed.records} records from {path}{_listed(sizes)}"
+
+    def _try_out(self, model: Model, options: ModelOptions) -> str:
+        if not self.lifecycle.synthetic_warmup:
+            return "not warmed up: it brings no warm-up file, and synthetic_warmup is off"
+        lanes, reasons = synthetic.lanes(model)
+        if not lanes:
+            return f"not warmed up: {reasons or 'it has no signature'}"
+        sizes = warmup.widen(lanes, warmup.batch_sizes(options), self.clock)
+        if not sizes:
+            return "not warmed up: no signature runs on zeros" + (f"; {reasons}" if reasons else "")
+        return f"warmed up on zeros{_listed(sizes)}" + (f"; not warmed up: {reasons}" if reasons else "")
+
+
+def _has_saved_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt"))
+
+
+def _listed(sizes: list[int]) -> str:
+    """Batch sizes in words; 0 stands for what cannot be batched."""
+    text = ", ".join(str(rows) for rows in sizes if rows)
+    return f", batches of {text} rows" if text else ""
