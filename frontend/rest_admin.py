@@ -172,6 +172,8 @@ class Admin:
         if config.name not in ("", name):
             raise _BadBodyError(f"the body names the model {config.name}, the path {name}")
         config.name = name
+        if not config.model_platform and not config.model_type:
+            config.model_platform = "tensorflow"  # the only one there is
         return await self._ask("add", config.SerializeToString(), None)
 
     async def _delete_model(self, _: Exchange, name: str, __: bytes) -> _Outcome:
