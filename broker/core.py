@@ -137,8 +137,11 @@ class Core:
         if worker is not None and not worker.retired:
             self._drains.start(worker, frozenset(ModelVersion(*version) for version in kept), now_ns)
 
-    def worker_left(self, worker_id: int, now_ns: int) -> None:
-        """Its process is gone, however that came. One that never took batches is ignored."""
+    def worker_left(self, worker_id: int, now_ns: int, *, blameless: bool = False) -> None:
+        """Its process is gone, however that came. One that never took batches is ignored.
+
+        blameless: something else ended it, not what it ran.
+        """
         worker = self._fleet.workers.get(worker_id)
         if worker is None:
             return
@@ -146,7 +149,7 @@ class Core:
         self._drains.left(worker_id)
         # The last lease first: each goes to the very front of its lane.
         for position, lease in reversed(list(enumerate(self._leases.revoke(worker_id)))):
-            self._outcomes.take_back(lease, blamed=position == 0)
+            self._outcomes.take_back(lease, blamed=position == 0 and not blameless)
             self._list(lease.lane, now_ns)
         for lane in self._lanes:
             if worker_id in lane.recent:

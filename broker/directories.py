@@ -39,7 +39,8 @@ class Directory:
 @dataclass
 class Base:
     """A configured model and its base path. since_ns: when it was configured. listing: the last look that saw it, or
-    that it is missing; None before. error: why the last look saw nothing; one such look changes nothing."""
+    that it is missing; None before. error: why the last look saw nothing; one such look changes nothing. pending: a
+    version is waited for, so that every look matters, even one that sees nothing new."""
 
     plan: ModelPlan
     since_ns: int
@@ -47,6 +48,7 @@ class Base:
     error: str = ""
     directories: dict[int, Directory] = field(default_factory=dict)
     said: str = ""
+    pending: bool = True
 
     def order(self, version: int) -> Order:
         """What loads this version, as its directory is now."""

@@ -84,6 +84,7 @@ class Lifecycle:
         self._wake_ns = 0
         self.looks: dict[str, int] = {}
         self.singles: set[ModelVersion] = set()
+        self._last_published: Orders = {}
 
     # ------------------------------------------------------------------------------------------------- what happens
 
@@ -115,14 +116,18 @@ class Lifecycle:
         base = self._bases.get(listing.name)
         if base is None or base.plan.base_path != listing.base_path:
             return
-        for order in base.take(listing, now_ns):
+        before = (base.listing.found if base.listing is not None else None, base.error)
+        changed = base.take(listing, now_ns)
+        for order in changed:
             self._retries.forget(order)
         complaint = base.complaint(now_ns)
         if complaint and complaint != base.said:
             prefix = "FileSystemStoragePathSource encountered a filesystem access error: " if listing.error else ""
             log.error("%s%s", prefix, complaint)
         base.said = complaint
-        self._dirty = True
+        # Most looks see nothing new, and there may be a thousand models.
+        if base.pending or changed or before != (listing.found, listing.error):
+            self._dirty = True
 
     def load_failed(self, failed: LoadFailure, now_ns: int) -> None:
         """A load failed, or ended its worker too often."""
@@ -155,6 +160,7 @@ class Lifecycle:
             return None
         self._dirty = False
         moves = Moves([], [], [], [], [], 0)
+        published: Orders = {}
         for _ in range(_ROUNDS_MAX):
             before = self._published()
             statuses = self._aim(before, now_ns)
@@ -164,6 +170,7 @@ class Lifecycle:
             self._show(statuses, published)
             if published == before:
                 break
+        self._last_published = published
         wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns))
         self._wake_ns = min((wake for wake in wakes if wake), default=0)
         return moves
@@ -185,7 +192,7 @@ class Lifecycle:
         base = self._bases.get(name)
         if base is None:
             return None
-        published = self._published()
+        published = self._last_published
         known = {}
         for version, directory in base.directories.items():
             # What serves needs no look inside, unless it was made anew.
@@ -210,8 +217,11 @@ class Lifecycle:
         orders: Orders = {}
         fallbacks: Orders = {}
         gone: set[Order] = set()
+        by_name: dict[str, Orders] = {}
+        for key, order in published.items():
+            by_name.setdefault(key.name, {})[key] = order
         for base in self._bases.values():
-            serving = {key: order for key, order in published.items() if key.name == base.plan.name}
+            serving = by_name.get(base.plan.name, {})
             theirs, instead = self._aim_of(base, serving, statuses, now_ns)
             orders.update(theirs)
             fallbacks.update(instead)
@@ -235,7 +245,7 @@ class Lifecycle:
         if aspired is None:
             return serving, {}
         wanted: Orders = {}
-        pending = False
+        base.pending = False
         for version in aspired:
             key = ModelVersion(name, version)
             order = base.order(version)
@@ -245,17 +255,15 @@ class Lifecycle:
             status = statuses[key] = self._status(base, version, now_ns)
             if status.may_load:
                 wanted[key] = order
-            pending = pending or status.state is VersionState.START
+            base.pending = base.pending or status.state is VersionState.START
         self._retries.keep_only(name, {base.order(version) for version in aspired})
         base.forget_vanished({key.version for key in serving} | trying)
-        return self._merge(base, aspired, wanted, serving, pending=pending)
+        return self._merge(base, aspired, wanted, serving)
 
-    def _merge(
-        self, base: Base, aspired: list[int], wanted: Orders, serving: Orders, *, pending: bool
-    ) -> tuple[Orders, Orders]:
+    def _merge(self, base: Base, aspired: list[int], wanted: Orders, serving: Orders) -> tuple[Orders, Orders]:
         """What is wanted, and what becomes of that which serves and is not."""
         others = {key: order for key, order in serving.items() if wanted.get(key) != order}
-        if base.plan.hold or pending:
+        if base.plan.hold or base.pending:
             return {**others, **wanted}, {key: order for key, order in others.items() if key in wanted}
         if not aspired:
             gone = self._unload_when_empty or base.plan.versions == ()

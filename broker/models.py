@@ -81,8 +81,7 @@ class Models:
         self._poll_ns = 0
         self._poll_file_ns = 0
         self._batching: dict[ModelVersion, Batching] = {}
-        self._epochs = (-1, -1)
-        self._labels_epoch = 0
+        self._epochs = (-1, -1, True)
         self._catalog_epoch = 0
         self._wake_ns = 0
         self._rescans: list[tuple[dict[str, int], int, Callable[[], None]]] = []
@@ -227,12 +226,13 @@ class Models:
     def _tell_core(self) -> None:
         """After every change of the catalog: let labels take effect, and the core know what requests may come for."""
         versions = self.lifecycle.versions
-        if self._epochs == (versions.epoch, self.admin.epoch):
+        adopting = self.lifecycle.generations.crew.adoption is not None
+        if self._epochs == (versions.epoch, self.admin.epoch, adopting):
             return
-        self._epochs = (versions.epoch, self.admin.epoch)
+        self._epochs = (versions.epoch, self.admin.epoch, adopting)
         self._catalog_epoch += 1
         self.labels.settle(self.lifecycle.is_available)
-        if not self.lifecycle.generations.crew.adoption:
+        if not adopting:
             self._core.set_versions(versions.expected())
         live = (VersionState.LOADING, VersionState.AVAILABLE, VersionState.UNLOADING)
         singles = {key.name for key in self.lifecycle.singles if versions.state(key) in live}
@@ -243,6 +243,7 @@ class Models:
     def _put_version_batching(self) -> None:
         """A model has one batching at a time: that of its highest version that serves."""
         found: dict[str, tuple[int, Batching]] = {}
+        self._batching = {key: said for key, said in self._batching.items() if key in self.lifecycle.versions}
         for key, batching in self._batching.items():
             if self.lifecycle.is_available(*key) and found.get(key.name, (-1, batching))[0] < key.version:
                 found[key.name] = (key.version, batching)

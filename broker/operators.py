@@ -105,6 +105,11 @@ class Operators:
     def _tell(self, peer_id: int, ask_id: int, failure: Failure, body: bytes) -> None:
         self._answers.append((peer_id, Told(ask_id, int(failure.code), failure.text, body)))
 
+    @property
+    def answers_wait(self) -> bool:
+        """There is something to say."""
+        return bool(self._answers)
+
     def speak(self) -> None:
         """Send the answers. After the catalog: who hears that a model is there must find it there."""
         answers, self._answers = self._answers, []

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: Longest sleep without a reason to wake: bounds how late a stop request is seen if a wake-up is ever missed.
 _IDLE_NS = 1_000_000_000
+#: Telling the catalog takes one in so many parts of the loop's time at most.
+_CATALOG_SHARE = 20
 
 
 class Service:
@@ -75,7 +77,8 @@ class Service:
         self._registry = Registry(listener, inbox_path, self._selector, first_peer_id=first_peer_id)
         self._outboxes: dict[int, Outbox] = {}
         self._catalog_epoch_sent = 0
-        self._told: set[int] = set()
+        self._catalog_due_ns = 0
+        self._strangers: set[int] = set()  # frontends that have no catalog yet
         self._pool: Peer | None = None
         self._news = True
         self._stopping = False
@@ -133,7 +136,8 @@ class Service:
             self._on_mail(data, now_ns)
         for peer, message in arrivals.messages:
             self._on_control(peer, message, now_ns)
-        for peer in arrivals.left:
+        # The pool first: its workers leave because of that.
+        for peer in sorted(arrivals.left, key=lambda peer: peer.role is not Role.POOL):
             self._left(peer, now_ns)
         for refusal in arrivals.refused:
             log.warning("refused a registration: %s", refusal)
@@ -146,8 +150,7 @@ class Service:
             moves = models.turn(now_ns)
             if moves is not None:
                 self._move(moves, now_ns)
-            self._tell_catalog(now_ns)
-        self._operators.speak()
+        catalog_ns = self._tell_frontends(now_ns)
         turn = self._core.turn(now_ns)
         for worker_id, execute in turn.executes:
             self._outboxes[worker_id].send(wire.pack(execute))
@@ -159,7 +162,8 @@ class Service:
             self._end_workers(turn, now_ns)
         metrics_ns = self._metrics.tick(now_ns, self._core.ends)
         models_ns = now_ns if self._news else models.wake_ns
-        return min((wake for wake in (turn.wake_ns, models_ns, metrics_ns) if wake), default=0)
+        wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns)
+        return min((wake for wake in wakes if wake), default=0)
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:
         crew = self.models.lifecycle.generations.crew
@@ -212,21 +216,29 @@ class Service:
         if self._pool is not None:
             self._registry.send(self._pool, Kill(pid))
 
-    def _tell_catalog(self, now_ns: int) -> None:
-        """Every frontend gets the catalog when it comes, and after every change."""
-        models = self.models
-        if not models.may_tell(now_ns):
-            return
+    def _tell_frontends(self, now_ns: int) -> int:
+        """The catalog when they come and after every change, and their operators' answers. Returns when to try again;
+        0 when nothing is left to be told."""
+        models, urgent = self.models, bool(self._strangers) or self._operators.answers_wait
         changed = models.epoch != self._catalog_epoch_sent
-        frontends = [
-            peer for peer in self._registry.of_role(Role.FRONTEND) if changed or peer.peer_id not in self._told
-        ]
-        if not frontends:
-            return
+        if not (changed or urgent) or not models.may_tell(now_ns):
+            return 0
+        # A catalog of a thousand models takes a while to write, and each of them changes it: not after each.
+        if now_ns < self._catalog_due_ns and not urgent:
+            return self._catalog_due_ns
+        if changed or self._strangers:
+            self._tell_catalog(changed=changed)
+            self._catalog_due_ns = now_ns + min(_CATALOG_SHARE * (self._clock() - now_ns), _IDLE_NS)
+        self._operators.speak()
+        return 0
+
+    def _tell_catalog(self, *, changed: bool) -> None:
+        models = self.models
         catalog = models.catalog()
-        for frontend in frontends:
-            self._registry.send(frontend, catalog)
-        self._told.update(frontend.peer_id for frontend in frontends)
+        for frontend in self._registry.of_role(Role.FRONTEND):
+            if changed or frontend.peer_id in self._strangers:
+                self._registry.send(frontend, catalog)
+        self._strangers.clear()
         self._catalog_epoch_sent = models.epoch
         self._metrics.serving(models.lifecycle.versions.expected())
 
@@ -238,6 +250,7 @@ class Service:
             self._outboxes[peer.peer_id] = self._mail.outbox(peer.hello.inbox)
         if peer.role is Role.FRONTEND:
             self._core.frontend_joined(peer.peer_id)
+            self._strangers.add(peer.peer_id)
         elif peer.role is Role.WORKER:
             hello = peer.hello
             crew = self.models.lifecycle.generations.crew
@@ -252,9 +265,9 @@ class Service:
         crew = self.models.lifecycle.generations.crew
         if peer.role is Role.FRONTEND:
             self._core.frontend_left(peer.peer_id)
-            self._told.discard(peer.peer_id)
+            self._strangers.discard(peer.peer_id)
         elif peer.role is Role.WORKER:
-            self._core.worker_left(peer.peer_id, now_ns)
+            self._core.worker_left(peer.peer_id, now_ns, blameless=self._pool is None)
             crew.worker_left(peer.peer_id, now_ns)
             self._operators.left(peer)
         elif peer is self._pool:

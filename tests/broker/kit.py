@@ -92,8 +92,8 @@ class Bench:
         self.core.done(Done(worker_id, batch_id, run_ns, rows), self.now_ns)
         return self.turn()
 
-    def left(self, worker_id: int) -> Turn:
-        self.core.worker_left(worker_id, self.now_ns)
+    def left(self, worker_id: int, *, blameless: bool = False) -> Turn:
+        self.core.worker_left(worker_id, self.now_ns, blameless=blameless)
         return self.turn()
 
     def learn(self, run_ns: int, rows: int = 1, *, times: int = 20) -> None:

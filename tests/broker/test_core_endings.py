@@ -133,6 +133,17 @@ def test_the_batch_behind_the_one_that_ran_is_not_blamed() -> None:
     assert order == [[1], [2], [3, 4]]
 
 
+def test_workers_that_leave_with_their_pool_are_not_the_requests_fault() -> None:
+    bench = Bench()
+    bench.submit((1, 1), (2, 1))
+    for worker_id in (10, 11, 12):
+        bench.left(worker_id, blameless=True)
+        bench.core.worker_joined(worker_id + 1, 0, {("m", 1)})
+        # Together again, and not one by one as suspects are.
+        assert sent(bench.turn()) == [(worker_id + 1, [(1, 1, 0), (2, 1, 0)])]
+    assert bench.counted("failed") == 0
+
+
 def test_a_request_that_ended_two_workers_is_not_tried_again() -> None:
     bench = Bench()
     bench.submit((1, 1), (2, 1))
