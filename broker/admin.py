@@ -100,6 +100,7 @@ class Admin:
         self._file_digest = ""
         self._file_failed_ns = 0
         self._file_said = ""
+        self._now_ns = 0
         self.epoch = 0
 
     # -------------------------------------------------------------------------------------------------- the start
@@ -146,13 +147,14 @@ class Admin:
             return
         self._file_digest = read.digest
         self._waiting.append(
-            (lambda now_ns: self._apply_file(read, now_ns), lambda failure, _: self._file_over(failure, 1))
+            (lambda now_ns: self._apply_file(read, now_ns), lambda failure, _: self._file_over(failure))
         )
 
     # ----------------------------------------------------------------------------------------------- carrying out
 
     def turn(self, now_ns: int) -> None:
         """Go on with the change under way, and begin the next when it is over."""
+        self._now_ns = now_ns
         while True:
             if self._change is not None:
                 ended = self._change.progress(self._lifecycle, self._labels, now_ns)
@@ -205,12 +207,12 @@ class Admin:
             raise Refused(Code.FAILED_PRECONDITION, _TRANSITION)
         after = self._keep_batching(models_of(read.config, self._defaults, self.models))
         names = [model.name for model in after]
-        self._begin(after, names, lambda ended: self._file_over(ended.failure, now_ns), now_ns)
+        self._begin(after, names, lambda ended: self._file_over(ended.failure), now_ns)
 
-    def _file_over(self, failure: Failure, now_ns: int) -> None:
+    def _file_over(self, failure: Failure) -> None:
         if failure.code is not Code.OK:
             log.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", describe(failure))
-            self._file_failed_ns = now_ns
+            self._file_failed_ns = self._now_ns
         else:
             self._file_failed_ns = 0
 

@@ -75,11 +75,13 @@ class Generations:
         """A worker may still be running requests of `key`. One that is kept for others is there for those alone."""
         return any(key in (member.kept or member.serves) for member in self.crew.members())
 
-    def trying(self, name: str) -> set[int]:
-        """Versions of this model that a new generation is trying to bring."""
+    def trying(self) -> dict[str, set[int]]:
+        """Versions, by model, that a new generation is trying to bring."""
         following = self.crew.following
-        fresh = following.fresh if following is not None else frozenset[Order]()
-        return {order.version for order in fresh if order.name == name}
+        found: dict[str, set[int]] = {}
+        for order in following.fresh if following is not None else ():
+            found.setdefault(order.name, set()).add(order.version)
+        return found
 
     # ---------------------------------------------------------------------------------------------------- decisions
 
@@ -133,16 +135,16 @@ class Generations:
         current = crew.current
         if not crew.pool:
             return
+        due = 0 < self._refresh_ns <= now_ns
         if current is None or not (current.orders or current.members):
-            orders = {**aim.fallbacks, **aim.orders}.items()
-            loadable = {key: order for key, order in orders if order.path and order not in aim.gone}
-            if loadable:
+            orders = self._loadable(aim, kept_too=due)
+            if orders:
                 crew.current = self._make(Phase.SERVE)
-                crew.current.orders, crew.current.gone = loadable, aim.gone
+                crew.current.orders, crew.current.gone = orders, aim.gone
+                self._refresh_ns = 0
             return
         if current.loading() or any(not member.kept for member in crew.old):
             return  # two generations in memory are enough
-        due = 0 < self._refresh_ns <= now_ns
         if not due and not self._differs(current, aim):
             return
         following = self._make(Phase.SCOUT)
@@ -155,6 +157,14 @@ class Generations:
         self._refresh_ns = 0
         if not following.plan():
             self._publish(following)
+
+    def _loadable(self, aim: Aim, *, kept_too: bool) -> Orders:
+        """What of the aim workers could load, with or without that which old workers are kept for."""
+        return {
+            key: order
+            for key, order in {**aim.fallbacks, **aim.orders}.items()
+            if order.path and order not in aim.gone and (kept_too or self.crew.kept(key) != order)
+        }
 
     def _make(self, phase: Phase) -> Generation:
         taken = {member.generation % BANKS for member in self.crew.members()}
@@ -212,6 +222,12 @@ class Generations:
     def _advance(self, generation: Generation, aim: Aim, now_ns: int) -> None:
         members = generation.members
         if generation.phase is Phase.SCOUT:
+            if generation.roster[generation.scout_place] is Place.VACANT:
+                assert self.crew.current is not None
+                self._set_plan(generation, self.crew.current, aim)  # which may have changed since an earlier scout
+                if not generation.plan():
+                    self._publish(generation)
+                return
             scout = members.get(generation.scout_place)
             if scout is None or not scout.complete:
                 return
@@ -325,10 +341,6 @@ class Generations:
         crew = self.crew
         forks = []
         for generation in crew.generations if crew.pool else ():
-            if generation.phase is Phase.SCOUT and generation.roster[generation.scout_place] is Place.VACANT:
-                assert self._aim is not None
-                assert crew.current is not None
-                self._set_plan(generation, crew.current, self._aim)  # it may have changed since an earlier scout
             plan = generation.plan()
             for place in generation.roster.due(self._open_places(generation), now_ns) if plan else ():
                 generation.given[place] = plan

@@ -19,15 +19,14 @@ from ringserve.broker.directories import SILENT_NS_MAX, Base, ModelPlan
 from ringserve.broker.generations import Generations
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
 from ringserve.broker.orders import Aim, LoadFailure, Moves, Order, Orders
+from ringserve.broker.parts import Parts, Status
 from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 
 log = logging.getLogger(__name__)
 
-_OK = Failure(Code.OK, "")
 #: The first plan waits this long for the first look at every base path, so that one generation brings all models.
 _FIRST_LOOK_NS_MAX = 1_000_000_000
-_LOOK_SOON_NS = 100_000_000
 #: Publishing one generation changes the aim, which may change what is to be done: at most this often in a row.
 _ROUNDS_MAX = 8
 
@@ -49,15 +48,6 @@ class Outcome(NamedTuple):
     failures: list[tuple[int | None, Failure]]
 
 
-class _Status(NamedTuple):
-    """Of an aspired version that does not serve (yet). may_load: it is to be loaded now."""
-
-    state: VersionState
-    failure: Failure = _OK
-    waits: str = ""
-    may_load: bool = False
-
-
 class Lifecycle:
     """What is configured and what is known of it. looks: models that are to be looked at at that time, by name."""
 
@@ -74,17 +64,19 @@ class Lifecycle:
         self.generations = generations
         self.versions = versions
         self._retries = retries
-        self._settle_ns = settle_ns
-        self._incomplete_ns = incomplete_ns
-        self._unload_when_empty = unload_when_empty
+        self._parts = Parts(
+            retries, settle_ns=settle_ns, incomplete_ns=incomplete_ns, unload_when_empty=unload_when_empty
+        )
         self._bases: dict[str, Base] = {}
         self._begun_ns: int | None = None
         self._aiming = False
         self._dirty = True
         self._wake_ns = 0
-        self.looks: dict[str, int] = {}
+        self.looks = self._parts.looks
         self.singles: set[ModelVersion] = set()
         self._last_published: Orders = {}
+        self._serving: set[str] = set()
+        self._shown: dict[ModelVersion, tuple[bool, Status | None]] = {}
 
     # ------------------------------------------------------------------------------------------------- what happens
 
@@ -105,9 +97,11 @@ class Lifecycle:
                 self.looks[plan.name] = now_ns
             base.plan = plan
             self._bases[plan.name] = base
+            self._parts.think_of(plan.name)
         for name in before.keys() - self._bases.keys():
             self._retries.keep_only(name, set())
             self.looks.pop(name, None)
+            self._parts.think_of(name)
         log.info("Finished adding/updating models")
         self._dirty = True
 
@@ -127,7 +121,7 @@ class Lifecycle:
         base.said = complaint
         # Most looks see nothing new, and there may be a thousand models.
         if base.pending or changed or before != (listing.found, listing.error):
-            self._dirty = True
+            self._think_of(listing.name)
 
     def load_failed(self, failed: LoadFailure, now_ns: int) -> None:
         """A load failed, or ended its worker too often."""
@@ -139,13 +133,17 @@ class Lifecycle:
             log.info("Retrying of Loading servable: %s retry: %d", name, attempts.failed_count)
         elif attempts.failed_count > 1 and not final:
             log.error("Retrying of Loading servable: %s exhausted max_num_retries: %d", name, attempts.failed_count - 1)
-        self._dirty = True
+        self._think_of(order.name)
 
     def load_succeeded(self, key: ModelVersion) -> None:
         """A worker has it."""
         base = self._bases.get(key.name)
         if base is not None and key.version in base.directories:
             self._retries.forget(base.order(key.version))
+        self._think_of(key.name)
+
+    def _think_of(self, name: str) -> None:
+        self._parts.think_of(name)
         self._dirty = True
 
     def touch(self) -> None:
@@ -159,18 +157,20 @@ class Lifecycle:
         if not self._dirty and not 0 < self._wake_ns <= now_ns:
             return None
         self._dirty = False
+        self._parts.pass_time(now_ns)
         moves = Moves([], [], [], [], [], 0)
         published: Orders = {}
         for _ in range(_ROUNDS_MAX):
-            before = self._published()
+            before, generations = self._published(), self.generations.crew.generations
             statuses = self._aim(before, now_ns)
             new = self.generations.turn(now_ns)
             moves = moves.then(new)
             published = self._published()
             self._show(statuses, published)
-            if published == before:
-                break
+            if published == before and generations == self.generations.crew.generations and not any(new[:-1]):
+                break  # otherwise what was done last may allow the next
         self._last_published = published
+        self._serving = {key.name for key in published}
         wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns))
         self._wake_ns = min((wake for wake in wakes if wake), default=0)
         return moves
@@ -212,20 +212,23 @@ class Lifecycle:
             times.append(self._begun_ns + _FIRST_LOOK_NS_MAX)
         return min((time for time in times if time > now_ns), default=0)
 
-    def _aim(self, published: Orders, now_ns: int) -> dict[ModelVersion, _Status]:
-        statuses: dict[ModelVersion, _Status] = {}
+    def _aim(self, published: Orders, now_ns: int) -> dict[ModelVersion, Status]:
+        statuses: dict[ModelVersion, Status] = {}
         orders: Orders = {}
         fallbacks: Orders = {}
         gone: set[Order] = set()
         by_name: dict[str, Orders] = {}
         for key, order in published.items():
             by_name.setdefault(key.name, {})[key] = order
-        for base in self._bases.values():
-            serving = by_name.get(base.plan.name, {})
-            theirs, instead = self._aim_of(base, serving, statuses, now_ns)
-            orders.update(theirs)
-            fallbacks.update(instead)
-            gone.update(order for order in serving.values() if base.is_gone(order))
+        trying = self.generations.trying()
+        for name, base in self._bases.items():
+            part = self._parts.of(base, by_name.get(name, {}), trying.get(name, set()), now_ns)
+            orders.update(part.orders)
+            fallbacks.update(part.fallbacks)
+            gone.update(part.gone)
+            statuses.update(part.statuses)
+        for failed in self._parts.take_refused():
+            self.load_failed(failed, now_ns)
         if not self._aiming:
             listed = all(base.listing is not None or base.error for base in self._bases.values())
             waited = self._begun_ns is not None and now_ns >= self._begun_ns + _FIRST_LOOK_NS_MAX
@@ -235,90 +238,33 @@ class Lifecycle:
             self.generations.aim_at(Aim(orders, fallbacks, singles, frozenset(gone)))
         return statuses
 
-    def _aim_of(
-        self, base: Base, serving: Orders, statuses: dict[ModelVersion, _Status], now_ns: int
-    ) -> tuple[Orders, Orders]:
-        """(orders, fallbacks) of one model. serving: its published versions."""
-        name = base.plan.name
-        trying = self.generations.trying(name)
-        aspired = base.aspired(trying)
-        if aspired is None:
-            return serving, {}
-        wanted: Orders = {}
-        base.pending = False
-        for version in aspired:
-            key = ModelVersion(name, version)
-            order = base.order(version)
-            if serving.get(key) == order:
-                wanted[key] = order
-                continue
-            status = statuses[key] = self._status(base, version, now_ns)
-            if status.may_load:
-                wanted[key] = order
-            base.pending = base.pending or status.state is VersionState.START
-        self._retries.keep_only(name, {base.order(version) for version in aspired})
-        base.forget_vanished({key.version for key in serving} | trying)
-        return self._merge(base, aspired, wanted, serving)
-
-    def _merge(self, base: Base, aspired: list[int], wanted: Orders, serving: Orders) -> tuple[Orders, Orders]:
-        """What is wanted, and what becomes of that which serves and is not."""
-        others = {key: order for key, order in serving.items() if wanted.get(key) != order}
-        if base.plan.hold or base.pending:
-            return {**others, **wanted}, {key: order for key, order in others.items() if key in wanted}
-        if not aspired:
-            gone = self._unload_when_empty or base.plan.versions == ()
-            return ({} if gone else others), {}
-        if any(serving.get(key) == order for key, order in wanted.items()):
-            return wanted, {key: order for key, order in others.items() if key in wanted}
-        return (wanted, others) if wanted else (others, {})
-
-    def _status(self, base: Base, version: int, now_ns: int) -> _Status:
-        """How far an aspired version is that does not serve."""
-        directory = base.directories[version]
-        watched = directory.watched
-        name = base.plan.name
-        attempts = self._retries.of(base.order(version))
-        if attempts is not None:
-            if attempts.over:
-                return _Status(VersionState.END, attempts.failure)
-            if attempts.retry_ns > now_ns:
-                return _Status(VersionState.LOADING, attempts.failure, f"load {attempts.failed_count + 1} comes soon")
-            return _Status(VersionState.LOADING, attempts.failure, may_load=True)
-        if not watched.seen:
-            self._look_at(name, now_ns + _LOOK_SOON_NS)
-            return _Status(VersionState.START)
-        verdict = watched.judge(settle_ns=self._settle_ns, incomplete_ns=self._incomplete_ns)
-        if verdict.load and directory.refusal:
-            failure = Failure(Code.INVALID_ARGUMENT, directory.refusal)
-            self.load_failed(LoadFailure(base.order(version), failure, True), now_ns)
-            return _Status(VersionState.END, failure)
-        if verdict.load:
-            return _Status(VersionState.LOADING, may_load=True)
-        self._look_at(name, max(verdict.again_ns, now_ns + 1))
-        return _Status(VersionState.START, waits=verdict.reason)
-
-    def _look_at(self, name: str, at_ns: int) -> None:
-        self.looks[name] = min(at_ns, self.looks.get(name, at_ns))
-
     # --------------------------------------------------------------------------------------------- what is told of it
 
-    def _show(self, statuses: dict[ModelVersion, _Status], published: Orders) -> None:
+    def _show(self, statuses: dict[ModelVersion, Status], published: Orders) -> None:
         """Bring the catalog up to date."""
         served = (VersionState.AVAILABLE, VersionState.UNLOADING)
         for key in dict.fromkeys([*self.versions.known(), *statuses, *published]):
-            state = self.versions.state(key)
             status = statuses.get(key)
+            shown = (key in published, status)
+            if self._shown.get(key) == shown:
+                continue
+            state = self.versions.state(key)
             if key in published:
                 waits = "" if status is None else status.waits or status.failure.text
-                self._put(key, _Status(VersionState.AVAILABLE, waits=waits))
+                self._put(key, Status(VersionState.AVAILABLE, waits=waits))
             elif state in served and self.generations.serves(key):
-                self._put(key, _Status(VersionState.UNLOADING))
+                self._put(key, Status(VersionState.UNLOADING))
+                self._shown.pop(key, None)
+                continue  # until no worker serves it
             elif status is not None:
                 self._put(key, status)
             elif state in (*served, VersionState.START, VersionState.LOADING):
-                self._put(key, _Status(VersionState.END))
+                self._put(key, Status(VersionState.END))
+            self._shown[key] = shown
+        if len(self._shown) > 2 * len(self.versions.known()):  # ended ones are forgotten in the end
+            self._shown = {key: shown for key, shown in self._shown.items() if key in self.versions}
 
-    def _put(self, key: ModelVersion, status: _Status) -> None:
+    def _put(self, key: ModelVersion, status: Status) -> None:
         before = self.versions.state(key)
         if self.versions.put(key, status.state, status.failure, status.waits):
             if status.state is VersionState.END and before is not VersionState.UNLOADING:
@@ -327,6 +273,9 @@ class Lifecycle:
                 log.info("%s {name: %s version: %d}", line, key.name, key.version)
 
     # ------------------------------------------------------------------------------------------------------ questions
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._bases
 
     def names(self) -> list[str]:
         """The configured models."""
@@ -340,7 +289,7 @@ class Lifecycle:
         base = self._bases.get(name)
         if base is None or self.is_available(name, version):
             return False
-        aspired = base.aspired(self.generations.trying(name))
+        aspired = base.aspired(self.generations.trying().get(name, ()))
         if aspired is None:
             return not base.error
         attempts = self._retries.of(base.order(version)) if version in aspired else None
@@ -348,17 +297,17 @@ class Lifecycle:
 
     def is_incomplete(self, name: str) -> bool:
         """All that this model could serve lacks files: somebody copies it, or left it like that."""
-        aspired = self._bases[name].aspired(self.generations.trying(name))
+        aspired = self._bases[name].aspired(self.generations.trying().get(name, ()))
         return bool(aspired) and all(self._bases[name].directories[version].watched.lacks for version in aspired or ())
 
     def outcome(self, name: str, now_ns: int) -> Outcome:
         """What became of a configured model so far."""
         base = self._bases[name]
-        if any(key.name == name for key in self._published()):
+        if name in self._serving:
             return Outcome(True, [])
         if complaint := base.complaint(now_ns):
             return Outcome(True, [(None, Failure(Code.NOT_FOUND, complaint))])
-        aspired = base.aspired(self.generations.trying(name))
+        aspired = base.aspired(self.generations.trying().get(name, ()))
         if not aspired:
             return Outcome(False, [])
         failures: list[tuple[int | None, Failure]] = []

@@ -77,6 +77,7 @@ class Models:
             save=save,
         )
         self._starting = True
+        self._awaited: list[str] | None = None
         self._begun_ns = 0
         self._poll_ns = 0
         self._poll_file_ns = 0
@@ -214,11 +215,17 @@ class Models:
         return self._wake_ns
 
     def _settle_start(self, now_ns: int) -> None:
-        outcomes = {name: self.lifecycle.outcome(name, now_ns) for name in self.lifecycle.names()}
-        if not all(outcome.settled or self.lifecycle.is_incomplete(name) for name, outcome in outcomes.items()):
-            return
+        lifecycle = self.lifecycle
+        if self._awaited is None:
+            self._awaited = lifecycle.names()
+        while self._awaited:
+            name = self._awaited[-1]
+            if name in lifecycle and not (lifecycle.outcome(name, now_ns).settled or lifecycle.is_incomplete(name)):
+                return  # the others are thought of when this one is settled
+            self._awaited.pop()
         self._starting = False
         self._catalog_epoch += 1
+        outcomes = {name: lifecycle.outcome(name, now_ns) for name in lifecycle.names()}
         failed = {name: outcome.failures for name, outcome in outcomes.items() if outcome.failures}
         if failed and self._first and self._settings.require_all_models:
             self.fatal = f"UNKNOWN: {unavailable('servable(s)', failed)}"

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 #: A look that takes longer is left to its thread.
 STUCK_NS = 2_000_000_000
+#: While more looks are to be done, the loop is woken this often and not for each.
+_WAKE_NS = 20_000_000
 
 
 class Result(NamedTuple, Generic[T]):
@@ -74,6 +76,7 @@ class Watcher:
         self._thread = self._start()
         self._under_way: dict[str, int] = {}
         self._following: dict[str, _Job] = {}
+        self._woken_ns = 0
         self._asked = 0
 
     def look(self, key: str, run: Callable[[], Any], *, anew: bool) -> int:
@@ -115,6 +118,7 @@ class Watcher:
         if busy is not None and now_ns >= busy[1] + STUCK_NS:
             job, _ = busy
             log.error("looking at %s hangs; the other base paths go on being looked at", job.key)
+            os.eventfd_write(self.fd, 1)  # for those that came before it
             stuck, self._thread = self._thread, self._start()
             while True:
                 try:
@@ -135,4 +139,7 @@ class Watcher:
     def _done(self, result: Result[Any]) -> None:
         """In the thread."""
         self._results.append(result)
-        os.eventfd_write(self.fd, 1)
+        now_ns = self._clock()
+        if self._thread.jobs.empty() or now_ns >= self._woken_ns + _WAKE_NS:
+            self._woken_ns = now_ns
+            os.eventfd_write(self.fd, 1)

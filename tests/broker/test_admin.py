@@ -18,7 +18,7 @@ from ringserve.broker.setup import Policies, plan_of
 from ringserve.broker.state_file import State, StateFile
 from ringserve.config.model_config import config_of, parse_model, parse_model_config
 from ringserve.config.schema import Batching, Model, Settings
-from tests.broker.life_kit import BROKEN, Life
+from tests.broker.life_kit import BROKEN, Life, S
 
 
 class Desk:
@@ -344,8 +344,13 @@ def test_5_8_a_file_that_fails_is_logged_and_tried_again_later(caplog: pytest.Lo
         "PollFilesystemAndReloadConfig failed to ReloadConfig: INVALID_ARGUMENT: "
         "Illegal to list model m multiple times in config list"
     ]
-    assert desk.admin.file_digest(1) == "digest"
-    assert desk.admin.file_digest(10**12) == ""
+    caplog.clear()
+    assert desk.admin.file_digest(desk.life.now_ns) == "digest"
+    assert desk.admin.file_digest(desk.life.now_ns, now=True) == ""
+    desk.admin.file_read(FileRead("digest", desk.config(text_of("m"), text_of("m")), ""))
+    desk.turn()
+    assert desk.admin.file_digest(desk.life.now_ns + 59 * S) == "digest"
+    assert desk.admin.file_digest(desk.life.now_ns + 60 * S) == ""
 
 
 def test_5_8_an_empty_file_is_no_list() -> None:

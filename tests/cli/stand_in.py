@@ -52,6 +52,8 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     process.tell_ready()
     if behaviour == "fatal":
+        while "started pool" not in diary.read_text():
+            time.sleep(0.02)  # polls: a process that is stopped before it can say so leaves nothing in the diary
         rundir.write_fatal(str(Path(arguments["--resolved"]).parent), "UNKNOWN: 1 servable(s) did not: {{}}")
         return process.Exit.FATAL
     if behaviour == "die":

@@ -170,8 +170,9 @@ def test_every_shared_model_answers_as_its_table_says(shared_models: Path, tmp_p
                 assert predict(stub, "counter", signature, **inputs)["output"] == value, signature  # type: ignore[arg-type]
         status, body = server.post("/v1/models/half_plus_two_cpu:predict", b'{"instances": [1.0, 2.0, 5.0]}')
         assert (status, json.loads(body)) == (200, {"predictions": [2.5, 3.0, 4.5]})
-        (bad,) = server.status("bad")
-        assert bad["state"] == "END"
+        (bad,) = wait_until(
+            lambda: [version for version in server.status("bad") if version["state"] == "END"], "the bad model's end"
+        )
         assert "saved_model.pb" in bad["status"]["error_message"]
 
 

@@ -23,7 +23,7 @@ class OnDisk:
     writes: int = 0
 
     def files(self) -> tuple[FileInfo, ...]:
-        files = [FileInfo("saved_model.pb", 100, self.inode + self.writes), FileInfo("variables", -1, 0)]
+        files = [FileInfo("saved_model.pb", 100, 1000 * self.inode + self.writes), FileInfo("variables", -1, 0)]
         if self.complete:
             files.append(FileInfo("variables/variables.data-00000-of-00001", 9, 0))
         files.append(FileInfo("variables/variables.index", 9, 0))

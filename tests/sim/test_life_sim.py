@@ -14,6 +14,8 @@ from tests.sim.life import LifeWorld
 
 SEEDS_COUNT = 120
 BLOCK = 20
+#: Found something once: a turn too few after a change, a scout without a plan, the same deadly load for ever.
+FOUND = (41, 20_196, 22_050, 31_242)
 
 
 def run_seed(seed: int) -> LifeWorld:
@@ -33,6 +35,11 @@ def test_life(block: int) -> None:
             run_seed(seed)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_seeds_that_found_something(seed: int) -> None:
+    run_seed(seed)
 
 
 if __name__ == "__main__":
