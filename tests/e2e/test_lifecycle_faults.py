@@ -62,9 +62,11 @@ def test_a_version_that_ends_its_worker_is_given_up_and_the_others_serve(models:
             data.unlink()
             os.mkfifo(data)
             os.rename(tmp_path / "2", base / "2")
+            killed: set[int] = set()
             for _ in range(2):
-                scout = wait_until(functools.partial(_loading, server), "the scout to load", 60)
+                scout = wait_until(functools.partial(_loading, server, killed), "the scout to load", 60)
                 assert scout not in old
+                killed.add(scout)
                 psutil.Process(scout).kill()
                 wait_until(functools.partial(_gone, scout), "the scout to be gone")
             wait_states(server, {2: "END", 1: "AVAILABLE"})
@@ -79,10 +81,10 @@ def _another(server: Server, known: set[int]) -> psutil.Process | None:
     return next((process for process in server.members("worker") if process.pid not in known), None)
 
 
-def _loading(server: Server) -> int:
-    """The process that loads version 2 now, by the broker's own word."""
+def _loading(server: Server, killed: set[int]) -> int:
+    """The process that loads version 2 now, by the broker's own word, which may not know yet of one that was killed."""
     for worker in state(server)["workers"]:
-        if worker["loading"] == ["m", 2] and psutil.pid_exists(worker["pid"]):
+        if worker["loading"] == ["m", 2] and worker["pid"] not in killed:
             pid: int = worker["pid"]
             return pid
     return 0
