@@ -40,7 +40,8 @@ class Directory:
 class Base:
     """A configured model and its base path. since_ns: when it was configured. listing: the last look that saw it, or
     that it is missing; None before. error: why the last look saw nothing; one such look changes nothing. pending: a
-    version is waited for, so that every look matters, even one that sees nothing new."""
+    version is waited for, so that every look matters, even one that sees nothing new. outdated: other versions are
+    asked for than when it was last looked at."""
 
     plan: ModelPlan
     since_ns: int
@@ -49,6 +50,7 @@ class Base:
     directories: dict[int, Directory] = field(default_factory=dict)
     said: str = ""
     pending: bool = True
+    outdated: bool = False
 
     def order(self, version: int) -> Order:
         """What loads this version, as its directory is now."""
@@ -61,7 +63,7 @@ class Base:
         if listing.error and not listing.missing:
             return []
         first = self.listing is None
-        self.listing = listing
+        self.listing, self.outdated = listing, False
         changed = []
         for found in listing.found:
             known = self.directories.get(found.version)

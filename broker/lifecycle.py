@@ -94,6 +94,7 @@ class Lifecycle:
                 base = Base(plan, now_ns)
                 self.looks[plan.name] = now_ns
             elif base.plan.versions != plan.versions:
+                base.outdated = True
                 self.looks[plan.name] = now_ns
             base.plan = plan
             self._bases[plan.name] = base
@@ -110,7 +111,7 @@ class Lifecycle:
         base = self._bases.get(listing.name)
         if base is None or base.plan.base_path != listing.base_path:
             return
-        before = (base.listing.found if base.listing is not None else None, base.error)
+        before = (base.listing.found if base.listing is not None and not base.outdated else None, base.error)
         changed = base.take(listing, now_ns)
         for order in changed:
             self._retries.forget(order)

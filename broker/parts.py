@@ -111,7 +111,7 @@ class Parts:
     def _merge(self, base: Base, aspired: list[int], wanted: Orders, serving: Orders) -> tuple[Orders, Orders]:
         """What is wanted, and what becomes of that which serves and is not."""
         others = {key: order for key, order in serving.items() if wanted.get(key) != order}
-        if base.plan.hold or base.pending:
+        if base.plan.hold or base.pending or base.outdated:
             return {**others, **wanted}, {key: order for key, order in others.items() if key in wanted}
         if not aspired:
             gone = self._unload_when_empty or base.plan.versions == ()

@@ -121,6 +121,20 @@ def test_5_2_with_unload_when_empty_it_goes_as_in_tf_serving(how: str, goes: boo
     assert life.states("m") == {1: "AVAILABLE"}
 
 
+def test_nothing_is_given_up_for_another_policy_before_the_base_path_was_looked_at_again() -> None:
+    life = Life(unload_when_empty=True, m="latest")
+    life.put("m", 1)
+    life.serving()
+    life.disk["m"][2] = 77
+    life.plans["m"] = life.plans["m"]._replace(versions=(2,))
+    life.configure()
+    life.turn(S)
+    assert life.states("m") == {1: "AVAILABLE"}
+    life.look()
+    life.load_all()
+    assert life.states("m") == {1: "END", 2: "AVAILABLE"}
+
+
 def test_11_16_a_kept_version_without_files_outlives_a_change_of_another_model() -> None:
     life = started(workers=2, m="latest", n="latest")
     before = life.current
