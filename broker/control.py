@@ -19,8 +19,11 @@ from typing import NamedTuple
 from ringserve.broker import wire
 from ringserve.broker.messages import (
     Ask,
+    Author,
+    Authored,
     Catalog,
     Exited,
+    Forget,
     Fork,
     Hello,
     Kill,
@@ -55,6 +58,9 @@ ControlMessage = (
     | ModelOptions
     | Ask
     | Told
+    | Author
+    | Authored
+    | Forget
 )
 
 # The position is the kind on the wire: append, never reorder, and raise PROTOCOL_VERSION on any change.
@@ -75,6 +81,9 @@ _MESSAGES: tuple[type[ControlMessage], ...] = (
     ModelOptions,
     Ask,
     Told,
+    Author,
+    Authored,
+    Forget,
 )
 _KIND_OF_MESSAGE = {message: kind for kind, message in enumerate(_MESSAGES)}
 
@@ -229,4 +238,8 @@ def _decode(body: bytes) -> ControlMessage:
         return message._replace(versions=[VersionInfo(*version) for version in message.versions])
     if isinstance(message, Fork):
         return message._replace(models=[LoadOrder(*order) for order in message.models])
+    if isinstance(message, Author):
+        return message._replace(order=LoadOrder(*message.order))
+    if isinstance(message, PoolState):
+        return message._replace(weights=[Authored(*weights) for weights in message.weights])
     return message

@@ -345,8 +345,8 @@ class Generations:
             for place in generation.roster.due(self._open_places(generation), now_ns) if plan else ():
                 generation.given[place] = plan
                 generation.asked.add(place)
-                cpu = self._cpus[place % len(self._cpus)] if self._cpus else -1
-                forks.append(ForkPlan(generation.index_of(place), generation.number, cpu, self._threads, plan))
+                cpus = (self._cpus[place % len(self._cpus)],) if self._cpus else ()
+                forks.append(ForkPlan(generation.index_of(place), generation.number, cpus, self._threads, plan))
         return forks
 
     def _open_places(self, generation: Generation) -> list[int]:

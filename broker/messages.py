@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Code(IntEnum):
@@ -274,7 +274,8 @@ class LoadOrder(NamedTuple):
     """One model version that a worker is to load, inside a Fork.
 
     fallback: load it only if no other version of this model in the same Fork loaded (it serves now, and a version
-    that does not load must not take its place). options: ModelOptions' fields of this model but its name.
+    that does not load must not take its place). options: ModelOptions' fields of this model but its name. weights_id:
+    of the pool's copy of its weights, which the worker maps; 0: there is none, the worker reads them from the files.
     """
 
     name: str
@@ -282,6 +283,7 @@ class LoadOrder(NamedTuple):
     path: str
     fallback: bool
     options: list[Any]
+    weights_id: int = 0
 
 
 class ModelOptions(NamedTuple):
@@ -301,22 +303,74 @@ class ModelOptions(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """broker -> pool: make one worker. models: LoadOrders, loaded in this order; cpu: core to pin to, -1 for none."""
+    """broker -> pool: make one worker. models: LoadOrders, loaded in this order.
+
+    cpus: cores to pin to, empty for none. threads: what one op may use. gpu: CUDA's number of the one GPU that it sees,
+    -1 for none. gpu_bytes_max: what it may take of that GPU's memory; 0 = no limit.
+    """
 
     worker_index: int
     generation: int
-    cpu: int
+    cpus: list[int]
     threads: int
     models: list[LoadOrder]
+    gpu: int = -1
+    gpu_bytes_max: int = 0
 
 
 class PoolState(NamedTuple):
     """pool -> broker, right after Hello: TensorFlow is imported, I can fork. workers: [[worker_index, pid], ...] alive.
+    weights: Authored messages of the weights that it holds.
 
     They are not empty when the broker is a new one: its roster must not fill places that are filled.
     """
 
     workers: list[list[int]]
+    weights: list[Authored] = []  # noqa: RUF012  (never changed; msgpack makes lists)
+
+
+class Author(NamedTuple):
+    """broker -> pool: make an author, a process that loads this version, writes its weights into memory that the pool
+    holds for workers to map, and exits. Answered with one Authored, however it ends, unless Forget comes first.
+
+    weights_id: chosen by the broker, never used twice in one pool. gentle: others serve meanwhile: give way to them.
+    cpus, threads: as in Fork. order: its weights_id is this one; its options are not used.
+    """
+
+    weights_id: int
+    gentle: bool
+    cpus: list[int]
+    threads: int
+    order: LoadOrder
+
+
+class Authored(NamedTuple):
+    """pool -> broker: an author has ended. name, version, path: as ordered.
+
+    status: its exit status, negative for a signal; 0 also when it has found that the version cannot be loaded, which
+    error_code and error_text say. bytes_shared: memory that the pool holds for its weights; 0: there is nothing to
+    share, and workers load by themselves. bytes_private: of weights that each worker has of its own nevertheless (those
+    of a model that changes its variables, say). notes: as in VersionInfo. load_ns: how long it all took.
+    """
+
+    weights_id: int
+    name: str
+    version: int
+    path: str
+    status: int
+    error_code: int
+    error_text: str
+    bytes_shared: int
+    bytes_private: int
+    notes: list[str]
+    load_ns: int
+
+
+class Forget(NamedTuple):
+    """broker -> pool: no worker will be forked with these weights any more: give up their memory. An author that still
+    writes them is ended, and not answered for."""
+
+    weights_ids: list[int]
 
 
 class Kill(NamedTuple):

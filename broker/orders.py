@@ -41,13 +41,15 @@ class Aim(NamedTuple):
 
 
 class ForkPlan(NamedTuple):
-    """One worker to fork. orders: what it is to load, each with whether it is a fallback."""
+    """One worker to fork. orders: what it is to load, each with whether it is a fallback. Others: as in Fork."""
 
     worker_index: int
     generation: int
-    cpu: int
+    cpus: tuple[int, ...]
     threads: int
     orders: tuple[tuple[Order, bool], ...]
+    gpu: int = -1
+    gpu_bytes_max: int = 0
 
 
 class Moves(NamedTuple):

@@ -210,7 +210,15 @@ class Service:
             LoadOrder(order.name, order.version, order.path, fallback, list(self._policies.options(order.name)[1:]))
             for order, fallback in plan.orders
         ]
-        return Fork(plan.worker_index, plan.generation, plan.cpu, plan.threads, orders)
+        return Fork(
+            plan.worker_index,
+            plan.generation,
+            list(plan.cpus),
+            plan.threads,
+            orders,
+            plan.gpu,
+            plan.gpu_bytes_max,
+        )
 
     def _kill(self, pid: int) -> None:
         if self._pool is not None:

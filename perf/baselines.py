@@ -60,7 +60,7 @@ def raw(model_path: Path, rows_counts: list[int], seconds: float, cpu: int) -> N
     os.sched_setaffinity(0, {cpu})
     from ringserve.workers import device
 
-    device.prepare(1, cpu)
+    device.prepare(1)
     import numpy as np
 
     from ringserve.broker.messages import InputSpec, LaneSpec

@@ -146,7 +146,7 @@ def _train(random: np.random.Generator) -> list[_Array]:
 def _save(path: Path, weights: list[_Array]) -> None:
     from ringserve.workers import device
 
-    device.prepare(threads=1, cpu=None)
+    device.prepare(threads=1)
     import tensorflow as tf
 
     module = tf.Module()

@@ -26,7 +26,7 @@ def tensorflow() -> Any:
     """TensorFlow, quiet and with the settings of a worker."""
     from ringserve.workers import device
 
-    device.prepare(threads=1, cpu=None)
+    device.prepare(threads=1)
     import tensorflow as tf
 
     return tf

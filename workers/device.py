@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Collection
 
 #: Set only where the user has not said otherwise (TF_ENABLE_ONEDNN_OPTS is left alone altogether).
 _DEFAULTS = {
@@ -23,12 +24,12 @@ _DEFAULTS = {
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
-def prepare(threads: int, cpu: int | None, *, verbose: bool = False) -> None:
-    """Set this process up for a TensorFlow that runs `threads` threads, on core `cpu` (None: wherever it may run).
+def prepare(threads: int, *, verbose: bool = False) -> None:
+    """Set this process up for a TensorFlow that runs `threads` threads.
 
     verbose: let TensorFlow log what it likes, not errors only.
-    Call it before TensorFlow is imported; in a process that has imported it already only the pinning takes effect
-    (a session's own thread counts come from `Servable.load`).
+    Call it before TensorFlow is imported; in a process that has imported it already nothing takes effect (a session's
+    own thread counts come from `Servable.load`).
     """
     if "tensorflow" not in sys.modules:
         if verbose:
@@ -39,20 +40,18 @@ def prepare(threads: int, cpu: int | None, *, verbose: bool = False) -> None:
             os.environ.setdefault(name, value)
         for name in _THREAD_VARIABLES:
             os.environ.setdefault(name, str(threads))
-    if cpu is not None:
-        pin(cpu)
 
 
-def pin(cpu: int) -> bool:
-    """Keep this process (and threads it starts from now on) on core `cpu`; a negative one means "leave it".
+def pin(cpus: Collection[int]) -> bool:
+    """Keep this process (and threads it starts from now on) on these cores; none of them means "leave it".
 
-    False when the system does not let us use that core (a cpuset, an unplugged core): serving on another core is
+    False when the system does not let us use any of them (a cpuset, an unplugged core): serving on another core is
     better than not serving, so the caller only logs it.
     """
-    if cpu < 0:
+    if not cpus:
         return True
     try:
-        os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, cpus)
     except OSError:
         return False
     return True

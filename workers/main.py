@@ -19,7 +19,7 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
     """Be the pool: import TensorFlow, fork workers on order, until stopped. Returns the exit status."""
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
-    device.prepare(settings.workers.threads_per_worker, None, verbose=settings.server.log_level == "debug")
+    device.prepare(settings.workers.threads_per_worker, verbose=settings.server.log_level == "debug")
     with quiet(settings.server.log_level):
         # They import TensorFlow, which takes seconds.
         import ringserve.workers.opening
@@ -52,7 +52,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
         # All workers of a generation warm up alike; once is enough for an operator to read.
         logging.getLogger("ringserve.workers.warmup").setLevel(logging.WARNING)
     stop = process.StopWatch()
-    device.pin(order.cpu)
+    device.pin(order.cpus)
     with quiet(settings.server.log_level):
         session.start_threads(order.threads)
     tags = tuple(settings.workers.saved_model_tags.split(","))

@@ -25,20 +25,20 @@ SHOW = "; print(*(os.environ.get(k) for k in ('TF_CPP_MIN_LOG_LEVEL', 'OMP_NUM_T
 
 
 def test_defaults_and_threads() -> None:
-    code = "import os; from ringserve.workers import device; device.prepare(threads=3, cpu=None)" + SHOW
+    code = "import os; from ringserve.workers import device; device.prepare(threads=3)" + SHOW
     assert run(code) == "2 3 None"
 
 
 def test_what_the_user_set_stays() -> None:
-    code = "import os; from ringserve.workers import device; device.prepare(threads=1, cpu=None)" + SHOW
+    code = "import os; from ringserve.workers import device; device.prepare(threads=1)" + SHOW
     assert run(code, TF_CPP_MIN_LOG_LEVEL="0", TF_ENABLE_ONEDNN_OPTS="0", OMP_NUM_THREADS="5") == "0 5 0"
 
 
 def test_pin() -> None:
     allowed = sorted(os.sched_getaffinity(0))
     code = (
-        f"import os; from ringserve.workers import device; device.prepare(1, {allowed[-1]}); "
-        "print(os.sched_getaffinity(0), device.pin(-1), device.pin(100000), os.sched_getaffinity(0))"
+        f"import os; from ringserve.workers import device; device.pin([{allowed[-1]}]); "
+        "print(os.sched_getaffinity(0), device.pin([]), device.pin([100000]), os.sched_getaffinity(0))"
     )
     assert run(code) == f"{{{allowed[-1]}}} True False {{{allowed[-1]}}}"
 

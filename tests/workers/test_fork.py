@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, threading
 from ringserve.workers import device
-device.prepare(threads=1, cpu=None)
+device.prepare(threads=1)
 import ringserve.workers.opening, ringserve.workers.profile, ringserve.workers.serve
 ringserve.workers.opening.tflite.available()
 threads = len(os.listdir("/proc/self/task"))
@@ -23,7 +23,7 @@ for number in range(2):
     if not pid:
         status = 1
         try:
-            device.pin(sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))])
+            device.pin([sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))]])
             import numpy as np
             from ringserve.workers.servable import Servable
             from tests.workers.desk import Desk, lane

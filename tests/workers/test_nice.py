@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, sys, time
 from ringserve.workers import device
-device.prepare(threads=2, cpu=None)
+device.prepare(threads=2)
 import numpy as np
 from ringserve.broker.messages import Fork, LoadOrder, Loading
 from ringserve.config.schema import Settings
@@ -43,7 +43,7 @@ def open_model(order):
     seen.update(niceness().items())
     return opened
 
-loader = make_loader(Fork(0, generation, -1, 2, [LoadOrder("conv", 1, sys.argv[1], False, [])]), open_model)
+loader = make_loader(Fork(0, generation, [], 2, [LoadOrder("conv", 1, sys.argv[1], False, [])]), open_model)
 loader.start()
 model = None
 over = False

@@ -74,7 +74,7 @@ def test_what_the_pool_does_with_it(log_level: str) -> None:
 import sys
 from ringserve.workers import device
 from ringserve.workers.quiet import quiet
-device.prepare(1, None)
+device.prepare(1)
 with quiet(sys.argv[1]):
     import ringserve.workers.servable
 with quiet(sys.argv[1]):
