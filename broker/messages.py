@@ -1,3 +1,4 @@
+# long: every message in one place, and most of it is what their fields mean; docs/messages.md is made from it.
 """Every message that travels between ringserve's processes: its fields, who sends it, who owns what afterwards.
 
 Two planes carry them. *Hot* messages (Submit .. Failed) go over ZeroMQ, one message per sender's loop turn
