@@ -151,7 +151,7 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "simdjson": ("frontend/json_blocks.py",),
     "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py"),
     "click": ("ringserve/cli.py", "ringserve/warmup.py"),
-    "mmap": ("shm/",),
+    "mmap": ("shm/", "workers/weights.py"),
     "prometheus_client": ("config/metric_file.py",),
 }
 
