@@ -69,8 +69,8 @@ class GraphIndex:
 
     def traits(self, targets: Iterable[str], stop: Collection[str] = ()) -> Traits:
         """Of what runs when `targets` (tensor or node names) are fetched and the tensors `stop` are fed."""
-        fed = {_node_name(name) for name in stop}
-        nodes = self._reached(targets, fed)
+        fed = {node_name(name) for name in stop}
+        nodes = self.reached(targets, fed)
         ops = self._ops(nodes)
         return Traits(
             needs_ordinary_executor=not ops.isdisjoint(_ORDINARY_EXECUTOR_OPS),
@@ -79,17 +79,17 @@ class GraphIndex:
             takes_any_shape=self._ops(_computed_from(fed, nodes)) <= _ANY_SHAPE_OPS | self._functions.keys(),
         )
 
-    def _reached(self, targets: Iterable[str], stop: set[str]) -> list[Any]:
-        """The nodes that run."""
+    def reached(self, targets: Iterable[str], stop: Collection[str] = ()) -> list[Any]:
+        """The nodes that run when `targets` (tensor or node names) are fetched and the nodes `stop` are fed."""
         nodes = []
-        waiting = [_node_name(name) for name in targets]
-        seen = set(waiting) | stop
+        waiting = [node_name(name) for name in targets]
+        seen = {*waiting, *stop}
         while waiting:
             node = self._nodes.get(waiting.pop())
             if node is None or node.name in stop:
                 continue
             nodes.append(node)
-            for name in map(_node_name, node.input):
+            for name in map(node_name, node.input):
                 if name not in seen:
                     seen.add(name)
                     waiting.append(name)
@@ -97,12 +97,16 @@ class GraphIndex:
 
     def _ops(self, nodes: Iterable[Any]) -> set[str]:
         """The nodes' ops, and all ops of the functions that they call or hold as attributes."""
-        ops: set[str] = set()
+        called = list(nodes)
+        return {node.op for node in called} | {node.op for node in self.bodies(called)}
+
+    def bodies(self, nodes: Iterable[Any]) -> list[Any]:
+        """The nodes of all functions that these nodes, and those functions, call or hold as attributes."""
+        found: list[Any] = []
         seen: set[str] = set()
         waiting = list(nodes)
         while waiting:
             node = waiting.pop()
-            ops.add(node.op)
             names = [node.op]
             for value in node.attr.values():
                 names.append(value.func.name)
@@ -111,8 +115,13 @@ class GraphIndex:
                 function = self._functions.get(name)
                 if function is not None and name not in seen:
                     seen.add(name)
+                    found.extend(function.node_def)
                     waiting.extend(function.node_def)
-        return ops
+        return found
+
+    def is_function(self, op: str) -> bool:
+        """Whether an op's name is that of a function of this graph."""
+        return op in self._functions
 
 
 def _computed_from(fed: set[str], nodes: Iterable[Any]) -> list[Any]:
@@ -121,7 +130,7 @@ def _computed_from(fed: set[str], nodes: Iterable[Any]) -> list[Any]:
     for node in nodes:
         for name in node.input:
             if not name.startswith("^"):
-                readers.setdefault(_node_name(name), []).append(node)
+                readers.setdefault(node_name(name), []).append(node)
     found: dict[str, Any] = {}
     waiting = list(fed)
     while waiting:
@@ -132,6 +141,6 @@ def _computed_from(fed: set[str], nodes: Iterable[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _node_name(name: str) -> str:
+def node_name(name: str) -> str:
     """`^node` or `node:1` -> `node`."""
     return name.removeprefix("^").partition(":")[0]

@@ -184,6 +184,11 @@ def _asset_feeds(meta_graph: Any, path: Path) -> dict[str, str]:
     return {asset.tensor_info.name: str(path / "assets" / asset.filename) for asset in assets}
 
 
+def fed_tensors(meta_graph: Any) -> list[str]:
+    """Names of the tensors that loading feeds."""
+    return [name for name in (meta_graph.saver_def.filename_tensor_name, *_asset_feeds(meta_graph, Path())) if name]
+
+
 def load_targets(meta_graph: Any) -> list[str]:
     """Names of the nodes that loading runs."""
     return [name for name in (meta_graph.saver_def.restore_op_name, init_op_name(meta_graph)) if name]

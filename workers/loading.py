@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ringserve.broker.messages import Code, Loaded, Loading, LoadOrder
+from ringserve.broker.messages import Code, Failure, Loaded, Loading, LoadOrder
 from ringserve.workers.failures import LoadError
 from ringserve.workers.handover import Handover
 from ringserve.workers.interface import Model
@@ -59,14 +59,23 @@ Event = Loading | LoadEnded | AllLoaded
 class Loader:
     """Carries out `orders` in a thread of its own, which ends with the process at the latest.
 
-    niceness: of that thread and of the threads that it starts; 0 leaves them as they are.
+    niceness: of that thread and of the threads that it starts; 0 leaves them as they are. over: called by that thread
+    at its end.
     """
 
-    def __init__(self, orders: Sequence[LoadOrder], open_model: Open, *, niceness: int) -> None:
+    def __init__(
+        self,
+        orders: Sequence[LoadOrder],
+        open_model: Open,
+        *,
+        niceness: int,
+        over: Callable[[], None] = lambda: None,
+    ) -> None:
         self.orders = list(orders)
         self.events: Handover[Event] = Handover()
         self._open = open_model
         self._niceness = niceness
+        self._over = over
         self._told = threading.Semaphore(0)
         # A load cannot be interrupted, and a worker that is to leave does not wait for it.
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -92,6 +101,7 @@ class Loader:
             if ended.model is not None:
                 succeeded.add(order.name)
             self.events.put(ended)
+        self._over()
         sys.setswitchinterval(usual_s)
         self.events.put(AllLoaded())
 
@@ -100,14 +110,8 @@ class Loader:
         log.debug("loading model %s version %d", name, version)
         try:
             opened = self._open(order)
-        except LoadError as error:
-            code, text = error.code, error.text
-        except MemoryError:
-            code, text = Code.RESOURCE_EXHAUSTED, "Out of memory while the model was loaded."
         except Exception as error:
-            # A bug, here or in TensorFlow, that one model's files bring up. The other models are not to blame.
-            log.exception("model %s version %d", name, version)
-            code, text = Code.INTERNAL, f"Loading ended with a {type(error).__name__}: {error}"
+            code, text = failure_of_load(error, name, version)
         else:
             log.debug("loaded model %s version %d", name, version)
             model = opened.model
@@ -115,6 +119,17 @@ class Loader:
             return LoadEnded(report, model)
         log.debug("model %s version %d did not load: %s", name, version, text)  # the broker says it once for all
         return LoadEnded(Loaded(name, version, int(code), text or code.name, b""), None)
+
+
+def failure_of_load(error: Exception, name: str, version: int) -> Failure:
+    """What an exception that ended a load means for the version."""
+    if isinstance(error, LoadError):
+        return Failure(error.code, error.text)
+    if isinstance(error, MemoryError):
+        return Failure(Code.RESOURCE_EXHAUSTED, "Out of memory while the model was loaded.")
+    # A bug, here or in TensorFlow, that one model's files bring up. The other models are not to blame.
+    log.error("model %s version %d", name, version, exc_info=error)
+    return Failure(Code.INTERNAL, f"Loading ended with a {type(error).__name__}: {error}")
 
 
 def in_turn(orders: Sequence[LoadOrder], succeeded: set[str]) -> Iterator[LoadOrder]:

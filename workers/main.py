@@ -22,6 +22,7 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
     device.prepare(settings.workers.threads_per_worker, verbose=settings.server.log_level == "debug")
     with quiet(settings.server.log_level):
         # They import TensorFlow, which takes seconds.
+        import ringserve.workers.author
         import ringserve.workers.opening
         import ringserve.workers.profile
         import ringserve.workers.serve
@@ -31,13 +32,14 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
             ringserve.workers.tflite.available()  # imports its interpreter
     freeze_before_forks()
     run_worker = functools.partial(_run_worker, settings, run_dir)
-    pool = Pool(os.path.join(run_dir, "broker.sock"), run_worker, stop_fd=stop.fd, leave=stop.close)
+    run_author = functools.partial(ringserve.workers.author.run, settings)
+    pool = Pool(os.path.join(run_dir, "broker.sock"), run_worker, run_author, stop_fd=stop.fd, leave=stop.close)
     process.tell_ready()
     pool.run()
     return process.Exit.OK
 
 
-def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> int:
+def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, weights: dict[int, int]) -> int:
     """Be a worker: load, warm, serve, until stopped or the pool is gone."""
     from ringserve.workers import session
     from ringserve.workers.execute import Executor
@@ -56,8 +58,8 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int) -> 
     with quiet(settings.server.log_level):
         session.start_threads(order.threads)
     tags = tuple(settings.workers.saved_model_tags.split(","))
-    opener = Opener(tags, order.threads, settings.batching, settings.lifecycle, time.monotonic_ns)
-    loader = make_loader(order, opener)
+    opener = Opener(tags, order.threads, settings.batching, settings.lifecycle, time.monotonic_ns, weights)
+    loader = make_loader(order, opener, opener.close)
     told = make_told()
     segment, ring = make_result_ring(name, settings.shm.result_ring_bytes)
     link = Link(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ringserve.broker.messages import LoadOrder, ModelOptions
@@ -14,6 +15,7 @@ from ringserve.workers.failures import LoadError
 from ringserve.workers.interface import Model
 from ringserve.workers.loading import Opened
 from ringserve.workers.servable import Servable
+from ringserve.workers.weights import Weights, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +24,18 @@ _NO_FILE = warmup.Replayed(-1, 0, [])
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens versions as the settings say. tags: of a SavedModel's graph. threads: what one op may use. clock: ns."""
+    """Opens versions as the settings say. tags: of a SavedModel's graph. threads: what one op may use. clock: ns.
+
+    weights: descriptors of the memory that holds versions' weights, by their weights_id; closed here, each when its
+    version is loaded, and the rest by `close`, for they keep the memory alive.
+    """
 
     tags: tuple[str, ...]
     threads: int
     batching: Batching
     lifecycle: Lifecycle
     clock: Callable[[], int]
+    weights: dict[int, int] = field(default_factory=dict)
 
     def __call__(self, order: LoadOrder) -> Opened:
         """Load the ordered version and warm it up. Raises LoadError."""
@@ -48,12 +55,45 @@ class Opener:
     def _load(self, order: LoadOrder, notes: list[str]) -> Model:
         path = Path(order.path)
         if self.lifecycle.prefer_tflite_model and tflite.model_file(path).is_file():
-            if tflite.available() or not _has_saved_model(path):
+            if serves_tflite(path):
                 notes.append("runs model.tflite")
                 return tflite.TfliteModel.load(path, order.name, order.version, threads=self.threads)
             notes.append("runs the SavedModel beside its model.tflite: TFLite's interpreter is not installed")
             log.warning("model %s version %d %s", order.name, order.version, notes[-1])
+        return self._load_saved_model(path, order, notes)
+
+    def _load_saved_model(self, path: Path, order: LoadOrder, notes: list[str]) -> Model:
+        """With the weights that all workers share, if there are any, else with its own."""
+        try:
+            weights = self._map(order)
+            if weights is not None:
+                return Servable.load(
+                    path, order.name, order.version, tags=self.tags, threads=self.threads, weights=weights
+                )
+        except Exception as error:
+            # Sharing never costs the model: whatever is wrong with it itself comes up again.
+            if not isinstance(error, LoadError):
+                notes.append(f"its weights are private to each worker: {error}")
+                log.warning("model %s version %d: %s", order.name, order.version, notes[-1], exc_info=error)
+        weights = None
         return Servable.load(path, order.name, order.version, tags=self.tags, threads=self.threads)
+
+    def _map(self, order: LoadOrder) -> Weights | None:
+        """The weights that are shared of this version, if any. Raises WeightsError."""
+        if not order.weights_id:
+            return None
+        fd = self.weights.pop(order.weights_id, -1)
+        if fd < 0:
+            raise WeightsError("the pool has no copy of them")
+        try:
+            return Weights.map(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """All loads are over: close what none of them has needed."""
+        while self.weights:
+            os.close(self.weights.popitem()[1])
 
     def _options(self, order: LoadOrder) -> ModelOptions:
         if order.options:
@@ -85,6 +125,11 @@ class Opener:
         if not sizes:
             return "not warmed up: no signature runs on zeros" + (f"; {reasons}" if reasons else "")
         return f"warmed up on zeros{_listed(sizes)}" + (f"; not warmed up: {reasons}" if reasons else "")
+
+
+def serves_tflite(path: Path) -> bool:
+    """Whether the version in `path` is served with TFLite where that is preferred."""
+    return tflite.model_file(path).is_file() and (tflite.available() or not _has_saved_model(path))
 
 
 def _has_saved_model(path: Path) -> bool:

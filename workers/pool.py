@@ -1,4 +1,4 @@
-"""The pool: imports TensorFlow once, then forks every worker from itself in a fraction of a second.
+"""The pool: imports TensorFlow once, then forks every worker, and every author of weights, from itself in no time.
 
 It runs no TensorFlow op and lists no device, ever: a process forked before that has TensorFlow's code and none of its
 threads or device state (DESIGN.md, "Fork after import"). It stays single-threaded, so that a fork copies a consistent
@@ -13,36 +13,61 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NoReturn
 
 from ringserve.broker.control import ControlChannel, ControlClosed
-from ringserve.broker.messages import PROTOCOL_VERSION, Exited, Fork, Hello, Kill, PoolState, Role, Stop
+from ringserve.broker.messages import (
+    PROTOCOL_VERSION,
+    Author,
+    Authored,
+    Exited,
+    Forget,
+    Fork,
+    Hello,
+    Kill,
+    PoolState,
+    Role,
+    Stop,
+)
+from ringserve.workers.vault import Vault
 
 log = logging.getLogger(__name__)
 
 _RECONNECT_MS = 20
 _KILL_AFTER_NS = 10_000_000_000
 
-#: Runs in the new process; returns its exit status. (fork, pool_fd): end-of-file on pool_fd means the pool is gone.
-RunWorker = Callable[[Fork, int], int]
+#: Runs in the new process; returns its exit status. (fork, pool_fd, weights): end-of-file on pool_fd means the pool is
+#: gone; weights: descriptors of those that its orders name, by weights_id, the worker's to close.
+RunWorker = Callable[[Fork, int, dict[int, int]], int]
+#: Likewise of an author. (order, weights_fd, report_fd, pool_fd).
+RunAuthor = Callable[[Author, int, int, int], int]
 
 
 class Pool:
-    """Forks workers on the broker's order and tells it of their ends.
+    """Forks workers and authors on the broker's order and tells it of their ends; holds the memory of the weights.
 
     stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold.
     """
 
     def __init__(
-        self, registration_path: str, run_worker: RunWorker, *, stop_fd: int, leave: Callable[[], None]
+        self,
+        registration_path: str,
+        run_worker: RunWorker,
+        run_author: RunAuthor,
+        *,
+        stop_fd: int,
+        leave: Callable[[], None],
     ) -> None:
         self._registration_path = registration_path
         self._run_worker = run_worker
+        self._run_author = run_author
         self._stop_fd = stop_fd
         self._leave = leave
         self._channel: ControlChannel | None = None
         self._workers: dict[int, int] = {}  # pid -> worker index
-        self._pidfds: dict[int, int] = {}  # pidfd -> pid
+        self._vault = Vault()
+        self._pidfds: dict[int, int] = {}  # pidfd -> pid, of workers and authors
         # The workers hold the reading end; nobody ever writes. Only this process holds the writing end.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         self._stopping = False
@@ -59,6 +84,8 @@ class Pool:
                     self._turn(channel)
             except ControlClosed:
                 log.warning("lost the broker; registering again")
+                # Its successor orders what it wants by itself.
+                _end(self._vault.abandon_all())
             channel.close()
             self._channel = None
         self._end_workers()
@@ -73,7 +100,7 @@ class Pool:
                     return None
                 continue
             channel.send(Hello(PROTOCOL_VERSION, int(Role.POOL), os.getpid(), "", 0, -1, 0))
-            channel.send(PoolState([[index, pid] for pid, index in self._workers.items()]))
+            channel.send(PoolState([[index, pid] for pid, index in self._workers.items()], self._vault.held()))
             return channel
 
     def _turn(self, channel: ControlChannel) -> None:
@@ -81,6 +108,10 @@ class Pool:
             for message, _ in channel.receive():
                 if isinstance(message, Fork):
                     self._fork(message)
+                elif isinstance(message, Author):
+                    self._author(message)
+                elif isinstance(message, Forget):
+                    _end(self._vault.forget(message.weights_ids))
                 elif isinstance(message, Kill):
                     self._kill(message.pid)
                 elif isinstance(message, Stop):
@@ -108,13 +139,38 @@ class Pool:
     def _fork(self, order: Fork) -> None:
         pid = os.fork()
         if pid == 0:
-            self._child(order)
+            self._child(f"worker {order.worker_index}", lambda: self._be_worker(order))
         self._workers[pid] = order.worker_index
         self._pidfds[os.pidfd_open(pid)] = pid
         log.info("forked worker %d (process %d)", order.worker_index, pid)
 
-    def _child(self, order: Fork) -> None:
-        """The new worker's life. Never returns: the pool's own stack lies above."""
+    def _be_worker(self, order: Fork) -> int:
+        weights = self._vault.keep_only({each.weights_id for each in order.models})
+        return self._run_worker(order, self._life_read, weights)
+
+    def _author(self, order: Author) -> None:
+        try:
+            writing = self._vault.open(order, time.monotonic_ns())
+        except OSError as error:
+            note = f"its weights are private to each worker: no memory to share them in: {error}"
+            of = order.order
+            self._tell(Authored(order.weights_id, of.name, of.version, of.path, 0, 0, "", 0, 0, [note], 0))
+            return
+        pid = os.fork()
+        if pid == 0:
+
+            def be_author() -> int:
+                self._vault.keep_only(())
+                return self._run_author(order, writing.weights_fd, writing.report_fd, self._life_read)
+
+            self._child(f"the author of weights {order.weights_id}", be_author)
+        self._vault.begin(pid, writing)
+        self._pidfds[os.pidfd_open(pid)] = pid
+        name, version = order.order.name, order.order.version
+        log.info("forked author %d of model %s version %d (process %d)", order.weights_id, name, version, pid)
+
+    def _child(self, name: str, live: Callable[[], int]) -> NoReturn:
+        """The new process's life. Never returns: the pool's own stack lies above."""
         status = 1
         try:
             # A copy of the pool's descriptors kept open here would hide the pool's death from the broker and siblings.
@@ -124,9 +180,9 @@ class Pool:
             if self._channel is not None:
                 self._channel.close()
             self._leave()
-            status = self._run_worker(order, self._life_read)
+            status = live()
         except BaseException:
-            log.exception("worker %d ends on a bug", order.worker_index)
+            log.exception("%s ends on a bug", name)
         finally:
             logging.shutdown()
             # No interpreter shutdown: TensorFlow's destructors have nothing to save and can only hang.
@@ -141,26 +197,41 @@ class Pool:
         pid = self._pidfds.pop(pidfd)
         os.close(pidfd)
         _, wait_status = os.waitpid(pid, 0)
-        index = self._workers.pop(pid)
         status = os.waitstatus_to_exitcode(wait_status)
+        if pid in self._vault.authors:
+            authored = self._vault.end(pid, status, time.monotonic_ns())
+            log.info("author (process %d) ended with status %d", pid, status)
+            if authored is not None:
+                self._tell(authored)
+            return
+        index = self._workers.pop(pid)
         log.info("worker %d (process %d) ended with status %d", index, pid, status)
+        self._tell(Exited(pid, index, status))
+
+    def _tell(self, message: Authored | Exited) -> None:
         if self._channel is not None:
-            self._channel.send(Exited(pid, index, status))
+            self._channel.send(message)
 
     def _end_workers(self) -> None:
+        _end(self._vault.abandon_all())
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
         deadline_ns = time.monotonic_ns() + _KILL_AFTER_NS
         while self._pidfds:
             left_ns = deadline_ns - time.monotonic_ns()
             if left_ns <= 0:
-                for pid in self._workers:
-                    os.kill(pid, signal.SIGKILL)
+                _end(self._workers)
             poller = select.poll()
             for pidfd in self._pidfds:
                 poller.register(pidfd, select.POLLIN)
             for fd, _ in poller.poll(max(left_ns // 1_000_000, 10)):
                 self._reap(fd)
+
+
+def _end(pids: Collection[int]) -> None:
+    """Of children that are not yet reaped: their numbers cannot have been given to other processes."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def freeze_before_forks() -> None:

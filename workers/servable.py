@@ -17,8 +17,10 @@ import tensorflow as tf
 from ringserve.broker.messages import Code, InputSpec, LaneSpec
 from ringserve.shm import dtype as dtypes
 from ringserve.workers import loader, probe, session, signature
+from ringserve.workers.assigning import Assigner
 from ringserve.workers.failures import LoadError, RunFailure, clean, failure_of
 from ringserve.workers.graph import GraphIndex, Traits
+from ringserve.workers.weights import Weights
 
 __all__ = ["LoadError", "Plan", "RunFailure", "Servable"]
 
@@ -142,13 +144,18 @@ class Servable:
         tags: Sequence[str] = ("serve",),
         threads: int = 1,
         probes: bool = True,
+        weights: Weights | None = None,
     ) -> Servable:
         """Load the SavedModel in the directory `path`. `threads`: what one op may use. Raises LoadError.
+
+        weights: its variables' values, in memory that others map too; without, they are read from the files.
+        WeightsError: these are not this model's.
 
         Every signature is prepared for running here, and (with `probes`) run once on zeros where that is harmless,
         so that no request pays for it.
         """
         meta_graph = loader.read_meta_graph(Path(path), tags)
+        assigner = Assigner(meta_graph, weights) if weights is not None else None
         graph = loader.import_graph(meta_graph, name)
         index = GraphIndex(meta_graph.graph_def)
         dense = [s for s in signature.signatures_of(meta_graph).values() if s.is_dense()]
@@ -163,6 +170,8 @@ class Servable:
                 continue
             try:
                 loader.restore(live_session, meta_graph, index, path)
+                if assigner is not None:
+                    assigner.run(live_session)
                 loader.initialise(live_session, meta_graph, path)
                 servable = cls(name, version, meta_graph, graph, live_session, executor, index)
                 servable._prepare(probes)
@@ -171,7 +180,7 @@ class Servable:
                 if not loader.is_executor_refusal(error):
                     raise
                 continue
-            except LoadError:
+            except Exception:
                 live_session.close()
                 raise
             return servable

@@ -35,9 +35,12 @@ Answer = Callable[[Ask], Told | None]
 Models = dict[tuple[str, int], Model]
 
 
-def make_loader(order: Fork, open_model: Open) -> Loader:
-    """What loads this worker's models. Workers of a later generation do it beside those that serve, and give way."""
-    return Loader(order.models, open_model, niceness=NICENESS if order.generation else 0)
+def make_loader(order: Fork, open_model: Open, over: Callable[[], None] = lambda: None) -> Loader:
+    """What loads this worker's models. Workers of a later generation do it beside those that serve, and give way.
+
+    over: called by the loading thread when all loads are over.
+    """
+    return Loader(order.models, open_model, niceness=NICENESS if order.generation else 0, over=over)
 
 
 def make_told() -> Handover[Told]:

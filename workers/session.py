@@ -45,7 +45,12 @@ def open_session(graph: Any, executor: str, threads: int) -> Any:
 
 def run_here(session: Any, target: str, feeds: Mapping[str, Any]) -> None:
     """Run the op `target` on the calling thread, whose niceness counts. Raises tf.errors.OpError."""
-    session.run(target, dict(feeds), options=config_pb2.RunOptions(inter_op_thread_pool=_INLINE))
+    run_all_here(session, target, feeds)
+
+
+def run_all_here(session: Any, fetches: str | Sequence[str], feeds: Mapping[str, Any]) -> Any:
+    """Run ops or fetch tensors, several in one run, on the calling thread. Raises tf.errors.OpError."""
+    return session.run(fetches, dict(feeds), options=config_pb2.RunOptions(inter_op_thread_pool=_INLINE))
 
 
 def has_gpu(session: Any) -> bool:
