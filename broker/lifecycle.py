@@ -15,12 +15,15 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ringserve.broker.aspired import Listing, Policy
+from ringserve.broker.budget import Weight
 from ringserve.broker.directories import SILENT_NS_MAX, Base, ModelPlan
 from ringserve.broker.generations import Generations
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
 from ringserve.broker.orders import Aim, LoadFailure, Moves, Order, Orders
 from ringserve.broker.parts import Parts, Status
+from ringserve.broker.preparation import Preparation
 from ringserve.broker.retries import Retries
+from ringserve.broker.supply import Supply
 from ringserve.broker.versions import Versions
 
 log = logging.getLogger(__name__)
@@ -56,17 +59,28 @@ class Lifecycle:
         generations: Generations,
         versions: Versions,
         retries: Retries,
+        preparation: Preparation | None = None,
         *,
         settle_ns: int,
         incomplete_ns: int,
         unload_when_empty: bool,
+        prefer_tflite: bool = False,
     ) -> None:
         self.generations = generations
         self.versions = versions
         self._retries = retries
+        self.preparation = preparation or Preparation()
         self._parts = Parts(
-            retries, settle_ns=settle_ns, incomplete_ns=incomplete_ns, unload_when_empty=unload_when_empty
+            retries,
+            self.preparation,
+            settle_ns=settle_ns,
+            incomplete_ns=incomplete_ns,
+            unload_when_empty=unload_when_empty,
+            prefer_tflite=prefer_tflite,
         )
+        crew = generations.crew
+        self.supply = Supply(crew, self.preparation, adoption=lambda: crew.adoption, weight_of=self._weight_of)
+        self._sought: Aim | None = None
         self._bases: dict[str, Base] = {}
         self._begun_ns: int | None = None
         self._aiming = False
@@ -159,11 +173,16 @@ class Lifecycle:
             return None
         self._dirty = False
         self._parts.pass_time(now_ns)
+        for failed in self.supply.begin(now_ns):
+            self.load_failed(failed, now_ns)
+        for name in self.preparation.take_changed():
+            self._parts.think_of(name)
         moves = Moves([], [], [], [], [], 0)
         published: Orders = {}
         for _ in range(_ROUNDS_MAX):
             before, generations = self._published(), self.generations.crew.generations
             statuses = self._aim(before, now_ns)
+            self.supply.open(now_ns, aiming=self._aiming)
             new = self.generations.turn(now_ns)
             moves = moves.then(new)
             published = self._published()
@@ -172,8 +191,12 @@ class Lifecycle:
                 break  # otherwise what was done last may allow the next
         self._last_published = published
         self._serving = {key.name for key in published}
-        wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns))
-        self._wake_ns = min((wake for wake in wakes if wake), default=0)
+        asked = {key: status.asked for key, status in statuses.items()}
+        for order in self.supply.end(self._sought, lambda order: asked.get(order.key) == order, now_ns):
+            self._retries.forget(order)
+            self._think_of(order.name)
+        wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns), self.supply.wake_ns)
+        self._wake_ns = now_ns + 1 if self._dirty else min((wake for wake in wakes if wake), default=0)
         return moves
 
     @property
@@ -196,14 +219,20 @@ class Lifecycle:
         published = self._last_published
         known = {}
         for version, directory in base.directories.items():
-            # What serves needs no look inside, unless it was made anew.
-            if not directory.vanished and published.get(ModelVersion(name, version)) == base.order(version):
+            # What serves needs no look inside, unless it was made anew or nobody knows what it weighs.
+            served = published.get(ModelVersion(name, version)) == base.order(version)
+            if served and not directory.vanished and directory.watched.seen:
                 known[version] = directory.inode
         return Look(name, base.plan.base_path, base.plan.versions, known)
 
     def _published(self) -> Orders:
         # Workers of an earlier broker may have what has been taken out of the configuration since.
         return {key: order for key, order in self.generations.published().items() if key.name in self._bases}
+
+    def _weight_of(self, order: Order) -> Weight:
+        base = self._bases.get(order.name)
+        known = base is not None and order.version in base.directories
+        return self._parts.weight_of(base, order.version) if base is not None and known else Weight(0, 0)
 
     def _silence_ns(self, now_ns: int) -> int:
         """When a base path that never answered is next thought of."""
@@ -236,7 +265,8 @@ class Lifecycle:
             self._aiming = self._begun_ns is not None and (listed or waited)
         if self._aiming:
             singles = frozenset(key for key in self.singles if key in orders or key in fallbacks)
-            self.generations.aim_at(Aim(orders, fallbacks, singles, frozenset(gone)))
+            self._sought = Aim(orders, fallbacks, singles, frozenset(gone))
+            self.generations.aim_at(self._sought)
         return statuses
 
     # --------------------------------------------------------------------------------------------- what is told of it

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ringserve.broker.budget import Weight, weigh
 from ringserve.broker.directories import Base
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
 from ringserve.broker.orders import LoadFailure, Order, Orders
+from ringserve.broker.preparation import Preparation
 from ringserve.broker.retries import Retries
 
 _OK = Failure(Code.OK, "")
 _LOOK_SOON_NS = 100_000_000
+_PREPARED = "its weights are being loaded"
 
 
 class Status(NamedTuple):
-    """Of an aspired version that does not serve (yet). may_load: it is to be loaded now."""
+    """Of an aspired version that does not serve (yet). may_load: it is to be loaded now. asked: an order that is to be
+    loaded, now or when it is prepared."""
 
     state: VersionState
     failure: Failure = _OK
     waits: str = ""
     may_load: bool = False
+    asked: Order | None = None
 
 
 class Part(NamedTuple):
@@ -45,8 +50,19 @@ class Parts:
     """The parts of all models. One is thought of again only when something has happened to its model: most turns
     concern one of perhaps a thousand. looks: when which base path is to be looked at, by name."""
 
-    def __init__(self, retries: Retries, *, settle_ns: int, incomplete_ns: int, unload_when_empty: bool) -> None:
+    def __init__(
+        self,
+        retries: Retries,
+        preparation: Preparation,
+        *,
+        settle_ns: int,
+        incomplete_ns: int,
+        unload_when_empty: bool,
+        prefer_tflite: bool,
+    ) -> None:
         self._retries = retries
+        self._preparation = preparation
+        self._prefer_tflite = prefer_tflite
         self._settle_ns = settle_ns
         self._incomplete_ns = incomplete_ns
         self._unload_when_empty = unload_when_empty
@@ -95,7 +111,10 @@ class Parts:
             if serving.get(key) == order:
                 wanted[key] = order
                 continue
-            status = statuses[key] = self._status(base, version, now_ns)
+            status = self._status(base, version, now_ns)
+            if status.may_load:
+                status = self._prepared(order, status, self.weight_of(base, version))
+            statuses[key] = status
             if status.may_load:
                 wanted[key] = order
             base.pending = base.pending or status.state is VersionState.START
@@ -144,6 +163,20 @@ class Parts:
             return Status(VersionState.LOADING, may_load=True)
         self._look_at(name, max(verdict.again_ns, now_ns + 1))
         return Status(VersionState.START, waits=verdict.reason)
+
+    def weight_of(self, base: Base, version: int) -> Weight:
+        """What its files weigh, as far as is known."""
+        return weigh(base.directories[version].watched.files, prefer_tflite=self._prefer_tflite)
+
+    def _prepared(self, order: Order, status: Status, weight: Weight) -> Status:
+        """What is to be loaded is prepared first."""
+        verdict = self._preparation.ask(order, weight)
+        if verdict.failure is not None:
+            self._refused.append(LoadFailure(order, verdict.failure, True))
+            return Status(VersionState.END, verdict.failure)
+        if not verdict.ready:
+            return Status(status.state, status.failure, _PREPARED, asked=order)
+        return status._replace(asked=order)
 
     def _look_at(self, name: str, at_ns: int) -> None:
         self.looks[name] = min(at_ns, self.looks.get(name, at_ns))

@@ -17,10 +17,12 @@ from ringserve.broker.core import Core, Turn
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
     Ask,
+    Authored,
     Cancel,
     Done,
     Exited,
     Failed,
+    Forget,
     Fork,
     Kill,
     Loaded,
@@ -204,10 +206,23 @@ class Service:
             if self._pool is not None:
                 self._registry.send(self._pool, self._fork(plan))
                 self._metrics.process_started(f"worker-{plan.worker_index}")
+        self._supply()
+
+    def _supply(self) -> None:
+        """Weights: after the forks, which inherit even what is given up now."""
+        supply = self.models.lifecycle.supply
+        authors, forgets = supply.take_authors(), supply.take_forgets()
+        if self._pool is None:
+            return
+        if forgets:
+            self._registry.send(self._pool, Forget(forgets))
+        for author in authors:
+            self._registry.send(self._pool, author)
 
     def _fork(self, plan: ForkPlan) -> Fork:
+        weights_id = self.models.lifecycle.preparation.weights_id
         orders = [
-            LoadOrder(order.name, order.version, order.path, fallback, list(self._policies.options(order.name)[1:]))
+            LoadOrder(*order[:3], fallback, list(self._policies.options(order.name)[1:]), weights_id(order))
             for order, fallback in plan.orders
         ]
         return Fork(
@@ -280,7 +295,7 @@ class Service:
             self._operators.left(peer)
         elif peer is self._pool:
             self._pool = None
-            crew.pool_left()
+            self.models.lifecycle.supply.pool_left()
         self._touch()
 
     def _on_mail(self, data: bytes, now_ns: int) -> None:
@@ -324,7 +339,10 @@ class Service:
                 self.models.lifecycle.load_failed(failed, now_ns)
         elif isinstance(message, PoolState):
             self._pool = peer
-            crew.pool_joined({worker[0]: worker[1] for worker in message.workers}, now_ns)
+            living = {worker[0]: worker[1] for worker in message.workers}
+            self.models.lifecycle.supply.pool_joined(living, message.weights, now_ns)
+        elif isinstance(message, Authored):
+            self.models.lifecycle.preparation.authored(message, now_ns)
         else:
             log.error("dropped a %s from %s %d", type(message).__name__, peer.role.name.lower(), peer.peer_id)
         self._touch()

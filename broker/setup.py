@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from ringserve.broker.budget import Budget, Limits, Share
 from ringserve.broker.core import Core
 from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
@@ -14,10 +15,12 @@ from ringserve.broker.generations import Generations
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import ModelOptions
 from ringserve.broker.policy import LanePolicy
+from ringserve.broker.preparation import Authors, Preparation
 from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from ringserve.config.cpus import usable_cpus
-from ringserve.config.limits import rows_allowed
+from ringserve.config.limits import fixed_bytes, rows_allowed
+from ringserve.config.memory import usable_memory
 from ringserve.config.schema import Batching, Model, Settings, Workers
 
 log = logging.getLogger(__name__)
@@ -117,10 +120,36 @@ def make_lifecycle(settings: Settings) -> Lifecycle:
         Generations(Crew(workers.workers), cpus, workers.threads_per_worker),
         Versions(),
         Retries(lifecycle.max_num_load_retries, lifecycle.load_retry_ms_max * 1_000_000),
+        make_preparation(settings),
         settle_ns=lifecycle.settle_ms * 1_000_000,
         incomplete_ns=lifecycle.incomplete_ms_max * 1_000_000,
         unload_when_empty=lifecycle.unload_when_empty,
+        prefer_tflite=lifecycle.prefer_tflite_model,
     )
+
+
+def make_preparation(settings: Settings) -> Preparation:
+    """Nothing prepared yet. Authors are spread over the cores that workers may use."""
+    workers, memory = settings.workers, settings.memory
+    cpus = usable_cpus()
+    authors = Authors(
+        memory.weight_sharing_bytes_min,
+        cpus.usable if workers.pin else (),
+        workers.threads_per_worker,
+        max(1, cpus.count),
+    )
+    budget = Budget(memory_limits(settings), lambda _: Share("", workers.workers))
+    return Preparation(authors if memory.weight_sharing == "on" else None, budget)
+
+
+def memory_limits(settings: Settings) -> Limits:
+    """As they are now: a control group's limit may be changed while the server runs."""
+    set_bytes = settings.memory.memory_bytes_max
+    if set_bytes:
+        return Limits(set_bytes, "memory_bytes_max", fixed_bytes(settings))
+    usable = usable_memory()
+    source = f"{usable.source}, as memory_bytes_max is 0"
+    return Limits(usable.count_bytes, source, fixed_bytes(settings))
 
 
 def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:

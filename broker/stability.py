@@ -65,6 +65,11 @@ class Watched:
         return self._files is not None
 
     @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """As of the last look; none before."""
+        return self._files or ()
+
+    @property
     def lacks(self) -> str:
         """What the directory lacks to be a model, as of the last look; empty when it is complete or was never seen."""
         return missing(self._files) if self._files is not None else ""

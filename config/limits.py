@@ -141,8 +141,17 @@ def resolve(settings: Settings, cpus: Cpus) -> Settings:
     )
 
 
+def fixed_bytes(settings: Settings) -> int:
+    """Private memory of all processes, whatever is loaded: what a budget for models begins with. Rings do not count:
+    they take memory only while requests fill them. `settings` are resolved."""
+    frontends, workers = settings.server.frontends, settings.workers.workers
+    private = frontends * FRONTEND_PRIVATE_BYTES + workers * WORKER_PRIVATE_BYTES
+    return private + BROKER_PRIVATE_BYTES + POOL_PRIVATE_BYTES
+
+
 def memory_bill(settings: Settings) -> list[str]:
-    """What the server may take at most beside its models' weights and working memory, item by item, and the sum.
+    """What the server may take at most beside its models' weights and working memory, item by item, and the sum; and
+    how weights are counted.
 
     `settings` are resolved. Rings count in full, although their pages are taken only when requests fill them.
     """
@@ -157,7 +166,12 @@ def memory_bill(settings: Settings) -> list[str]:
     ]
     lines = [f"{name:<18}{count:>4} × {_mib(each):>9} = {_mib(count * each):>10}" for name, count, each in items]
     total = sum(count * each for _, count, each in items)
-    return [*lines, f"{'at most':<18}{'':>4}   {'':>9}   {_mib(total):>10}, models not counted"]
+    memory = settings.memory
+    weights = "each worker has weights of its own"
+    if memory.weight_sharing == "on":
+        weights = f"weights of {_mib(memory.weight_sharing_bytes_min)} or more are once in memory"
+    limit = f"memory_bytes_max {_mib(memory.memory_bytes_max)}, " if memory.memory_bytes_max else ""
+    return [*lines, f"{'at most':<18}{'':>4}   {'':>9}   {_mib(total):>10}, models not counted: {limit}{weights}"]
 
 
 def _mib(count_bytes: int) -> str:

@@ -233,6 +233,27 @@ class Shm:
     )
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Weights in memory that workers share, and how much memory models may take."""
+
+    weight_sharing: str = setting(
+        "on",
+        "a version's weights are once in memory, and every worker maps them; off: each worker loads its own",
+        choices=("on", "off"),
+    )
+    weight_sharing_bytes_min: int = setting(
+        1 * MIB, "a smaller checkpoint is loaded by each worker: sharing it gains nothing", low=1, shown="1MiB"
+    )
+    memory_bytes_max: int = setting(
+        0,
+        "what weights and processes may take together; a load beyond it is refused; 0: the host's memory, or the "
+        "control group's limit (MemoryMax) where that is less",
+        high=1024 * 1024 * GIB,
+        shown="0",
+    )
+
+
 #: `versions` of a model: "latest" (the highest), "latest:N" (the N highest, N > 1), "all", or these.
 Versions = str | tuple[int, ...]
 
@@ -277,6 +298,7 @@ class Settings:
     batching: Batching = Batching()
     shm: Shm = Shm()
     lifecycle: Lifecycle = Lifecycle()
+    memory: Memory = Memory()
     models: tuple[Model, ...] = ()
 
     def to_json(self) -> str:
@@ -303,6 +325,7 @@ SECTIONS: Final[dict[str, type[Any]]] = {
     "batching": Batching,
     "shm": Shm,
     "lifecycle": Lifecycle,
+    "memory": Memory,
 }
 
 
@@ -351,7 +374,7 @@ def _rows_of(section: str, cls: type[Any]) -> list[Setting]:
     rows = []
     for item in dataclasses.fields(cls):
         kind = hints[item.name].__name__
-        if kind == "int" and item.name.endswith(("_bytes", "_bytes_max")):
+        if kind == "int" and item.name.endswith(("_bytes", "_bytes_max", "_bytes_min")):
             kind = "bytes"
         about = dict(item.metadata)
         about["flag"] = about["flag"] or item.name
