@@ -45,7 +45,9 @@ class Adoption:
         here = {member.pid for member in self.members}
         return [pid for pid in (self._workers or {}).values() if pid not in here]
 
-    def choose(self, aim: Aim, workers_count: int, now_ns: int) -> tuple[Generation | None, list[Member], int]:
+    def choose(
+        self, aim: Aim, workers_min: int, workers_max: int, now_ns: int
+    ) -> tuple[Generation | None, list[Member], int]:
         """(the generation that goes on, workers that are none of it, the highest number there was)."""
         groups: dict[int, list[Member]] = {}
         for member in self.members:
@@ -53,13 +55,16 @@ class Adoption:
         if not groups:
             return None, [], -1
         number = max(groups, key=lambda number: (sum(member.complete for member in groups[number]), number))
-        generation = Generation(number, Phase.SERVE, Roster(workers_count), {})
+        generation = Generation(number, Phase.SERVE, Roster(workers_max), {})
         old = [member for member in self.members if member.generation != number]
         for member in groups[number]:
             if member.place in generation.members:
                 old.append(member)
             else:
                 generation.members[member.place] = member
+        spare = [place for place in generation.places if place not in generation.members]
+        missing = max(workers_min - len(generation.members), 0)
+        generation.closed = set(spare[missing:])
         generation.roster.pool_joined(generation.members, now_ns)
         for place, member in generation.members.items():
             generation.roster.joined(place, now_ns)

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 
 from ringserve.broker.adoption import Adoption
-from ringserve.broker.members import Generation, Member, living
+from ringserve.broker.members import BANKS, Generation, Member, living
 from ringserve.broker.messages import Code, Failure, ModelVersion
 from ringserve.broker.orders import LoadFailure, Order
 from ringserve.broker.roster import Place
@@ -20,15 +20,19 @@ _ENDED_MAX = 256
 
 
 class Crew:
-    """The workers of one pool.
+    """The workers of one group.
 
     current: the generation that serves. following: the one that is to take its place. old: workers of those before.
     adoption: of an earlier broker's workers, while it goes on. pool: there is one that can fork. stops: ids of workers
-    that are to leave.
+    that are to leave. workers_min, workers_max: how many, and there are as many places. first_seat: of these places in
+    the fleet.
     """
 
-    def __init__(self, workers_count: int) -> None:
-        self.workers_count = workers_count
+    def __init__(self, workers_min: int, workers_max: int = 0, first_seat: int = 0) -> None:
+        self.workers_min = workers_min
+        self.workers_max = max(workers_min, workers_max)
+        self.first_seat = first_seat
+        self.first_index = BANKS * first_seat
         self.current: Generation | None = None
         self.following: Generation | None = None
         self.old: list[Member] = []
@@ -85,7 +89,7 @@ class Crew:
         if self.following is not None and not self.following.members:
             self.following = None  # first of all what serves is to be there again
         for generation in self.generations:
-            theirs = {generation.place_of(index) for index in workers}
+            theirs = {generation.place_of(index - self.first_index) for index in workers}
             generation.roster.pool_joined({*generation.members, *theirs}, now_ns)
 
     def pool_left(self) -> None:
@@ -94,8 +98,8 @@ class Crew:
 
     def worker_joined(self, worker_id: int, generation: int, index: int, pid: int, now_ns: int) -> None:
         """A worker has registered."""
-        place = index % self.workers_count
-        member = Member(worker_id, pid, generation, place)
+        place = (index - self.first_index) % self.workers_max
+        member = Member(worker_id, pid, generation, place, self.first_seat + place, now_ns)
         for known in self.generations:
             if known.number == generation and known.roster[place] is Place.FORKING:
                 member.untried = [order for order, _ in known.given.get(place, ())]
@@ -188,7 +192,7 @@ class Crew:
         member = self._ended.pop(pid, None)
         if member is None:  # it never registered
             for generation in self.generations:
-                place = generation.place_of(index)
+                place = generation.place_of(index - self.first_index)
                 if place >= 0 and generation.roster[place] is Place.FORKING:
                     generation.roster.gone(place, now_ns)
             if self.adoption is not None:
@@ -197,6 +201,13 @@ class Crew:
         if status == 0 or member.killed or member.stopped_ns or member.loading is None:
             return []
         return self._blame(member, member.loading, status)
+
+    def retire(self, generation: Generation, place: int) -> None:
+        """The worker of this place, if there is one, is an old one from now on."""
+        member = generation.members.pop(place, None)
+        if member is not None:
+            generation.roster.vacate(place)
+            self.old.append(member)
 
     def dismiss(self, generation: Generation) -> list[int]:
         """This following generation is given up. Returns the process ids of its workers, which are to end."""

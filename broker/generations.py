@@ -15,18 +15,16 @@ as soon as one worker has it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ringserve.broker.crew import Crew
-from ringserve.broker.fleet import preference
 from ringserve.broker.members import BANKS, Generation, Member, Phase, living
 from ringserve.broker.messages import ModelVersion
-from ringserve.broker.orders import Aim, ForkPlan, Moves, Order, Orders
+from ringserve.broker.orders import Aim, Moves, Order, Orders, Seat
 from ringserve.broker.roster import Place, Roster
+from ringserve.broker.staff import Staff
 
 _SECOND_NS = 1_000_000_000
-#: A load that takes longer has hung (a file server that never answers), and its worker is ended.
-_LOAD_NS_MAX = 1_800 * _SECOND_NS
-#: A worker that was told to leave and has not within this time is killed.
-_STOP_NS_MAX = 10 * _SECOND_NS
 #: Pause after a generation that came to nothing, doubled each time.
 _PAUSE_NS_MIN, _PAUSE_NS_MAX = _SECOND_NS, 60 * _SECOND_NS
 #: How long versions stay kept, or a worker without something, before a new generation tries to load them; doubled.
@@ -34,13 +32,12 @@ _REFRESH_NS_MIN, _REFRESH_NS_MAX = 60 * _SECOND_NS, 3_600 * _SECOND_NS
 
 
 class Generations:
-    """Decides about the workers in `crew`. cpus: cores to pin to, by place; empty = no pinning. threads: of each."""
+    """Decides about the workers in `crew`. Others: as `Staff` has them."""
 
-    def __init__(self, crew: Crew, cpus: tuple[int, ...], threads: int) -> None:
+    def __init__(self, crew: Crew, seats: Sequence[Seat], threads: int, *, stop_first: bool = False) -> None:
         self.crew = crew
-        self._cpus = cpus
-        self._threads = threads
-        self._aim: Aim | None = None
+        self._staff = Staff(crew, seats, threads, stop_first=stop_first)
+        self._stop_first = stop_first
         self._number = -1
         self._kills: list[int] = []
         self._pause_ns = _PAUSE_NS_MIN
@@ -56,20 +53,20 @@ class Generations:
         """The generation that serves; -1 before the first."""
         return self.crew.current.number if self.crew.current is not None else -1
 
+    @property
+    def wanted(self) -> int:
+        """How many workers are to serve."""
+        return len(self.crew.current.places) if self.crew.current is not None else 0
+
+    @property
+    def active(self) -> int:
+        """How many serve."""
+        current = self.crew.current
+        return sum(bool(member.serves) for member in current.members.values()) if current is not None else 0
+
     def published(self) -> Orders:
-        """The versions that serve, or will again when workers that died are replaced; of an aim's only the wanted."""
-        crew = self.crew
-        found: Orders = {}
-        for member in living(crew.old):
-            found.update({key: member.loaded[key] for key in member.kept or ()})
-        if crew.adoption is not None:
-            for member in crew.adoption.members:
-                found.update(member.loaded)
-        for generation in reversed(crew.generations):
-            found.update(generation.ready)
-        if self._aim is None or crew.adoption is not None:
-            return found
-        return {key: order for key, order in found.items() if self._aim.wants(key)}
+        """As `Staff.published`."""
+        return self._staff.published()
 
     def serves(self, key: ModelVersion) -> bool:
         """A worker may still be running requests of `key`. One that is kept for others is there for those alone."""
@@ -87,37 +84,38 @@ class Generations:
 
     def aim_at(self, aim: Aim) -> None:
         """From now on this shall serve."""
-        self._aim = aim
+        self._staff.aim = aim
 
     def turn(self, now_ns: int) -> Moves:
         """Decide all that can be decided now."""
-        crew, aim = self.crew, self._aim
+        crew, staff, aim = self.crew, self._staff, self._staff.aim
         drain: list[tuple[int, frozenset[ModelVersion]]] = []
         if aim is not None:
             if crew.adoption is not None:
                 self._adopt(aim, now_ns)
             for generation in crew.generations:
                 generation.gone = aim.gone
-            drain = self._drain(now_ns)
+            drain = staff.drain(now_ns)
             if crew.adoption is None:
                 self._plan(aim, now_ns)
                 if crew.following is not None:
                     self._advance(crew.following, aim, now_ns)
                 self._forget_lost()
                 self._schedule_refresh(aim, now_ns)
-        serve = self._serve()
-        drain += self._drain(now_ns)
-        forks = self._forks(now_ns)
-        self._kill_overdue(now_ns)
+        serve = staff.serve()
+        staff.make_room()
+        drain += staff.drain(now_ns)
+        forks = staff.forks(now_ns)
         stops, crew.stops = crew.stops, []
-        kills, self._kills = self._kills, []
+        kills, self._kills = self._kills + staff.overdue(now_ns), []
         return Moves(forks, serve, drain, stops, kills, self._wake_ns(now_ns))
 
     def _adopt(self, aim: Aim, now_ns: int) -> None:
         crew = self.crew
         assert crew.adoption is not None
         if crew.adoption.over(now_ns):
-            crew.current, old, self._number = crew.adoption.choose(aim, crew.workers_count, now_ns)
+            chosen = crew.adoption.choose(aim, crew.workers_min, crew.workers_max, now_ns)
+            crew.current, old, self._number = chosen
             crew.old += old
             self._kills += crew.adoption.hung()
             crew.adoption = None
@@ -172,7 +170,18 @@ class Generations:
         self._number += 1
         while self._number % BANKS in taken and len(taken) < BANKS:
             self._number += 1
-        return Generation(self._number, phase, Roster(self.crew.workers_count), {})
+        crew = self.crew
+        made = Generation(self._number, phase, Roster(crew.workers_max), {})
+        # As many places as there were.
+        made.closed = set(range(crew.workers_min, crew.workers_max) if crew.current is None else crew.current.closed)
+        # Neither the first nor the last where there are more: the broker shares its core with one of them.
+        made.scout_place = made.places[len(made.places) // 2]
+        if self._stop_first and crew.current is not None:
+            members = crew.current.members.values()
+            stateless = [member.place for member in members if not self._staff.holds_state(member)]
+            if stateless and made.scout_place not in stateless:
+                made.scout_place = stateless[0]
+        return made
 
     def _set_plan(self, generation: Generation, current: Generation, aim: Aim) -> None:
         """What the scout is to load: what is new first, so that it is known soon whether all this is any use."""
@@ -181,10 +190,11 @@ class Generations:
         rest: Orders = {}
         for key, order in aim.orders.items():
             single = key in aim.singles
+            kept = self.crew.kept(key) == order
             if current.orders.get(key) == order:
-                if not (single and any(key in holder.serves for holder in current.holders(key))):
+                if not (single and (kept or any(key in holder.serves for holder in current.holders(key)))):
                     rest[key] = order
-            elif self.crew.kept(key) == order:
+            elif kept:
                 if generation.refresh and not single:
                     again[key] = order
             else:
@@ -205,6 +215,8 @@ class Generations:
         current = self.crew.current
         if current is None or any(aim.wants(key) for key in generation.ready):
             return False
+        if self._stop_first and not current.members:
+            return False  # there is nothing else that could serve
         wanted = {order for order in generation.fresh if aim.orders.get(order.key) == order}
         if generation.fresh and not wanted:
             return True
@@ -235,6 +247,9 @@ class Generations:
                 self._come_to_nothing(generation, now_ns)
                 return
             generation.orders, generation.fallbacks = dict(scout.loaded), {}
+            if self._stop_first:
+                self._publish(generation)  # the other places are filled as they come free
+                return
             generation.phase = Phase.FILL
         asked = all(place in generation.asked for place in generation.places) or not generation.plan()
         if asked and not generation.loading():
@@ -249,6 +264,8 @@ class Generations:
         assert current is not None
         if any(scout.loaded.get(order.key) == order for order in generation.sought):
             return True
+        if self._stop_first and not current.members:
+            return bool(scout.loaded)
         drops = any(not aim.wants(key) for key in current.orders)
         return bool(scout.loaded) and (drops or current.lacks())
 
@@ -280,99 +297,6 @@ class Generations:
             self._refresh_ns = now_ns + self._refresh_wait_ns
             self._refresh_wait_ns = min(2 * self._refresh_wait_ns, _REFRESH_NS_MAX)
 
-    # --------------------------------------------------------------------------------------------------- what to do
-
-    def _serve(self) -> list[tuple[int, int, frozenset[ModelVersion]]]:
-        """Workers that may be sent more than before."""
-        crew = self.crew
-        if crew.adoption is not None:
-            allowed = [(member, frozenset(member.loaded)) for member in crew.adoption.members]
-        else:
-            allowed = [
-                (member, self._may_serve(generation, member))
-                for generation in crew.generations
-                for member in generation.members.values()
-            ]
-        grown = []
-        for member, keys in allowed:
-            if keys - member.serves and not member.killed:
-                member.serves |= keys
-                grown.append((member.worker_id, member.place, member.serves))
-        for generation in crew.generations:
-            for member in generation.members.values():
-                generation.ready.update({key: member.loaded[key] for key in member.serves})
-        return grown
-
-    def _may_serve(self, generation: Generation, member: Member) -> frozenset[ModelVersion]:
-        """All, when all is loaded. Before that, only what nobody else can serve: it is slow, and may die of a load."""
-        if generation is self.crew.current:
-            if member.complete:
-                return frozenset(member.loaded)
-            others = [other for other in generation.members.values() if other.complete]
-            return frozenset(key for key in member.loaded if not any(key in other.loaded for other in others))
-        served = {key.name for key in self.published() if key not in generation.ready}
-        return frozenset(key for key in member.loaded if key.name not in served)
-
-    def _drain(self, now_ns: int) -> list[tuple[int, frozenset[ModelVersion]]]:
-        drain = []
-        for member in self.crew.old:
-            if member.stopped_ns:
-                continue
-            if not member.serves:
-                self.crew.worker_drained(member.worker_id, now_ns)
-                continue
-            kept = frozenset(key for key in member.serves if self._shall_keep(member, key))
-            if kept != member.kept:
-                member.kept = kept
-                drain.append((member.worker_id, kept))
-        return drain
-
-    def _shall_keep(self, member: Member, key: ModelVersion) -> bool:
-        aim, current = self._aim, self.crew.current
-        if aim is None or not aim.wants(key) or (current is not None and current.holders(key)):
-            return False
-        if key not in aim.singles:
-            return True
-        # Its state is in the worker that served it: the one that the fleet prefers.
-        holders = [other for other in living(self.crew.old) if key in other.serves]
-        return member is min(holders, key=lambda holder: (preference(key.name, holder.place), holder.worker_id))
-
-    def _forks(self, now_ns: int) -> list[ForkPlan]:
-        crew = self.crew
-        forks = []
-        for generation in crew.generations if crew.pool else ():
-            plan = generation.plan()
-            for place in generation.roster.due(self._open_places(generation), now_ns) if plan else ():
-                generation.given[place] = plan
-                generation.asked.add(place)
-                cpus = (self._cpus[place % len(self._cpus)],) if self._cpus else ()
-                forks.append(ForkPlan(generation.index_of(place), generation.number, cpus, self._threads, plan))
-        return forks
-
-    def _open_places(self, generation: Generation) -> list[int]:
-        """Places in which a worker may be forked now."""
-        if generation.phase is Phase.SCOUT:
-            return [generation.scout_place]
-        if generation.phase is Phase.FILL:  # one that died in this phase is not waited for
-            return [place for place in generation.places if place not in generation.asked]
-        return list(generation.places)
-
-    def _kill_overdue(self, now_ns: int) -> None:
-        for member in self.crew.members():
-            stop_overdue = member.stopped_ns and now_ns >= member.stopped_ns + _STOP_NS_MAX
-            if stop_overdue or (member.loading is not None and now_ns >= member.loading_ns + _LOAD_NS_MAX):
-                self._kills.append(member.pid)
-                member.stopped_ns = now_ns if member.stopped_ns else 0
-                member.loading_ns = now_ns
-
     def _wake_ns(self, now_ns: int) -> int:
-        crew = self.crew
-        times = [self._not_before_ns, self._refresh_ns]
-        if crew.adoption is not None:
-            times.append(crew.adoption.until_ns)
-        if crew.pool:
-            times += [each.roster.wake_ns(self._open_places(each)) for each in crew.generations]
-        for member in crew.members():
-            times.append(member.stopped_ns and member.stopped_ns + _STOP_NS_MAX)
-            times.append(member.loading_ns + _LOAD_NS_MAX if member.loading is not None else 0)
+        times = [self._not_before_ns, self._refresh_ns, *self._staff.wake_times()]
         return min((time for time in times if time > now_ns), default=0)

@@ -1,6 +1,6 @@
 """Pure: the life cycle of models: from what is configured, what lies on disk and how loads went to what shall serve.
 
-    configured + listings ─▶ aspired ─▶ settled? failed? ─▶ Aim ─▶ generations.py ─▶ Moves
+    configured + listings ─▶ aspired ─▶ settled? failed? ─▶ Aim ─▶ groups.py ─▶ Moves
                                                                        │ published
                                               Versions (the catalog) ◀─┘
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ringserve.broker.aspired import Listing, Policy
 from ringserve.broker.budget import Weight
 from ringserve.broker.directories import SILENT_NS_MAX, Base, ModelPlan
-from ringserve.broker.generations import Generations
+from ringserve.broker.groups import Groups
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
 from ringserve.broker.orders import Aim, LoadFailure, Moves, Order, Orders
 from ringserve.broker.parts import Parts, Status
@@ -56,7 +56,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        generations: Generations,
+        groups: Groups,
         versions: Versions,
         retries: Retries,
         preparation: Preparation | None = None,
@@ -66,7 +66,7 @@ class Lifecycle:
         unload_when_empty: bool,
         prefer_tflite: bool = False,
     ) -> None:
-        self.generations = generations
+        self.groups = groups
         self.versions = versions
         self._retries = retries
         self.preparation = preparation or Preparation()
@@ -78,7 +78,7 @@ class Lifecycle:
             unload_when_empty=unload_when_empty,
             prefer_tflite=prefer_tflite,
         )
-        crew = generations.crew
+        crew = groups.crew
         self.supply = Supply(crew, self.preparation, adoption=lambda: crew.adoption, weight_of=self._weight_of)
         self._sought: Aim | None = None
         self._bases: dict[str, Base] = {}
@@ -180,14 +180,14 @@ class Lifecycle:
         moves = Moves([], [], [], [], [], 0)
         published: Orders = {}
         for _ in range(_ROUNDS_MAX):
-            before, generations = self._published(), self.generations.crew.generations
+            before, generations = self._published(), self.groups.crew.generations
             statuses = self._aim(before, now_ns)
             self.supply.open(now_ns, aiming=self._aiming)
-            new = self.generations.turn(now_ns)
+            new = self.groups.turn(now_ns)
             moves = moves.then(new)
             published = self._published()
             self._show(statuses, published)
-            if published == before and generations == self.generations.crew.generations and not any(new[:-1]):
+            if published == before and generations == self.groups.crew.generations and not any(new[:-1]):
                 break  # otherwise what was done last may allow the next
         self._last_published = published
         self._serving = {key.name for key in published}
@@ -227,7 +227,7 @@ class Lifecycle:
 
     def _published(self) -> Orders:
         # Workers of an earlier broker may have what has been taken out of the configuration since.
-        return {key: order for key, order in self.generations.published().items() if key.name in self._bases}
+        return {key: order for key, order in self.groups.published().items() if key.name in self._bases}
 
     def _weight_of(self, order: Order) -> Weight:
         base = self._bases.get(order.name)
@@ -250,7 +250,7 @@ class Lifecycle:
         by_name: dict[str, Orders] = {}
         for key, order in published.items():
             by_name.setdefault(key.name, {})[key] = order
-        trying = self.generations.trying()
+        trying = self.groups.trying()
         for name, base in self._bases.items():
             part = self._parts.of(base, by_name.get(name, {}), trying.get(name, set()), now_ns)
             orders.update(part.orders)
@@ -266,7 +266,7 @@ class Lifecycle:
         if self._aiming:
             singles = frozenset(key for key in self.singles if key in orders or key in fallbacks)
             self._sought = Aim(orders, fallbacks, singles, frozenset(gone))
-            self.generations.aim_at(self._sought)
+            self.groups.aim_at(self._sought)
         return statuses
 
     # --------------------------------------------------------------------------------------------- what is told of it
@@ -283,7 +283,7 @@ class Lifecycle:
             if key in published:
                 waits = "" if status is None else status.waits or status.failure.text
                 self._put(key, Status(VersionState.AVAILABLE, waits=waits))
-            elif state in served and self.generations.serves(key):
+            elif state in served and self.groups.serves(key):
                 self._put(key, Status(VersionState.UNLOADING))
                 self._shown.pop(key, None)
                 continue  # until no worker serves it
@@ -320,7 +320,7 @@ class Lifecycle:
         base = self._bases.get(name)
         if base is None or self.is_available(name, version):
             return False
-        aspired = base.aspired(self.generations.trying().get(name, ()))
+        aspired = base.aspired(self.groups.trying().get(name, ()))
         if aspired is None:
             return not base.error
         attempts = self._retries.of(base.order(version)) if version in aspired else None
@@ -328,7 +328,7 @@ class Lifecycle:
 
     def is_incomplete(self, name: str) -> bool:
         """All that this model could serve lacks files: somebody copies it, or left it like that."""
-        aspired = self._bases[name].aspired(self.generations.trying().get(name, ()))
+        aspired = self._bases[name].aspired(self.groups.trying().get(name, ()))
         return bool(aspired) and all(self._bases[name].directories[version].watched.lacks for version in aspired or ())
 
     def outcome(self, name: str, now_ns: int) -> Outcome:
@@ -338,7 +338,7 @@ class Lifecycle:
             return Outcome(True, [])
         if complaint := base.complaint(now_ns):
             return Outcome(True, [(None, Failure(Code.NOT_FOUND, complaint))])
-        aspired = base.aspired(self.generations.trying().get(name, ()))
+        aspired = base.aspired(self.groups.trying().get(name, ()))
         if not aspired:
             return Outcome(False, [])
         failures: list[tuple[int | None, Failure]] = []

@@ -22,16 +22,19 @@ BANKS = 8
 class Member:
     """One registered worker process.
 
-    untried: orders that it has not begun. loading: what it loads now, since loading_ns. complete: all loads are over.
-    serves: what it may be sent. kept: None while it belongs to a generation that is not replaced; afterwards the
-    versions that only it has and that shall go on. stopped_ns: when it was told to leave; 0 = not. killed: it was
-    ordered to end, so its end says nothing about what it loaded.
+    place: in its generation; seat: in the fleet. untried: orders that it has not begun. loading: what it loads now,
+    since loading_ns. complete: all loads are over. serves: what it may be sent. kept: None while it belongs to a
+    generation that is not replaced; afterwards the versions that only it has and that shall go on. stopped_ns: when it
+    was told to leave; 0 = not. killed: it was ordered to end, so its end says nothing about what it loaded. born_ns:
+    when it registered.
     """
 
     worker_id: int
     pid: int
     generation: int
     place: int
+    seat: int
+    born_ns: int = 0
     untried: list[Order] = field(default_factory=list)
     loading: Order | None = None
     loading_ns: int = 0
@@ -83,7 +86,8 @@ class Generation:
     when it was planned; sought: those and the kept ones, which its predecessor's workers lack. ready: what it has
     served, and is to serve again when a worker was replaced. given: what each place's process was told to load. asked:
     places forked before it serves. counted: orders whose failure counted. hopeless: nothing will come of it. gone: as
-    an Aim has it.
+    an Aim has it. closed: places that stay empty, as the load is too small for them. scout_place: where its scout is
+    forked.
     """
 
     number: int
@@ -99,17 +103,15 @@ class Generation:
     members: dict[int, Member] = field(default_factory=dict)
     given: dict[int, tuple[tuple[Order, bool], ...]] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
+    closed: set[int] = field(default_factory=set)
+    scout_place: int = 0
     counted: set[Order] = field(default_factory=set)
     gone: frozenset[Order] = frozenset()
 
     @property
-    def places(self) -> range:
-        return range(len(self.roster))
-
-    @property
-    def scout_place(self) -> int:
-        """Neither the first nor the last where there are more: the broker shares its core with one of them."""
-        return len(self.roster) // 2
+    def places(self) -> list[int]:
+        """Those that are to have a worker."""
+        return [place for place in range(len(self.roster)) if place not in self.closed]
 
     def index_of(self, place: int) -> int:
         return self.number % BANKS * len(self.roster) + place

@@ -244,12 +244,23 @@ def _put(file: MetricFile, family: Family, labels: Labels, counts: Mapping[int, 
         file.observe(family, labels, buckets, sum(value * count for value, count in counts.items()))
 
 
-def gauges(queues: Iterable[Queue], workers: Mapping[str, int], generation: int, lanes: int) -> bytes:
-    """The answer to the ask `metrics`: JSON, a list of [family name, labels, value]."""
+def gauges(
+    queues: Iterable[Queue],
+    workers: Mapping[str, int],
+    generation: int,
+    lanes: int,
+    groups: Mapping[str, tuple[int, int]],
+) -> bytes:
+    """The answer to the ask `metrics`: JSON, a list of [family name, labels, value].
+
+    groups: by name, how many workers are wanted and how many serve.
+    """
     found: list[list[Any]] = [
         [metrics.GENERATION.name, [], generation],
         [metrics.LANES.name, [], lanes],
         *([metrics.WORKERS.name, [state], count] for state, count in workers.items()),
+        *([metrics.GROUP_WORKERS_WANTED.name, [name], wanted] for name, (wanted, _) in groups.items()),
+        *([metrics.GROUP_WORKERS_ACTIVE.name, [name], active] for name, (_, active) in groups.items()),
     ]
     by_version: dict[tuple[str, int], list[float]] = {}
     for queue in queues:

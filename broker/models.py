@@ -171,7 +171,7 @@ class Models:
     def loaded(self, worker_id: int, report: Loaded, now_ns: int) -> str:
         """How a load went in a worker. Returns the path that it was loaded from, empty when that is not known."""
         key = ModelVersion(report.name, report.version)
-        crew = self.lifecycle.generations.crew
+        crew = self.lifecycle.groups.crew
         member = crew.find(worker_id)
         order = member.order_of(key) if member is not None else None
         failure = Failure(Code(report.error_code), report.error_text) if report.error_code else None
@@ -233,7 +233,7 @@ class Models:
     def _tell_core(self) -> None:
         """After every change of the catalog: let labels take effect, and the core know what requests may come for."""
         versions = self.lifecycle.versions
-        adopting = self.lifecycle.generations.crew.adoption is not None
+        adopting = self.lifecycle.groups.crew.adoption is not None
         if self._epochs == (versions.epoch, self.admin.epoch, adopting):
             return
         self._epochs = (versions.epoch, self.admin.epoch, adopting)
@@ -267,7 +267,7 @@ class Models:
         """The catalog says what serves. A broker that follows another does not know that at first."""
         if self._first or now_ns >= self._begun_ns + _SILENT_NS_MAX:
             return True
-        return not self.lifecycle.generations.crew.adoption
+        return not self.lifecycle.groups.crew.adoption
 
     def catalog(self) -> Catalog:
         """What frontends are to know."""

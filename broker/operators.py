@@ -12,10 +12,11 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ringserve.broker.core import Core
 from ringserve.broker.fleet import preference
+from ringserve.broker.groups import Group
 from ringserve.broker.members import Member
 from ringserve.broker.messages import Ask, Code, Failure, Role, Told
 from ringserve.broker.metrics import gauges
@@ -38,7 +39,7 @@ class _Relayed(NamedTuple):
 
 def _comes_last(member: Member) -> int:
     """Orders workers by how soon one is sent the first request for any of its models, while none has run."""
-    return min((preference(key.name, member.place) for key in member.loaded), default=0)
+    return min((preference(key.name, member.seat) for key in member.loaded), default=0)
 
 
 class Operators:
@@ -86,7 +87,7 @@ class Operators:
             self._tell(relayed.asker, relayed.ask_id, _WORKER_LEFT, b"")
 
     def _relay(self, peer: Peer, ask: Ask) -> None:
-        crew = self._models.lifecycle.generations.crew
+        crew = self._models.lifecycle.groups.crew
         ready = [member for member in crew.members() if crew.phase_of(member) in ("ready", "loading")]
         # The one that works: at a low load the others are idle, and their trace would be empty. What a call began, the
         # next call ends or looks at in the same worker.
@@ -119,12 +120,13 @@ class Operators:
                 self._registry.send(peer, told)
 
     def _state(self, now_ns: int) -> bytes:
-        generations = self._models.lifecycle.generations
-        crew = generations.crew
+        groups = self._models.lifecycle.groups
+        crew = groups.crew
         workers = [
             {
                 "worker_id": member.worker_id,
-                "index": member.place,
+                "index": member.seat,
+                "group": groups.groups[crew.group_of(member)].name,
                 "pid": member.pid,
                 "generation": member.generation,
                 "state": crew.phase_of(member),
@@ -134,12 +136,12 @@ class Operators:
             }
             for member in crew.members()
         ]
-        following = crew.following
-        about = None if following is None else {"generation": following.number, "phase": following.phase.value}
+        abouts = [_about(group) for group in groups.groups]
         return json.dumps(
             {
-                "generation": generations.number,
-                "following": about,
+                "generation": groups.number,
+                "following": next((about["following"] for about in abouts if about["following"]), None),
+                "groups": abouts,
                 "pool": crew.pool,
                 "workers": workers,
                 "frontends": [peer.hello.pid for peer in self._registry.of_role(Role.FRONTEND)],
@@ -148,9 +150,26 @@ class Operators:
         ).encode()
 
     def _metrics(self, now_ns: int) -> bytes:
-        generations = self._models.lifecycle.generations
+        groups = self._models.lifecycle.groups
         states: dict[str, int] = {}
-        for member in generations.crew.members():
-            state = generations.crew.phase_of(member)
+        for member in groups.crew.members():
+            state = groups.crew.phase_of(member)
             states[state] = states.get(state, 0) + 1
-        return gauges(self._core.queues(now_ns), states, generations.number, self._core.statistics()["lanes"])
+        sizes = {group.name: (group.generations.wanted, group.generations.active) for group in groups.groups}
+        return gauges(self._core.queues(now_ns), states, groups.number, self._core.statistics()["lanes"], sizes)
+
+
+def _about(group: Group) -> dict[str, Any]:
+    """One group, for operators."""
+    generations = group.generations
+    crew = generations.crew
+    following = crew.following
+    return {
+        "name": group.name,
+        "generation": generations.number,
+        "following": following and {"generation": following.number, "phase": following.phase.value},
+        "workers_min": crew.workers_min,
+        "workers_max": crew.workers_max,
+        "workers_wanted": generations.wanted,
+        "workers_active": generations.active,
+    }

@@ -40,6 +40,13 @@ class Aim(NamedTuple):
         return key in self.orders or key in self.fallbacks
 
 
+class Seat(NamedTuple):
+    """Where the worker of one place runs. cpus: cores to pin to, empty for none. gpu: CUDA's number, -1 for none."""
+
+    cpus: tuple[int, ...]
+    gpu: int = -1
+
+
 class ForkPlan(NamedTuple):
     """One worker to fork. orders: what it is to load, each with whether it is a fallback. Others: as in Fork."""
 

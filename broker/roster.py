@@ -73,13 +73,17 @@ class Roster:
             elif seat.place is Place.VACANT:
                 seat.place = Place.FORKING
 
-    def due(self, places: Iterable[int], now_ns: int) -> list[int]:
+    def vacate(self, place: int) -> None:
+        """Its worker belongs to this generation no more."""
+        self._seats[place] = _Seat()
+
+    def due(self, places: Iterable[int], now_ns: int, *, only_look: bool = False) -> list[int]:
         """Those of `places` for which a worker is to be ordered from the pool now; from now on they are forking."""
         due = []
         for place in places:
             seat = self._seats[place]
             if seat.place is Place.VACANT and seat.not_before_ns <= now_ns:
-                seat.place = Place.FORKING
+                seat.place = seat.place if only_look else Place.FORKING
                 due.append(place)
         return due
 

@@ -168,7 +168,7 @@ class Service:
         return min((wake for wake in wakes if wake), default=0)
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:
-        crew = self.models.lifecycle.generations.crew
+        crew = self.models.lifecycle.groups.crew
         for worker_id in turn.kills:
             worker = self._registry.peers.get(worker_id)
             crew.worker_killed(worker_id)
@@ -276,7 +276,7 @@ class Service:
             self._strangers.add(peer.peer_id)
         elif peer.role is Role.WORKER:
             hello = peer.hello
-            crew = self.models.lifecycle.generations.crew
+            crew = self.models.lifecycle.groups.crew
             crew.worker_joined(peer.peer_id, hello.generation, hello.worker_index, hello.pid, now_ns)
         self._touch()
 
@@ -285,7 +285,7 @@ class Service:
         outbox = self._outboxes.pop(peer.peer_id, None)
         if outbox is not None:
             outbox.close()
-        crew = self.models.lifecycle.generations.crew
+        crew = self.models.lifecycle.groups.crew
         if peer.role is Role.FRONTEND:
             self._core.frontend_left(peer.peer_id)
             self._strangers.discard(peer.peer_id)
@@ -319,7 +319,7 @@ class Service:
             log.error("dropped a %s, which no broker takes", type(message).__name__)
 
     def _on_control(self, peer: Peer, message: object, now_ns: int) -> None:
-        crew = self.models.lifecycle.generations.crew
+        crew = self.models.lifecycle.groups.crew
         if isinstance(message, Ask):
             self._operators.ask(peer, message, now_ns)
         elif isinstance(message, Told):

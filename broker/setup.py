@@ -12,14 +12,17 @@ from ringserve.broker.core import Core
 from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
 from ringserve.broker.generations import Generations
+from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import ModelOptions
+from ringserve.broker.orders import Seat
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.preparation import Authors, Preparation
 from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from ringserve.config.cpus import usable_cpus
-from ringserve.config.limits import fixed_bytes, rows_allowed
+from ringserve.config.groups import group_of
+from ringserve.config.limits import WORKER_PRIVATE_BYTES, fixed_bytes, groups_of, rows_allowed, slots_of
 from ringserve.config.memory import usable_memory
 from ringserve.config.schema import Batching, Model, Settings, Workers
 
@@ -112,12 +115,9 @@ class Policies:
 
 def make_lifecycle(settings: Settings) -> Lifecycle:
     """Nothing configured, nobody there yet. Each worker is pinned to a core of its own where there are enough."""
-    workers, lifecycle = settings.workers, settings.lifecycle
-    usable = usable_cpus().usable
-    pinned = usable if workers.pin and workers.workers * workers.threads_per_worker <= len(usable) else ()
-    cpus = pinned if workers.threads_per_worker == 1 else ()
+    lifecycle = settings.lifecycle
     return Lifecycle(
-        Generations(Crew(workers.workers), cpus, workers.threads_per_worker),
+        make_groups(settings),
         Versions(),
         Retries(lifecycle.max_num_load_retries, lifecycle.load_retry_ms_max * 1_000_000),
         make_preparation(settings),
@@ -138,18 +138,46 @@ def make_preparation(settings: Settings) -> Preparation:
         workers.threads_per_worker,
         max(1, cpus.count),
     )
-    budget = Budget(memory_limits(settings), lambda _: Share("", workers.workers))
+    groups = {group.name: group for group in groups_of(settings)}
+
+    def share_of(model: str) -> Share:
+        group = groups[group_of(model, settings.groups)]
+        return Share(group.name, group.workers_max)
+
+    budget = Budget(memory_limits(settings), share_of)
     return Preparation(authors if memory.weight_sharing == "on" else None, budget)
 
 
 def memory_limits(settings: Settings) -> Limits:
     """As they are now: a control group's limit may be changed while the server runs."""
-    set_bytes = settings.memory.memory_bytes_max
-    if set_bytes:
-        return Limits(set_bytes, "memory_bytes_max", fixed_bytes(settings))
-    usable = usable_memory()
-    source = f"{usable.source}, as memory_bytes_max is 0"
-    return Limits(usable.count_bytes, source, fixed_bytes(settings))
+    count_bytes, source = settings.memory.memory_bytes_max, "memory_bytes_max"
+    if not count_bytes:
+        usable = usable_memory()
+        count_bytes, source = usable.count_bytes, f"{usable.source}, as memory_bytes_max is 0"
+    groups = groups_of(settings)
+    return Limits(
+        count_bytes,
+        source,
+        fixed_bytes(settings),
+        {group.name: group.memory_bytes_max for group in groups},
+        {group.name: group.workers_max * WORKER_PRIVATE_BYTES for group in groups},
+    )
+
+
+def make_groups(settings: Settings) -> Groups:
+    """The worker groups, without workers."""
+    slots = slots_of(settings, usable_cpus())
+    groups = []
+    first_seat = 0
+    for configured in groups_of(settings):
+        crew = Crew(configured.workers, configured.workers_max, first_seat)
+        first_seat += crew.workers_max
+        seats = [Seat(slot.cpus, slot.gpu) for slot in slots[configured.name]]
+        generations = Generations(
+            crew, seats, configured.threads_per_worker, stop_first=configured.replace == "stop_first"
+        )
+        groups.append(Group(configured.name, generations))
+    return Groups(groups, lambda model: group_of(model, settings.groups))
 
 
 def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:

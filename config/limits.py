@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ringserve.config.cpus import Cpus
+from ringserve.config.devices import Slot, slots
+from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
 from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
 
 #: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
@@ -61,6 +63,11 @@ def mistakes(settings: Settings) -> list[Broken]:
             "restart_wait_ms_min",
             "restart_wait_ms_max",
         )
+    if 0 < workers.workers_max < workers.workers:
+        text = f"workers ({workers.workers}) is above workers_max ({workers.workers_max})"
+        broken(text, "workers", "workers_max")
+    for text in mistakes_of_groups(settings.groups):
+        broken(text, "groups")
     rows_keys = ("queue_rows_max", "batch_rows_max", "batch_rows_allowed")
     for text in mistakes_of_batching("batching", settings.batching):
         broken(text, *rows_keys)
@@ -127,6 +134,49 @@ def workers_of(settings: Settings, cpus: Cpus) -> int:
     return settings.workers.workers or max(1, cpus.count // settings.workers.threads_per_worker)
 
 
+def groups_of(settings: Settings) -> tuple[Group, ...]:
+    """All groups, the default one first, of settings that are resolved."""
+    workers = settings.workers
+    default = Group(
+        DEFAULT,
+        (),
+        workers.devices,
+        workers.workers,
+        max(workers.workers, workers.workers_max),
+        workers.threads_per_worker,
+        workers.workers_replace,
+    )
+    return (default, *settings.groups)
+
+
+def slots_of(settings: Settings, cpus: Cpus) -> dict[str, list[Slot]]:
+    """Where the workers of each group run, by the group's name; as many slots as it may have workers. Raises
+    DeviceError. Groups with the same `devices` share them: no core is given twice while there are enough."""
+    found: dict[str, list[Slot]] = {}
+    groups = groups_of(settings)
+    for group in groups:
+        sharing = [other for other in groups if other.devices == group.devices]
+        mixed = len({other.threads_per_worker for other in sharing}) > 1
+        before = sum(other.workers_max for other in sharing[: sharing.index(group)])
+        all_slots = slots(
+            group.devices,
+            cpus,
+            workers=sum(other.workers_max for other in sharing),
+            threads=group.threads_per_worker,
+            pin=settings.workers.pin and not mixed,
+        )
+        found[group.name] = all_slots[before : before + group.workers_max]
+    return found
+
+
+def _resolved(group: Group, settings: Settings, cpus: Cpus) -> Group:
+    threads = group.threads_per_worker or settings.workers.threads_per_worker
+    workers = group.workers or max(1, cpus.count // threads)
+    if group.workers_max and not group.workers:
+        workers = min(workers, group.workers_max)
+    return replace(group, workers=workers, workers_max=group.workers_max or workers, threads_per_worker=threads)
+
+
 def frontends_of(settings: Settings, cpus: Cpus) -> int:
     """How many frontends: as set, or max(1, usable CPUs // CPUS_PER_FRONTEND)."""
     return settings.server.frontends or max(1, cpus.count // CPUS_PER_FRONTEND)
@@ -134,17 +184,19 @@ def frontends_of(settings: Settings, cpus: Cpus) -> int:
 
 def resolve(settings: Settings, cpus: Cpus) -> Settings:
     """The same settings with every number that was left to be derived filled in (ports are the supervisor's)."""
+    workers, most = workers_of(settings, cpus), settings.workers.workers_max
     return replace(
         settings,
         server=replace(settings.server, frontends=frontends_of(settings, cpus)),
-        workers=replace(settings.workers, workers=workers_of(settings, cpus)),
+        workers=replace(settings.workers, workers=min(workers, most or workers)),
+        groups=tuple(_resolved(group, settings, cpus) for group in settings.groups),
     )
 
 
 def fixed_bytes(settings: Settings) -> int:
     """Private memory of all processes, whatever is loaded: what a budget for models begins with. Rings do not count:
     they take memory only while requests fill them. `settings` are resolved."""
-    frontends, workers = settings.server.frontends, settings.workers.workers
+    frontends, workers = settings.server.frontends, sum(group.workers_max for group in groups_of(settings))
     private = frontends * FRONTEND_PRIVATE_BYTES + workers * WORKER_PRIVATE_BYTES
     return private + BROKER_PRIVATE_BYTES + POOL_PRIVATE_BYTES
 
@@ -155,7 +207,8 @@ def memory_bill(settings: Settings) -> list[str]:
 
     `settings` are resolved. Rings count in full, although their pages are taken only when requests fill them.
     """
-    frontends, workers = settings.server.frontends, settings.workers.workers
+    frontends = settings.server.frontends
+    workers = sum(group.workers_max for group in groups_of(settings))
     items = [
         ("request rings", frontends, settings.shm.request_ring_bytes),
         ("result rings", workers, settings.shm.result_ring_bytes),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ringserve.config import limits
+from ringserve.config.groups import GROUP_KEYS, Group, group_of_table
 from ringserve.config.schema import (
     ENVIRONMENT_PREFIX,
     MODEL_FLAGS,
@@ -66,7 +67,8 @@ def load_settings(
     mistakes: list[str] = []
     faulty: set[str] = set()  # settings without a value that is right: what relates to them is not judged
     given: dict[str, _Given] = {name: _Given(value, "default") for name, value in (defaults or {}).items()}
-    models = [] if toml_path is None else _read_file(toml_path, given, mistakes)
+    groups: list[Group] = []
+    models = [] if toml_path is None else _read_file(toml_path, given, groups, mistakes)
     if mistakes:
         faulty.add("models")
     _read_environment(environ, given, mistakes)
@@ -83,7 +85,7 @@ def load_settings(
     else:
         listed = tuple(model for model in (make(sections["batching"]) for make in models) if model is not None)
     _check_tls(sections["server"], mistakes)
-    settings = Settings(models=listed, **sections)
+    settings = Settings(models=listed, groups=tuple(groups), **sections)
     mistakes += [broken.text for broken in limits.mistakes(settings) if not faulty.intersection(broken.keys)]
     if mistakes:
         raise ConfigError(mistakes)
@@ -123,8 +125,10 @@ def _read_environment(environ: Mapping[str, str], given: dict[str, _Given], mist
 _ModelMaker = Callable[[Batching], Model | None]
 
 
-def _read_file(path: str, given: dict[str, _Given], mistakes: list[str]) -> list[_ModelMaker]:
-    """Put the file's values into `given`; the models wait for the [batching] section that they start from."""
+def _read_file(
+    path: str, given: dict[str, _Given], groups: list[Group], mistakes: list[str]
+) -> list[_ModelMaker]:
+    """Put the file's values into `given` and `groups`; models wait for the [batching] section that they start from."""
     try:
         with open(path, "rb") as file:
             text = file.read().decode()
@@ -137,11 +141,13 @@ def _read_file(path: str, given: dict[str, _Given], mistakes: list[str]) -> list
         return []
     lines = _lines_of_keys(text)
     models = data.pop("models", [])
+    groups += _groups(path, data.pop("groups", []), lines, mistakes)
     for section, table in data.items():
         rows = {row.key: row for row in SETTINGS if row.section == section}
         if not rows:
             place = f"{path}:{lines.get((section, '', 0), lines.get(('', section, 0), 1))}"
-            mistakes.append(f"{place}: [{section}]: no such section{suggestion(section, (*SECTIONS, 'models'))}")
+            known = (*SECTIONS, "models", "groups")
+            mistakes.append(f"{place}: [{section}]: no such section{suggestion(section, known)}")
         elif not isinstance(table, dict):
             mistakes.append(f"{path}: {section} must be a table: [{section}]")
         else:
@@ -155,6 +161,22 @@ def _read_file(path: str, given: dict[str, _Given], mistakes: list[str]) -> list
         mistakes.append(f"{path}: models must be tables: [[models]]")
         return []
     return [_model_maker(path, index, model, lines, mistakes) for index, model in enumerate(models)]
+
+
+def _groups(path: str, tables: Any, lines: dict[tuple[str, str, int], int], mistakes: list[str]) -> list[Group]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        mistakes.append(f"{path}: groups must be tables: [[groups]]")
+        return []
+    found = []
+    for index, table in enumerate(tables):
+        group, wrong = group_of_table(table)
+        wrong |= {key: f"no such setting{suggestion(key, GROUP_KEYS)}" for key in table if key not in GROUP_KEYS}
+        for key, text in wrong.items():
+            line = lines.get(("groups", key, index), lines.get(("groups", "", index), 1))
+            mistakes.append(f"{path}:{line}: [[groups]] {key}: {text}")
+        if group is not None:
+            found.append(group)
+    return found
 
 
 def _misplaced(key: str, rows: Mapping[str, Setting]) -> str:

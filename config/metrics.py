@@ -243,6 +243,12 @@ RUNNING_BATCHES: Final = Family(
 )
 LANES: Final = Family("ringserve_lanes", GAUGE, (), "lanes that the broker remembers", SCRAPE)
 WORKERS: Final = Family("ringserve_workers", GAUGE, ("state",), "worker processes by state", SCRAPE)
+GROUP_WORKERS_WANTED: Final = Family(
+    "ringserve_group_workers_wanted", GAUGE, ("group",), "workers that a group is to have under its load", SCRAPE
+)
+GROUP_WORKERS_ACTIVE: Final = Family(
+    "ringserve_group_workers_active", GAUGE, ("group",), "workers of a group that serve", SCRAPE
+)
 GENERATION: Final = Family(
     "ringserve_generation", GAUGE, (), "how often the set of workers was replaced for other models", SCRAPE
 )

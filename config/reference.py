@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ringserve.config.groups import GROUP_KEYS
 from ringserve.config.limits import CPUS_PER_FRONTEND
 from ringserve.config.schema import ENVIRONMENT_PREFIX, MODEL_FLAGS, MODEL_KEYS, SECTIONS, SETTINGS, Setting
 
@@ -32,6 +33,19 @@ def server_toml() -> str:
     }
     for key, why in MODEL_KEYS.items():
         lines += [f"# {why}", f"#{key} = {examples[key]}"]
+    lines += ["", "# Groups of workers, for some of the models; one such table for each.", "#[[groups]]"]
+    examples = {
+        "name": '"large"',
+        "models": '["digits", "lang-*"]',
+        "devices": '"cpu"',
+        "workers": "1",
+        "workers_max": "2",
+        "threads_per_worker": "4",
+        "replace": '"stop_first"',
+        "memory_bytes_max": '"8GiB"',
+    }
+    for key, why in GROUP_KEYS.items():
+        lines += [f"# {why}", f"#{key} = {examples[key]}"]
     return "\n".join(lines) + "\n"
 
 
@@ -61,11 +75,18 @@ def configuration_md() -> str:
         lines += [_row(row) for row in SETTINGS if row.section == section]
     lines += ["", "## [[models]]", "", "One table for each model.", "", "| key | what |", "|---|---|"]
     lines += [f"| `{key}` | {why} |" for key, why in MODEL_KEYS.items()]
+    lines += ["", "## [[groups]]", "", _GROUPS, "", "| key | what |", "|---|---|"]
+    lines += [f"| `{key}` | {why} |" for key, why in GROUP_KEYS.items()]
     lines += ["", "A single model can be given without a file; it takes the place of the file's list:", ""]
     lines += ["| flag | environment | what |", "|---|---|---|"]
     lines += [f"| `--{name}` | `{ENVIRONMENT_PREFIX}{name.upper()}` | {why} |" for name, why in MODEL_FLAGS.items()]
     return "\n".join(lines) + "\n\n" + _MODEL_CONFIG
 
+
+_GROUPS = """\
+One table for each group of workers. A group's workers load the models that it names and no others, so a change of one
+of them replaces the workers of that group only. What no group names belongs to the group `default`, which `[workers]`
+describes. Models that come at run time find their group by the same rule."""
 
 _MODEL_CONFIG = """\
 ## model_config_file

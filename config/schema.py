@@ -14,6 +14,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
 
+from ringserve.config.groups import REPLACE, Group
+
 ENVIRONMENT_PREFIX: Final = "RINGSERVE_"
 
 KIB: Final = 1024
@@ -107,7 +109,20 @@ class Server:
 class Workers:
     """The processes that run TensorFlow."""
 
-    workers: int = setting(0, "worker processes; 0: one for every usable CPU", high=1024)
+    workers: int = setting(0, "worker processes, at least; 0: one for every usable CPU", high=1024)
+    workers_max: int = setting(0, "worker processes under load, at most; 0: as many as `workers`", high=1024)
+    grow_ms: int = setting(2_000, "all workers were busy and work waited for this long: one more", low=100)
+    shrink_ms: int = setting(60_000, "the load would have fitted into one fewer for this long: one less", low=100)
+    devices: str = setting("cpu", "what workers run on")
+    workers_replace: str = setting(
+        "start_first",
+        "for other models, new workers start beside the old; stop_first: in their place, where memory is tight",
+        choices=REPLACE,
+    )
+    worker_bytes_max: int = setting(
+        0, "a worker with more memory of its own than this is replaced; 0: no limit", high=1024 * GIB, shown="0"
+    )
+    worker_age_s_max: int = setting(0, "workers older than this are replaced; 0: no limit")
     threads_per_worker: int = setting(
         1, "TensorFlow's threads in one worker; more only for large models under little traffic", low=1, high=1024
     )
@@ -300,6 +315,7 @@ class Settings:
     lifecycle: Lifecycle = Lifecycle()
     memory: Memory = Memory()
     models: tuple[Model, ...] = ()
+    groups: tuple[Group, ...] = ()
 
     def to_json(self) -> str:
         """This object as JSON text, for `from_json` of the same release."""
@@ -310,7 +326,8 @@ class Settings:
         """The object whose `to_json` was `text`. Raises ValueError, KeyError or TypeError for anything else."""
         data = json.loads(text)
         sections: dict[str, Any] = {name: section(**data[name]) for name, section in SECTIONS.items()}
-        return cls(models=tuple(_model_of_json(model) for model in data["models"]), **sections)
+        groups = tuple(Group(**{**group, "models": tuple(group["models"])}) for group in data["groups"])
+        return cls(models=tuple(_model_of_json(model) for model in data["models"]), groups=groups, **sections)
 
 
 def _model_of_json(data: dict[str, Any]) -> Model:

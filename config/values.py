@@ -89,7 +89,8 @@ def _parse_int(value: Any) -> int:
     return value
 
 
-def _parse_bytes(value: Any) -> int:
+def parse_bytes(value: Any) -> int:
+    """A number of bytes, or text such as `4MiB`. Raises ValueError, KeyError or TypeError for anything else."""
     if not isinstance(value, str):
         return _parse_int(value)
     match = _SIZE.fullmatch(value)
@@ -115,7 +116,7 @@ def _parse_str(value: Any) -> str:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "int": _parse_int,
-    "bytes": _parse_bytes,
+    "bytes": parse_bytes,
     "bool": _parse_bool,
     "str": _parse_str,
 }

@@ -8,6 +8,7 @@ from ringserve.broker.aspired import Listing, VersionDirectory, choose
 from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
 from ringserve.broker.generations import Generations
+from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
 from ringserve.broker.orders import ForkPlan, Moves
@@ -22,16 +23,36 @@ UNLUCKY = Failure(Code.UNAVAILABLE, "bad luck")
 
 
 class Life:
-    """models: name -> policy, with base path /NAME. Directories are old and complete unless a test says otherwise."""
+    """models: name -> policy, with base path /NAME. Directories are old and complete unless a test says otherwise.
 
-    def __init__(self, workers: int = 2, *, unload_when_empty: bool = False, **models: Any) -> None:
+    workers_max: of the default group, which `crew` is of. groups: name -> (its models, its workers) of others.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        workers_max: int = 0,
+        stop_first: bool = False,
+        groups: dict[str, tuple[str, int]] | None = None,
+        unload_when_empty: bool = False,
+        **models: Any,
+    ) -> None:
         self.now_ns = START_NS
-        self.workers_count = workers
-        self.crew = Crew(workers)
-        self.generations = Generations(self.crew, (), 1)
+        self.workers_count = max(workers, workers_max)
+        self.crew = Crew(workers, workers_max)
+        self.generations = Generations(self.crew, (), 1, stop_first=stop_first)
+        named = [Group("default", self.generations)]
+        first_seat = self.workers_count
+        for name, (_, count) in (groups or {}).items():
+            named.append(Group(name, Generations(Crew(count, 0, first_seat), (), 1, stop_first=stop_first)))
+            first_seat += count
+        of = {model: name for name, (theirs, _) in (groups or {}).items() for model in theirs}
+        self.groups = Groups(named, lambda model: of.get(model, "default"))
+        self.crews = self.groups.crew
         self.versions = Versions()
         self.lifecycle = Lifecycle(
-            self.generations,
+            self.groups,
             self.versions,
             Retries(2, 60 * S),
             settle_ns=2 * S,
@@ -92,7 +113,7 @@ class Life:
     # ------------------------------------------------------------------------------------------------- the workers
 
     def pool(self) -> None:
-        self.crew.pool_joined({}, self.now_ns)
+        self.crews.pool_joined({}, self.now_ns)
         self.turn()
 
     def turn(self, after_ns: int = 0) -> None:
@@ -108,7 +129,7 @@ class Life:
                 self.register(plan)
             for worker_id, kept in moves.drain:
                 if not kept:
-                    self.crew.worker_drained(worker_id, self.now_ns)
+                    self.crews.worker_drained(worker_id, self.now_ns)
                     self.lifecycle.touch()
             for worker_id in (*moves.stops, *(pid for pid in moves.kills)):
                 self.end(worker_id, 0)
@@ -116,7 +137,7 @@ class Life:
     def register(self, plan: ForkPlan) -> None:
         self._pid += 1
         self.plan_of[self._pid] = plan
-        self.crew.worker_joined(self._pid, plan.generation, plan.worker_index, self._pid, self.now_ns)
+        self.crews.worker_joined(self._pid, plan.generation, plan.worker_index, self._pid, self.now_ns)
         self.lifecycle.touch()
 
     def load(self, pid: int, **outcomes: Failure) -> None:
@@ -125,40 +146,40 @@ class Life:
         for order, fallback in self.plan_of[pid].orders:
             if fallback and any(key.name == order.name for key in succeeded):
                 continue
-            self.crew.worker_loading(pid, order.key, self.now_ns)
+            self.crews.worker_loading(pid, order.key, self.now_ns)
             failure = outcomes.get(f"{order.name}_{order.version}")
-            failed = self.crew.worker_loaded(pid, order.key, failure)
+            failed = self.crews.worker_loaded(pid, order.key, failure)
             if failed is not None:
                 self.lifecycle.load_failed(failed, self.now_ns)
             elif failure is None:
                 self.lifecycle.load_succeeded(order.key)
                 succeeded.append(order.key)
-                self.crew.worker_ready(pid, frozenset(succeeded), complete=False)
+                self.crews.worker_ready(pid, frozenset(succeeded), complete=False)
             self.turn()
-            if self.crew.find(pid) is None:
+            if self.crews.find(pid) is None:
                 return
-        self.crew.worker_ready(pid, frozenset(succeeded), complete=True)
+        self.crews.worker_ready(pid, frozenset(succeeded), complete=True)
         self.turn()
 
     def begin(self, pid: int, name: str, version: int) -> None:
-        self.crew.worker_loading(pid, ModelVersion(name, version), self.now_ns)
+        self.crews.worker_loading(pid, ModelVersion(name, version), self.now_ns)
 
     def end(self, pid: int, status: int = -9) -> None:
         """This process ends; status as the pool tells it."""
-        member = self.crew.find(pid)
+        member = self.crews.find(pid)
         index = self.plan_of[pid].worker_index
-        self.crew.worker_left(pid, self.now_ns)
-        for failed in self.crew.worker_exited(index, pid, status, self.now_ns):
+        self.crews.worker_left(pid, self.now_ns)
+        for failed in self.crews.worker_exited(index, pid, status, self.now_ns):
             self.lifecycle.load_failed(failed, self.now_ns)
         self.lifecycle.touch()
-        assert member is None or member not in self.crew.members()
+        assert member is None or member not in self.crews.members()
 
     def load_all(self, **outcomes: Failure) -> None:
         """All workers that have not, load; also those that are forked because of it."""
         for _ in range(30):
             waiting = [
                 member.worker_id
-                for generation in self.crew.generations
+                for generation in self.crews.generations
                 for member in generation.members.values()
                 if not member.complete
             ]

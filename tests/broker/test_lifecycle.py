@@ -20,8 +20,8 @@ def test_at_the_start_all_workers_load_everything_and_each_model_serves_as_soon_
     assert [life.orders(pid) for pid in life.current] == [[("a", 1, False), ("b", 7, False)]] * 2
     first = life.current[0]
     life.begin(first, "a", 1)
-    life.crew.worker_loaded(first, ModelVersion("a", 1), None)
-    life.crew.worker_ready(first, frozenset({ModelVersion("a", 1)}), complete=False)
+    life.crews.worker_loaded(first, ModelVersion("a", 1), None)
+    life.crews.worker_ready(first, frozenset({ModelVersion("a", 1)}), complete=False)
     life.turn()
     assert (life.states("a"), life.states("b")) == ({1: "AVAILABLE"}, {7: "LOADING"})
     life.load_all()
@@ -100,12 +100,12 @@ def test_a_version_is_unloading_until_its_workers_have_left() -> None:
     (old,) = life.current
     life.put("m", 2)
     scout = life.young[0]
-    life.crew.worker_loaded(scout, ModelVersion("m", 2), None)
-    life.crew.worker_ready(scout, frozenset({ModelVersion("m", 2)}), complete=True)
+    life.crews.worker_loaded(scout, ModelVersion("m", 2), None)
+    life.crews.worker_ready(scout, frozenset({ModelVersion("m", 2)}), complete=True)
     life.lifecycle.touch()
     life.lifecycle.turn(life.now_ns)
     assert life.states("m") == {1: "UNLOADING", 2: "AVAILABLE"}
-    life.crew.worker_drained(old, life.now_ns)
+    life.crews.worker_drained(old, life.now_ns)
     life.turn()
     assert life.states("m") == {1: "END", 2: "AVAILABLE"}
 
@@ -208,7 +208,7 @@ def test_a_death_that_was_ordered_or_of_the_pool_is_held_against_no_version() ->
     for _ in range(4):
         scout = life.young[0]
         life.begin(scout, "m", 2)
-        life.crew.worker_left(scout, life.now_ns)  # and no pool is left to say how it ended
+        life.crews.worker_left(scout, life.now_ns)  # and no pool is left to say how it ended
         life.turn(6 * S)
     life.load_all()
     assert life.states("m") == {1: "END", 2: "AVAILABLE"}
@@ -220,7 +220,7 @@ def test_when_what_serves_cannot_be_loaded_beside_itself_the_change_is_given_up_
     life.put("m", 2)
     for _ in range(2):
         scout = life.young[0]
-        life.crew.worker_loaded(scout, ModelVersion("m", 2), None)
+        life.crews.worker_loaded(scout, ModelVersion("m", 2), None)
         life.begin(scout, "n", 1)
         life.end(scout, -9)
         life.turn(6 * S)

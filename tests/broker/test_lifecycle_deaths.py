@@ -28,11 +28,11 @@ def test_while_others_serve_a_replacement_waits_until_all_is_loaded() -> None:
     life.end(life.current[0])
     life.turn()
     new = max(life.current)
-    life.crew.worker_loaded(new, ModelVersion("m", 1), None)
-    life.crew.worker_ready(new, frozenset({ModelVersion("m", 1)}), complete=False)
+    life.crews.worker_loaded(new, ModelVersion("m", 1), None)
+    life.crews.worker_ready(new, frozenset({ModelVersion("m", 1)}), complete=False)
     life.turn()
     assert not [worker_id for worker_id, _, _ in life.moves[-1].serve if worker_id == new]
-    life.crew.worker_ready(new, frozenset({ModelVersion("m", 1), ModelVersion("n", 1)}), complete=True)
+    life.crews.worker_ready(new, frozenset({ModelVersion("m", 1), ModelVersion("n", 1)}), complete=True)
     life.turn()
     assert any(serve[0] == new for moves in life.moves for serve in moves.serve)
 
@@ -41,9 +41,9 @@ def test_the_pool_dies_during_a_change_and_both_go_on() -> None:
     life = started(workers=2)
     life.put("m", 2)
     workers = [*life.current, *life.young]
-    life.crew.pool_left()
+    life.crews.pool_left()
     for pid in workers:
-        life.crew.worker_left(pid, life.now_ns)
+        life.crews.worker_left(pid, life.now_ns)
     life.turn()
     assert life.states("m")[1] == "AVAILABLE"
     life.pool()
@@ -54,8 +54,8 @@ def test_the_pool_dies_during_a_change_and_both_go_on() -> None:
 
 def test_a_worker_that_registers_for_a_generation_given_up_is_sent_away() -> None:
     life = started(workers=1)
-    life.crew.worker_joined(999, 77, 3, 999, life.now_ns)
-    moves = life.lifecycle.generations.turn(life.now_ns)
+    life.crews.worker_joined(999, 77, 3, 999, life.now_ns)
+    moves = life.lifecycle.groups.turn(life.now_ns)
     assert moves.stops == [999]
 
 
@@ -64,8 +64,8 @@ def test_a_worker_that_does_not_leave_is_killed() -> None:
     (old,) = life.current
     member = life.crew.find(old)
     assert member is not None
-    life.crew.worker_drained(old, life.now_ns)
-    assert life.lifecycle.generations.turn(life.now_ns + 10 * S).kills == [old]
+    life.crews.worker_drained(old, life.now_ns)
+    assert life.lifecycle.groups.turn(life.now_ns + 10 * S).kills == [old]
 
 
 def test_a_load_that_hangs_for_very_long_is_ended() -> None:
@@ -73,8 +73,8 @@ def test_a_load_that_hangs_for_very_long_is_ended() -> None:
     life.put("m", 2)
     (scout,) = life.young
     life.begin(scout, "m", 2)
-    assert life.lifecycle.generations.turn(life.now_ns + 1_799 * S).kills == []
-    assert life.lifecycle.generations.turn(life.now_ns + 1_800 * S).kills == [scout]
+    assert life.lifecycle.groups.turn(life.now_ns + 1_799 * S).kills == []
+    assert life.lifecycle.groups.turn(life.now_ns + 1_800 * S).kills == [scout]
 
 
 # ------------------------------------------------------------------------------------------------- state in workers
@@ -109,10 +109,10 @@ def adopted(life: Life, heirs: list[tuple[int, int, set[tuple[str, int]]]]) -> L
     heir.disk = life.disk
     for place, (pid, generation, loaded) in enumerate(heirs):
         index = generation * life.workers_count + place % life.workers_count
-        heir.crew.worker_joined(pid, generation, index, pid, heir.now_ns)
-        heir.crew.worker_ready(pid, frozenset(ModelVersion(*key) for key in loaded), complete=True)
+        heir.crews.worker_joined(pid, generation, index, pid, heir.now_ns)
+        heir.crews.worker_ready(pid, frozenset(ModelVersion(*key) for key in loaded), complete=True)
         heir.plan_of[pid] = life.plan_of[next(iter(life.plan_of))]._replace(worker_index=index, generation=generation)
-    heir.crew.pool_joined({heir.plan_of[pid].worker_index: pid for pid, _, _ in heirs}, heir.now_ns)
+    heir.crews.pool_joined({heir.plan_of[pid].worker_index: pid for pid, _, _ in heirs}, heir.now_ns)
     return heir
 
 
@@ -152,7 +152,7 @@ def test_after_a_death_in_the_middle_of_a_change_it_ends_with_one_generation() -
 def test_it_does_not_wait_for_ever_for_a_worker_that_the_pool_knows_and_that_never_comes() -> None:
     life = started(workers=2)
     heir = adopted(life, [(11, 0, {("m", 1)})])
-    heir.crew.pool_joined({0: 11, 1: 5555}, heir.now_ns)
+    heir.crews.pool_joined({0: 11, 1: 5555}, heir.now_ns)
     for name in heir.plans:
         heir.lifecycle.looks.pop(name, None)
     heir.plan_of[5555] = heir.plan_of[11]

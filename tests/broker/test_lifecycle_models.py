@@ -18,8 +18,8 @@ def test_a_new_model_serves_as_soon_as_the_scout_has_it() -> None:
     life.look()
     (scout,) = life.young
     assert life.orders(scout) == [("n", 4, False), ("m", 1, False)]
-    life.crew.worker_loaded(scout, ModelVersion("n", 4), None)
-    life.crew.worker_ready(scout, frozenset({ModelVersion("n", 4)}), complete=False)
+    life.crews.worker_loaded(scout, ModelVersion("n", 4), None)
+    life.crews.worker_ready(scout, frozenset({ModelVersion("n", 4)}), complete=False)
     life.turn()
     assert life.states("n") == {4: "AVAILABLE"}
     assert life.moves[-1].serve == [] or life.moves[-1].serve[0][2] == {("n", 4)}

@@ -203,10 +203,12 @@ def test_gauges_of_all_lanes_of_a_version_together() -> None:
         Queue(lane._replace(signature="t"), 1, 1, 90 * _MS, 2, 0),
         Queue(lane._replace(version=2), 0, 0, 0, 1, 0),
     ]
-    found = json.loads(gauges(queues, {"ready": 2, "draining": 1}, 4, 9))
+    found = json.loads(gauges(queues, {"ready": 2, "draining": 1}, 4, 9, {"default": (3, 2)}))
     assert {(name, tuple(labels)): value for name, labels, value in found} == {
         ("ringserve_generation", ()): 4,
         ("ringserve_lanes", ()): 9,
+        ("ringserve_group_workers_wanted", ("default",)): 3,
+        ("ringserve_group_workers_active", ("default",)): 2,
         ("ringserve_workers", ("ready",)): 2,
         ("ringserve_workers", ("draining",)): 1,
         ("ringserve_queue_requests", ("m", "1")): 4,

@@ -48,7 +48,7 @@ class Site:
             wall_clock=time.time_ns,
             first=first,
         )
-        self.crew = self.models.lifecycle.generations.crew
+        self.crew = self.models.lifecycle.groups.crew
         self.models.start(State(settings.models, ""), self.now_ns)
         self._id = 10
 
@@ -108,6 +108,12 @@ class Site:
         return str(self.folder / name)
 
 
+def put_whole(file: Path, text: str) -> None:
+    """In one step: the watcher may be reading the file just now."""
+    file.with_suffix(".new").write_text(text)
+    file.with_suffix(".new").rename(file)
+
+
 def config_text(*bases: str) -> str:
     models = (f'name: "{Path(base).name}" base_path: "{base}" model_platform: "tensorflow"' for base in bases)
     return f"model_config_list {{ {' '.join(f'config {{ {model} }}' for model in models)} }}"
@@ -153,14 +159,16 @@ def test_5_8_the_config_file_is_read_again_when_it_has_changed(
     site = Site(tmp_path, Model("m", m), model_config_file=str(file), model_config_file_poll_wait_seconds=5)
     site.begin()
     site.until(lambda: site.serving() == [("m", 1)], "m")
-    file.write_text(config_text(m, n))
+    # A look that is under way would be the answer to the next poll, too.
+    site.until(lambda: bool(site.models.admin.file_digest(site.now_ns)), "the first look at the file")
+    put_whole(file, config_text(m, n))
     site.turn(6 * S)
     site.until(lambda: site.serving() == [("m", 1), ("n", 2)], "n")
-    file.write_text("nonsense")
+    put_whole(file, "nonsense")
     site.turn(6 * S)
     site.until(lambda: "Failed to read ModelServerConfig file" in caplog.text, "the file to be read")
     assert site.catalog().models == ["m", "n"]
-    file.write_text(config_text(n))
+    put_whole(file, config_text(n))
     site.turn(6 * S)
     site.until(lambda: site.serving() == [("n", 2)], "m to go")
 

@@ -30,7 +30,7 @@ _COUNTS = {
     "queue_batches_max",
     "batches_at_once_max",
 }
-_UNIT = re.compile(r".*_(ms|us|bytes|rows|requests)(_max|_min)?")
+_UNIT = re.compile(r".*_(s|ms|us|bytes|rows|requests)(_max|_min)?")
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.flag)

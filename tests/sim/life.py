@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
 from ringserve.broker.generations import Generations
+from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Code, Failure, ModelVersion
 from ringserve.broker.orders import ForkPlan, Moves, Order
@@ -129,7 +130,7 @@ class LifeWorld:
         self.generations = Generations(self.crew, (), 1)
         self.versions = Versions()
         self.lifecycle = Lifecycle(
-            self.generations,
+            Groups([Group("default", self.generations)], lambda model: "default"),
             self.versions,
             Retries(RETRIES_MAX, 60 * SECOND),
             settle_ns=SETTLE_NS,
