@@ -25,6 +25,7 @@ from ringserve.config.groups import group_of
 from ringserve.config.limits import WORKER_PRIVATE_BYTES, fixed_bytes, groups_of, rows_allowed, slots_of
 from ringserve.config.memory import usable_memory
 from ringserve.config.schema import Batching, Model, Settings, Workers
+from ringserve.config.topology import read_topology
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def memory_limits(settings: Settings) -> Limits:
 
 def make_groups(settings: Settings) -> Groups:
     """The worker groups, without workers."""
-    slots = slots_of(settings, usable_cpus())
+    slots = slots_of(settings, read_topology())
     groups = []
     first_seat = 0
     for configured in groups_of(settings):

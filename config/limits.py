@@ -6,10 +6,10 @@ import os
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from ringserve.config.cpus import Cpus
-from ringserve.config.devices import Slot, slots
+from ringserve.config.devices import Request, Slot, place, slots
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
 from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
+from ringserve.config.topology import Topology
 
 #: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
 CPUS_PER_FRONTEND: Final = 4
@@ -122,16 +122,24 @@ def _mistakes_of_models(models: tuple[Model, ...]) -> list[str]:
 
 def warnings(settings: Settings) -> list[str]:
     """What is probably not meant, and no reason to refuse to start: a model's folder may still come."""
-    return [
+    found = [
         f"model {model.name!r}: base path {model.base_path} does not exist (yet)"
         for model in settings.models
         if not os.path.isdir(model.base_path)
     ]
+    workers = settings.workers
+    limit = "gpu_bytes_max" if workers.gpu_bytes_max else "per_process_gpu_memory_fraction"
+    if workers.gpu_allocator != "bfc" and getattr(workers, limit):
+        found.append(f"{limit} is no limit with gpu_allocator {workers.gpu_allocator}: it gives back what is above")
+    return found
 
 
-def workers_of(settings: Settings, cpus: Cpus) -> int:
-    """How many workers: as set, or one for every `threads_per_worker` usable CPUs."""
-    return settings.workers.workers or max(1, cpus.count // settings.workers.threads_per_worker)
+def workers_of(settings: Settings, machine: Topology) -> int:
+    """How many workers: as set, or one for every `threads_per_worker` usable CPUs, or every GPU. Raises DeviceError."""
+    workers = settings.workers
+    if workers.workers:
+        return workers.workers
+    return len(slots(workers.devices, machine, workers=0, threads=workers.threads_per_worker, pin=False))
 
 
 def groups_of(settings: Settings) -> tuple[Group, ...]:
@@ -149,47 +157,37 @@ def groups_of(settings: Settings) -> tuple[Group, ...]:
     return (default, *settings.groups)
 
 
-def slots_of(settings: Settings, cpus: Cpus) -> dict[str, list[Slot]]:
+def slots_of(settings: Settings, machine: Topology) -> dict[str, list[Slot]]:
     """Where the workers of each group run, by the group's name; as many slots as it may have workers. Raises
-    DeviceError. Groups with the same `devices` share them: no core is given twice while there are enough."""
-    found: dict[str, list[Slot]] = {}
+    DeviceError. `settings` are resolved."""
     groups = groups_of(settings)
-    for group in groups:
-        sharing = [other for other in groups if other.devices == group.devices]
-        mixed = len({other.threads_per_worker for other in sharing}) > 1
-        before = sum(other.workers_max for other in sharing[: sharing.index(group)])
-        all_slots = slots(
-            group.devices,
-            cpus,
-            workers=sum(other.workers_max for other in sharing),
-            threads=group.threads_per_worker,
-            pin=settings.workers.pin and not mixed,
-        )
-        found[group.name] = all_slots[before : before + group.workers_max]
-    return found
+    requests = [Request(group.devices, group.workers_max, group.threads_per_worker) for group in groups]
+    places = place(requests, machine, pin=settings.workers.pin)
+    return {group.name: slots for group, slots in zip(groups, places, strict=True)}
 
 
-def _resolved(group: Group, settings: Settings, cpus: Cpus) -> Group:
+def _resolved(group: Group, settings: Settings, machine: Topology) -> Group:
     threads = group.threads_per_worker or settings.workers.threads_per_worker
-    workers = group.workers or max(1, cpus.count // threads)
-    if group.workers_max and not group.workers:
-        workers = min(workers, group.workers_max)
+    workers = group.workers
+    if not workers:
+        workers = len(slots(group.devices, machine, workers=0, threads=threads, pin=False))
+        workers = min(workers, group.workers_max or workers)
     return replace(group, workers=workers, workers_max=group.workers_max or workers, threads_per_worker=threads)
 
 
-def frontends_of(settings: Settings, cpus: Cpus) -> int:
+def frontends_of(settings: Settings, machine: Topology) -> int:
     """How many frontends: as set, or max(1, usable CPUs // CPUS_PER_FRONTEND)."""
-    return settings.server.frontends or max(1, cpus.count // CPUS_PER_FRONTEND)
+    return settings.server.frontends or max(1, machine.count // CPUS_PER_FRONTEND)
 
 
-def resolve(settings: Settings, cpus: Cpus) -> Settings:
+def resolve(settings: Settings, machine: Topology) -> Settings:
     """The same settings with every number that was left to be derived filled in (ports are the supervisor's)."""
-    workers, most = workers_of(settings, cpus), settings.workers.workers_max
+    workers, most = workers_of(settings, machine), settings.workers.workers_max
     return replace(
         settings,
-        server=replace(settings.server, frontends=frontends_of(settings, cpus)),
+        server=replace(settings.server, frontends=frontends_of(settings, machine)),
         workers=replace(settings.workers, workers=min(workers, most or workers)),
-        groups=tuple(_resolved(group, settings, cpus) for group in settings.groups),
+        groups=tuple(_resolved(group, settings, machine) for group in settings.groups),
     )
 
 

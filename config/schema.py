@@ -129,6 +129,20 @@ class Workers:
     pin: bool = setting(
         True, "bind each worker to its CPUs, where there are as many as workers need, and the broker to one"
     )
+    gpu_bytes_max: int = setting(
+        0,
+        "memory that one worker takes of its GPU at most, CUDA's own not counted; 0: no limit in bytes",
+        high=1024 * GIB,
+        shown="0",
+    )
+    per_process_gpu_memory_fraction: float = setting(
+        0.0, "the same as a part of the GPU's memory, where gpu_bytes_max is 0; 0: no limit", low=0, high=1
+    )
+    gpu_allocator: str = setting(
+        "bfc",
+        "of GPU memory: TensorFlow's own, which keeps to the limits, or CUDA's, which only gives back what is above",
+        choices=("bfc", "cuda_malloc_async"),
+    )
     lease_ms_max: int = setting(
         30_000, "a worker that runs one batch for longer is taken to hang and replaced", low=10
     )
@@ -348,7 +362,8 @@ SECTIONS: Final[dict[str, type[Any]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table of settings. kind: 'int', 'bool', 'str' or 'bytes' (an int that may be written '4MiB')."""
+    """One row of the table of settings. kind: 'int', 'float', 'bool', 'str' or 'bytes' (an int that may be written
+    '4MiB')."""
 
     section: str
     key: str

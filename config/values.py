@@ -89,6 +89,12 @@ def _parse_int(value: Any) -> int:
     return value
 
 
+def _parse_float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError
+    return float(value)
+
+
 def parse_bytes(value: Any) -> int:
     """A number of bytes, or text such as `4MiB`. Raises ValueError, KeyError or TypeError for anything else."""
     if not isinstance(value, str):
@@ -116,6 +122,7 @@ def _parse_str(value: Any) -> str:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "int": _parse_int,
+    "float": _parse_float,
     "bytes": parse_bytes,
     "bool": _parse_bool,
     "str": _parse_str,

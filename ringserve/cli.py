@@ -40,7 +40,7 @@ def main() -> None:
 
 def _option(row: Setting) -> click.Option:
     # Values stay text here: load.py parses all sources alike and reports all mistakes together.
-    kind = {"int": "NUMBER", "bytes": "SIZE", "bool": "BOOL", "str": "TEXT"}[row.kind]
+    kind = {"int": "NUMBER", "float": "NUMBER", "bytes": "SIZE", "bool": "BOOL", "str": "TEXT"}[row.kind]
     extra: dict[str, Any] = {"flag_value": "true", "is_flag": False} if row.kind == "bool" else {}
     return click.Option(
         [f"--{row.flag}", row.flag],
@@ -109,17 +109,22 @@ def config() -> None:
 def check(config_path: str | None, **flags: Any) -> None:
     """Say what is wrong with the configuration, or what follows from it. Takes the same flags as `serve`."""
     from ringserve.config import limits
-    from ringserve.config.cpus import usable_cpus
+    from ringserve.config.devices import DeviceError
+    from ringserve.config.topology import read_topology
 
-    cpus = usable_cpus()
-    settings = limits.resolve(_load(config_path, flags), cpus)
+    machine = read_topology()
+    try:
+        settings = limits.resolve(_load(config_path, flags), machine)
+        limits.slots_of(settings, machine)
+    except DeviceError as error:
+        raise click.ClickException(str(error)) from error
     for warning in limits.warnings(settings):
         click.echo(f"warning: {warning}")
     for model in settings.models:
         versions = model.versions if isinstance(model.versions, str) else ", ".join(map(str, model.versions))
         click.echo(f"model {model.name}: {versions} of {model.base_path}")
     click.echo(
-        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {cpus.count} usable CPUs"
+        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs"
     )
     for line in limits.memory_bill(settings):
         click.echo(f"  {line}")

@@ -25,10 +25,10 @@ from typing import Final
 
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
 from ringserve.config import limits, process
-from ringserve.config.cpus import usable_cpus
 from ringserve.config.devices import DeviceError
 from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
 from ringserve.config.schema import Settings
+from ringserve.config.topology import read_topology
 from ringserve.ports import PortError, hold, unix_listener
 
 log = logging.getLogger(__name__)
@@ -63,18 +63,21 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
     Owns the calling process: its signal handlers, its log, and every process that it or its children start.
     """
     process.begin("supervisor", settings.server.log_level, settings.server.log_format)
-    cpus = usable_cpus()
-    settings = limits.resolve(settings, cpus)
+    machine = read_topology()
+    try:
+        settings = limits.resolve(settings, machine)
+        limits.slots_of(settings, machine)
+    except DeviceError as error:
+        raise StartError(str(error)) from error
     for warning in limits.warnings(settings):
         log.warning("%s", warning)
     with contextlib.ExitStack() as stack:
         try:
-            limits.slots_of(settings, cpus)
             settings = _take_ports(settings, stack)
             path = settings.server.grpc_socket_path
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
-        except (DeviceError, PortError, RunDirError) as error:
+        except (PortError, RunDirError) as error:
             raise StartError(str(error)) from error
         stack.callback(os.close, run_dir.lock_fd)
         stack.callback(remove_run_dir, run_dir.path)

@@ -42,7 +42,6 @@ class TfsFlag:
 MAP, ACCEPT, WARN, REFUSE = Treatment.MAP, Treatment.ACCEPT, Treatment.WARN, Treatment.REFUSE
 _ASYNC = "no effect: requests wait on an event loop, not in threads, and none is refused for want of one"
 _THREADS = "threads of one worker; the largest of these flags counts"
-_GPU = "not supported: use the environment's TF_FORCE_GPU_ALLOW_GROWTH"
 _XLA = "not supported: use the environment's TF_XLA_FLAGS"
 
 TFS_FLAGS: Final[dict[str, TfsFlag]] = {
@@ -104,7 +103,13 @@ TFS_FLAGS: Final[dict[str, TfsFlag]] = {
             MAP,
             "ConfigProto, text format: its numbers of threads count where no flag gives them",
         ),
-        TfsFlag("per_process_gpu_memory_fraction", "float", 0.0, WARN, _GPU),
+        TfsFlag(
+            "per_process_gpu_memory_fraction",
+            "float",
+            0.0,
+            MAP,
+            "largest part of a GPU's memory that one worker takes, as it needs it; 0: no limit",
+        ),
         TfsFlag("platform_config_file", "string", "", REFUSE, "other platforms than SavedModels are not supported"),
         TfsFlag("saved_model_tags", "string", "serve", MAP, "comma-separated tags of the graph to load"),
         TfsFlag("use_alts_credentials", "bool", False, REFUSE, "Google ALTS is not supported"),

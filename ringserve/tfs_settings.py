@@ -155,6 +155,7 @@ _PLAIN: Final[dict[str, tuple[str, Callable[[Value], Value]]]] = {
     "max_num_load_retries": ("max_num_load_retries", _not_negative),
     "load_retry_ms_max": ("load_retry_interval_micros", _pause_ms),
     "file_system_poll_wait_seconds": ("file_system_poll_wait_seconds", lambda value: max(-1, int(value))),
+    "per_process_gpu_memory_fraction": ("per_process_gpu_memory_fraction", _unchanged),
     "saved_model_tags": ("saved_model_tags", _unchanged),
     "ssl_config_file": ("ssl_config_file", _unchanged),
     "enable_model_warmup": ("enable_model_warmup", _unchanged),

@@ -54,7 +54,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
         # All workers of a generation warm up alike; once is enough for an operator to read.
         logging.getLogger("ringserve.workers.warmup").setLevel(logging.WARNING)
     stop = process.StopWatch()
-    device.pin(order.cpus)
+    device.settle(order.cpus, order.gpu, order.gpu_bytes_max, settings.workers)
     with quiet(settings.server.log_level):
         session.start_threads(order.threads)
     tags = tuple(settings.workers.saved_model_tags.split(","))

@@ -7,12 +7,17 @@ threads and lists devices.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+
+from ringserve.workers import device
+
+log = logging.getLogger(__name__)
 
 #: Feeds in, fetches out, positions as given to `make_call`. Raises tf.errors.OpError.
 Call = Callable[..., list[Any]]
@@ -30,7 +35,17 @@ def start_threads(threads: int) -> None:
     Threads inherit their niceness from the thread that starts them. Call this in the serving thread, or those that
     serve would be as nice as the thread that loads.
     """
-    open_session(tf.Graph(), ORDINARY, threads).close()
+    session = open_session(tf.Graph(), ORDINARY, threads)
+    gpu = device.settled().gpu
+    if gpu >= 0 and not has_gpu(session):
+        log.warning("GPU %d is not to be had, so this worker runs on the CPU: %s", gpu, _why_no_gpu())
+    session.close()
+
+
+def _why_no_gpu() -> str:
+    if not tf.test.is_built_with_cuda():
+        return "this TensorFlow is built without CUDA"
+    return "TensorFlow finds no driver for it, or not all of CUDA's libraries (the extra 'gpu' installs them)"
 
 
 def open_session(graph: Any, executor: str, threads: int) -> Any:
@@ -39,8 +54,21 @@ def open_session(graph: Any, executor: str, threads: int) -> Any:
         intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, allow_soft_placement=True
     )
     config.experimental.executor_type = executor
-    config.gpu_options.allow_growth = True
+    config.gpu_options.CopyFrom(gpu_options(device.settled()))
     return tf.compat.v1.Session(graph=graph, config=config)
+
+
+def gpu_options(settled: device.Settled) -> Any:
+    """GPUOptions. For every session of this process alike: the first one makes the allocator that all of them use."""
+    options = config_pb2.GPUOptions(allow_growth=True)
+    if settled.gpu < 0:
+        return options
+    if settled.bytes_max:
+        # The one GPU as one "virtual device", which is TensorFlow's only limit in bytes. It refuses a fraction beside.
+        options.experimental.virtual_devices.add(memory_limit_mb=[settled.bytes_max / 2**20])
+    elif settled.fraction:
+        options.per_process_gpu_memory_fraction = settled.fraction
+    return options
 
 
 def run_here(session: Any, target: str, feeds: Mapping[str, Any]) -> None:

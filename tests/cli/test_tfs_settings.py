@@ -141,7 +141,9 @@ _ROWS: dict[str, list[tuple[list[str], dict[str, Any]]]] = {
             {"threads_per_worker": 2},
         ),
     ],
-    "per_process_gpu_memory_fraction": [(["--per_process_gpu_memory_fraction=.5"], {})],
+    "per_process_gpu_memory_fraction": [
+        (["--per_process_gpu_memory_fraction=.5"], {"per_process_gpu_memory_fraction": 0.5})
+    ],
     "platform_config_file": [(["--platform_config_file=/x"], {})],
     "saved_model_tags": [(["--saved_model_tags=serve,gpu"], {"saved_model_tags": "serve,gpu"})],
     "use_alts_credentials": [(["--use_alts_credentials"], {})],

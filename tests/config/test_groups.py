@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from ringserve.config import limits
-from ringserve.config.cpus import Cpus
 from ringserve.config.devices import DeviceError
 from ringserve.config.groups import Group, group_of
 from ringserve.config.load import ConfigError, load_settings
 from ringserve.config.schema import MIB, Settings, Workers
+from ringserve.config.topology import Cpu, Topology
 
 MODELS = '[[models]]\nname = "m"\nbase_path = "/m"\n'
+
+
+def machine(*numbers: int) -> Topology:
+    return Topology(tuple(Cpu(number, 0, number) for number in numbers), len(numbers))
 
 
 def load(tmp_path: Path, text: str, **flags: object) -> Settings:
@@ -93,7 +97,7 @@ def test_a_name_beats_a_pattern_and_the_first_pattern_wins() -> None:
 
 
 def test_numbers_that_are_derived() -> None:
-    cpus = Cpus((0, 1, 2, 3), 4)
+    cpus = machine(0, 1, 2, 3)
     settings = Settings(
         workers=Workers(workers_max=2, threads_per_worker=1),
         groups=(Group("a", ("m",)), Group("b", ("n",), threads_per_worker=2), Group("c", ("o",), workers=2)),
@@ -101,7 +105,7 @@ def test_numbers_that_are_derived() -> None:
     resolved = limits.resolve(settings, cpus)
     assert resolved.workers.workers == 2
     assert [(group.workers, group.workers_max) for group in resolved.groups] == [(4, 4), (2, 2), (2, 2)]
-    assert limits.resolve(resolved, Cpus((0,), 1)) == resolved
+    assert limits.resolve(resolved, machine(0)) == resolved
     assert [group.name for group in limits.groups_of(resolved)] == ["default", "a", "b", "c"]
     assert any(f"workers{10:>15}" in line for line in limits.memory_bill(resolved))
 
@@ -109,19 +113,20 @@ def test_numbers_that_are_derived() -> None:
 def test_groups_on_the_same_cores_share_them() -> None:
     def cores(*groups: Group, workers: int = 1, threads: int = 1) -> dict[str, list[tuple[int, ...]]]:
         settings = Settings(workers=Workers(workers=workers, threads_per_worker=threads), groups=groups)
-        cpus = Cpus((4, 5, 6), 3)
+        cpus = machine(4, 5, 6)
         slots = limits.slots_of(limits.resolve(settings, cpus), cpus)
         return {name: [slot.cpus for slot in found] for name, found in slots.items()}
 
     a = Group("a", ("m",), workers=1)
     assert cores(workers=3) == {"default": [(4,), (5,), (6,)]}
     assert cores(a, workers=2) == {"default": [(4,), (5,)], "a": [(6,)]}
-    assert cores(a, workers=3) == {"default": [()] * 3, "a": [()]}
-    assert cores(Group("a", ("m",), workers=1, threads_per_worker=2)) == {"default": [()], "a": [()]}
+    assert cores(a, workers=3) == {"default": [(4,), (5,), (6,)], "a": [()]}
+    assert cores(Group("a", ("m",), workers=1, threads_per_worker=2)) == {"default": [(4,)], "a": [(5, 6)]}
+    assert cores(Group("a", ("m",), devices="cpu:5", workers=1)) == {"default": [(4,)], "a": [(5,)]}
 
 
 def test_unknown_devices_are_named() -> None:
     settings = Settings(groups=(Group("a", ("m",), devices="abacus"),))
-    cpus = Cpus((0,), 1)
+    cpus = machine(0)
     with pytest.raises(DeviceError, match="abacus"):
         limits.slots_of(limits.resolve(settings, cpus), cpus)

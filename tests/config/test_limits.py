@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.config import limits
-from ringserve.config.cpus import Cpus
 from ringserve.config.schema import MIB, Batching, Lifecycle, Model, Server, Settings, Shm, Workers
+from ringserve.config.topology import Cpu, Topology
 
 
-def _cpus(count: int) -> Cpus:
-    return Cpus(tuple(range(count)), count)
+def _cpus(count: int) -> Topology:
+    return Topology(tuple(Cpu(number, 0, number) for number in range(count)), count)
 
 
 @given(st.integers(1, 256), st.integers(1, 16))
