@@ -7,8 +7,10 @@
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY . .
+# Extras between commas; gpu brings CUDA's libraries, and the driver comes from the host: docker run --gpus all
+ARG EXTRAS=
 # A virtual environment moves between stages as one folder.
-RUN python -m venv /opt/ringserve && /opt/ringserve/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/ringserve && /opt/ringserve/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.12-slim
 COPY --from=build /opt/ringserve /opt/ringserve
