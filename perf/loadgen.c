@@ -78,17 +78,28 @@ void answer_judge(struct call *call, const uint8_t *data, size_t bytes) {
     call->verdict = OUTCOME_GOOD;
     if (!call->message->expectation || answers_seen++ % setup.check_every) return;
     figures.compared_count++;
-    if (expectation_met(call->message->expectation, data, bytes, verdict_buffer)) return;
-    call->verdict = OUTCOME_VALUE;
+    int met = expectation_met(call->message->expectation, data, bytes, verdict_buffer);
+    if (met < 0) call->verdict = OUTCOME_VALUE;
+    else figures.met_counts[met]++;
+}
+
+/* The slice in which a call should have started; NULL when none is kept. */
+static struct slice *slice_of(uint64_t intended_ns) {
+    if (!figures.slices || intended_ns < figures.window_from) return NULL;
+    uint64_t index = (intended_ns - figures.window_from) / setup.slice_ns;
+    return index < figures.slices_count ? &figures.slices[index] : NULL;
 }
 
 void call_end(struct connection *c, struct call *call, enum outcome outcome, int grpc_status, const char *text) {
+    struct slice *slice = slice_of(call->intended_ns);
     if (outcome == OUTCOME_GOOD) {
+        if (slice) slice_record(slice, now_ns - call->intended_ns);
         if (phase == MEASURING) figures.good_count++;
         if (call->intended_ns >= figures.window_from && call->intended_ns < figures.window_until)
             histogram_record(&figures.latency, now_ns - call->intended_ns);
     } else {
         count_failure(outcome, text);
+        if (slice) slice->failed_count++;
         if (grpc_status) figures.grpc_status_counts[grpc_status > 0 && grpc_status < 17 ? grpc_status : 2]++;
     }
     call->stream_id = 0;
@@ -129,6 +140,7 @@ static void start_waiting(struct connection *c) {
 /* Open loop: draws what is due by now and starts it, on the connections in turn. */
 static void start_arrivals(void) {
     static uint32_t turn;
+    static uint64_t held_back; /* the oldest arrivals that have been counted as such */
     while (arrival_next <= now_ns && phase < DRAINING) {
         if (arrivals.first + arrivals.count == arrivals.capacity) {
             uint64_t *moved = allocate(NULL, (2 * arrivals.count + 1024) * sizeof *moved);
@@ -152,10 +164,13 @@ static void start_arrivals(void) {
         full = 0;
         uint64_t intended_ns = arrivals.times[arrivals.first++];
         arrivals.count--;
+        if (held_back) held_back--;
         if (intended_ns >= figures.window_from && intended_ns < figures.window_until)
             histogram_record(&figures.start_delay, now_ns - intended_ns);
         call_start(c, intended_ns);
     }
+    if (phase == MEASURING) figures.held_back_count += arrivals.count - held_back;
+    held_back = arrivals.count;
 }
 
 /* ---------------------------------------------------------------------------------------------- the run's phases */
@@ -207,7 +222,9 @@ static void advance(void) {
 }
 
 static void arm_timer(void) {
-    uint64_t wanted = phase_until < arrival_next || phase >= DRAINING ? phase_until : arrival_next;
+    uint64_t arrival = arrival_next;
+    if (setup.tick_ns && arrival != NEVER) arrival += setup.tick_ns - 1 - (arrival - 1) % setup.tick_ns;
+    uint64_t wanted = phase_until < arrival || phase >= DRAINING ? phase_until : arrival;
     for (uint32_t i = 0; i < setup.connections_count && phase < DRAINING; i++)
         if (connections[i].retry_ns && connections[i].retry_ns < wanted) wanted = connections[i].retry_ns;
     if (wanted == timer_ns) return;
@@ -268,6 +285,11 @@ int main(int argc, char **argv) {
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event);
     now_ns = clock_ns();
     phase_until = now_ns + (uint64_t)(setup.connect_s * 1e9);
+    if (setup.slice_ns) {
+        figures.slices_count = (uint32_t)ceil(setup.duration_s * 1e9 / (double)setup.slice_ns);
+        figures.slices = calloc(figures.slices_count, sizeof *figures.slices);
+        if (!figures.slices) figures.slices_count = 0;
+    }
     connections = allocate(NULL, setup.connections_count * sizeof *connections);
     for (uint32_t i = 0; i < setup.connections_count; i++) {
         struct connection *c = &connections[i];

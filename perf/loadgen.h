@@ -21,6 +21,8 @@
 #define OUT_BYTES_MAX ((size_t)1 << 20)
 #define IN_BYTES ((size_t)1 << 18)
 #define TEXT_BYTES 400
+#define ALTERNATIVES_MAX 256
+#define SLICES_MAX 100000
 
 enum outcome {
     OUTCOME_GOOD,
@@ -52,9 +54,13 @@ struct expectation;
  * what `comparison` reads (a serialized PredictResponse, JSON text). */
 struct expectation *expectation_new(enum comparison comparison, struct tolerance tolerance, const uint8_t *data,
                                     size_t bytes, char why[TEXT_BYTES]);
+/* `other` is as good an answer as `first`; belongs to `first` from now on. */
+void expectation_or(struct expectation *first, struct expectation *other);
+/* With its alternatives. */
 void expectation_free(struct expectation *expectation);
-/* Compares an answer. False, with `why` filled, at the first difference. */
-bool expectation_met(const struct expectation *expectation, const uint8_t *data, size_t bytes, char why[TEXT_BYTES]);
+/* Compares an answer. Returns which of the alternatives it meets (0: the first), or -1 with `why` filled: the first
+ * difference from the alternative that names the same model, version and signature, if there is one. */
+int expectation_met(const struct expectation *expectation, const uint8_t *data, size_t bytes, char why[TEXT_BYTES]);
 
 /* --------------------------------------------------------------------------------------------- loadgen_setup.c */
 
@@ -71,6 +77,8 @@ struct setup {
     double warmup_s, duration_s, drain_s, connect_s;
     uint64_t count; /* end after so many measured calls; 0: by duration */
     double rate;    /* calls a second, Poisson; 0: closed loop */
+    uint64_t tick_ns;  /* open loop: the clock wakes the program at most so often for arrivals; 0: for each */
+    uint64_t slice_ns; /* 0: no slices */
     uint64_t seed, check_every;
     bool order_random, reconnect, errors_allowed;
     const char *grpc_timeout; /* NULL: none */

@@ -28,10 +28,11 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request body and, when answers are to be compared, the answer expected for it."""
+    """A request body and, when answers are to be compared, the answer expected for it, and `others` as good."""
 
     request: bytes
     expected: bytes | None = None
+    others: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Load:
     """What to send. `in_flight` counts over all connections; `rate` (calls a second) makes it an open loop.
 
     `count`: measure so many calls instead of a duration. `compare`: exact, predict or json; None: the generator's
-    default. `extra`: further options of the generator, as they are.
+    default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each such slice of
+    the duration as well. `extra`: further options of the generator, as they are.
     """
 
     port: int
@@ -56,6 +58,8 @@ class Load:
     compare: str | None = None
     check_every: int = 1
     errors_allowed: bool = False
+    tick_us: float = 0.0
+    slice_ms: float = 0.0
     extra: Sequence[str] = ()
 
 
@@ -74,8 +78,28 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """One value for each slice of `ms` of the measured window, by the time when calls should have started.
+
+    Latencies in microseconds, the quantiles within 3 %; 0 where no call was good.
+    """
+
+    ms: float = 0.0
+    good: Sequence[int] = ()
+    failed: Sequence[int] = ()
+    p50: Sequence[float] = ()
+    p99: Sequence[float] = ()
+    max: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
 class Figures:
-    """The generator's result. Rate, CPU and bytes are of the measured window; failures of the whole run."""
+    """The generator's result. Rate, CPU and bytes are of the measured window; failures of the whole run.
+
+    held_back: calls that were due in the window while `in_flight` were running; they were sent later. met: compared
+    answers of the whole run, by which expected answer they equal: the first, the first of the others and so on.
+    window_from_s: when the window opened, as time.monotonic() tells it.
+    """
 
     calls: int
     seconds: float
@@ -86,6 +110,10 @@ class Figures:
     compared: int
     in_flight_reached: int
     failures: int
+    held_back: int = 0
+    met: Sequence[int] = ()
+    window_from_s: float = 0.0
+    slices: Slices = field(default_factory=Slices)
     failures_by_kind: dict[str, int] = field(default_factory=dict)
     failures_by_grpc_status: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -142,15 +170,18 @@ def arguments(load: Load, folder: Path) -> list[str]:
     options += [f"--rate={load.rate}"] if load.rate else []
     options += [f"--count={load.count}"] if load.count else []
     options += [f"--compare={load.compare}"] if load.compare else []
+    options += [f"--tick_us={load.tick_us}"] if load.tick_us else []
+    options += [f"--slice_ms={load.slice_ms}"] if load.slice_ms else []
     options += ["--allow_errors"] if load.errors_allowed else []
     options += load.extra
     for index, exchange in enumerate(load.exchanges):
         request = folder / f"{index}.request"
         request.write_bytes(exchange.request)
         options.append(f"--request={request}")
-        if exchange.expected is not None:
-            expected = folder / f"{index}.expected"
-            expected.write_bytes(exchange.expected)
+        answers = () if exchange.expected is None else (exchange.expected, *exchange.others)
+        for turn, answer in enumerate(answers):
+            expected = folder / f"{index}.{turn}.expected"
+            expected.write_bytes(answer)
             options.append(f"--expect={expected}")
     return options
 
@@ -158,7 +189,8 @@ def arguments(load: Load, folder: Path) -> list[str]:
 def figures_of(result: dict[str, Any]) -> Figures:
     plain = {name: result[name] for name in Figures.__dataclass_fields__ if name in result}
     spreads = {name: Spread(**result[name]) for name in ("latency_us", "start_delay_us")}
-    return Figures(**{**plain, **spreads, "raw": result})
+    slices = Slices(**result.get("slices", {}))
+    return Figures(**{**plain, **spreads, "slices": slices, "raw": result})
 
 
 def run(

@@ -44,6 +44,7 @@ struct expectation {
     struct tolerance tolerance;
     struct span body;
     struct predict_response response;
+    struct expectation *other; /* the next alternative */
 };
 
 /* ------------------------------------------------------------------------------------------------- protobuf walk */
@@ -229,9 +230,13 @@ static bool same_tensor(const struct tensor *e, const struct tensor *a, struct t
     return true;
 }
 
-static bool same_response(const struct expectation *x, struct predict_response *a, char *why) {
+static bool same_spec(const struct predict_response *e, const struct predict_response *a) {
+    return same(a->model, e->model) && a->version == e->version && same(a->signature, e->signature);
+}
+
+static bool same_response(const struct expectation *x, const struct predict_response *a, char *why) {
     const struct predict_response *e = &x->response;
-    if (!same(a->model, e->model) || a->version != e->version || !same(a->signature, e->signature)) {
+    if (!same_spec(e, a)) {
         snprintf(why, TEXT_BYTES, "model_spec is %.*s/%llu/%.*s, expected %.*s/%llu/%.*s", (int)a->model.bytes,
                  (const char *)a->model.data, (unsigned long long)a->version, (int)a->signature.bytes,
                  (const char *)a->signature.data, (int)e->model.bytes, (const char *)e->model.data,
@@ -316,28 +321,54 @@ struct expectation *expectation_new(enum comparison comparison, struct tolerance
     return x;
 }
 
-void expectation_free(struct expectation *x) {
-    release_response(&x->response);
-    free(x);
+void expectation_or(struct expectation *first, struct expectation *other) {
+    while (first->other) first = first->other;
+    first->other = other;
 }
 
-bool expectation_met(const struct expectation *x, const uint8_t *data, size_t bytes, char why[TEXT_BYTES]) {
-    struct span answer = {data, bytes};
-    if (x->comparison == COMPARE_JSON) return same_json(x, answer, why);
-    if (same(answer, x->body)) return true;
-    if (x->comparison == COMPARE_EXACT) {
-        size_t i = 0;
-        while (i < bytes && i < x->body.bytes && data[i] == x->body.data[i]) i++;
-        snprintf(why, TEXT_BYTES, "%zu bytes, expected %zu; first difference at byte %zu", bytes, x->body.bytes, i);
-        return false;
+void expectation_free(struct expectation *x) {
+    while (x) {
+        struct expectation *other = x->other;
+        release_response(&x->response);
+        free(x);
+        x = other;
     }
+}
+
+/* The PredictResponse is read once, however many alternatives there are. */
+static int met_response(const struct expectation *first, struct span answer, char *why) {
     static struct predict_response actual; /* 10 KB that need not be cleared for every answer */
+    int met = -1, index = 0;
+    bool spec_met = false;
     if (!read_response(&actual, answer)) {
         snprintf(why, TEXT_BYTES, "not a PredictResponse");
         release_response(&actual);
-        return false;
+        return -1;
     }
-    bool good = same_response(x, &actual, why);
+    for (const struct expectation *x = first; x && met < 0; x = x->other, index++) {
+        bool spec = same_spec(&x->response, &actual);
+        if (spec_met && !spec) continue; /* `why` says more already */
+        if ((spec || x == first) && same_response(x, &actual, why)) met = index;
+        spec_met |= spec;
+    }
     release_response(&actual);
-    return good;
+    return met;
+}
+
+int expectation_met(const struct expectation *first, const uint8_t *data, size_t bytes, char why[TEXT_BYTES]) {
+    struct span answer = {data, bytes};
+    int index = 0;
+    for (const struct expectation *x = first; x; x = x->other, index++)
+        if (same(answer, x->body)) return index;
+    if (first->comparison == COMPARE_PREDICT) return met_response(first, answer, why);
+    index = 0;
+    for (const struct expectation *x = first; x && first->comparison == COMPARE_JSON; x = x->other, index++)
+        if (same_json(x, answer, why)) return index;
+    if (first->comparison == COMPARE_EXACT) {
+        size_t i = 0;
+        while (i < bytes && i < first->body.bytes && data[i] == first->body.data[i]) i++;
+        snprintf(why, TEXT_BYTES, "%zu bytes, expected %zu; first difference at byte %zu", bytes, first->body.bytes,
+                 i);
+    }
+    return -1;
 }

@@ -37,6 +37,32 @@ static void print_histogram(const char *name, const struct histogram *h) {
     printf("\"mean\": %.1f, \"max\": %.1f}, ", mean_ns / 1e3, (double)h->max / 1e3);
 }
 
+static void print_met(void) {
+    int count = ALTERNATIVES_MAX;
+    while (count && !figures.met_counts[count - 1]) count--;
+    printf("\"met\": [");
+    for (int i = 0; i < count; i++) printf("%s%llu", i ? ", " : "", (number)figures.met_counts[i]);
+    printf("], ");
+}
+
+static void print_slices(void) {
+    if (!figures.slices) return;
+    static const char *const names[] = {"good", "failed", "p50", "p99", "max"};
+    printf("\"slices\": {\"ms\": %.3f", (double)setup.slice_ns / 1e6);
+    for (int column = 0; column < 5; column++) {
+        printf(", \"%s\": [", names[column]);
+        for (uint32_t i = 0; i < figures.slices_count; i++) {
+            const struct slice *s = &figures.slices[i];
+            const char *comma = i ? ", " : "";
+            if (column < 2) printf("%s%u", comma, column ? s->failed_count : s->good_count);
+            else if (column == 4) printf("%s%.1f", comma, (double)s->max / 1e3);
+            else printf("%s%.1f", comma, (double)slice_quantile(s, column == 2 ? 0.5 : 0.99) / 1e3);
+        }
+        printf("]");
+    }
+    printf("}, ");
+}
+
 static double seconds(struct timeval t) { return (double)t.tv_sec + (double)t.tv_usec / 1e6; }
 
 static double ratio(double a, double b) { return b > 0 ? a / b : 0.0; }
@@ -61,6 +87,12 @@ uint64_t figures_print(void) {
     printf("\"sent_bytes\": %llu, \"received_bytes\": %llu, ", (number)f->sent_bytes, (number)f->received_bytes);
     printf("\"in_flight_reached\": %u, \"compared\": %llu, \"failures\": %llu, ", f->active_reached,
            (number)f->compared_count, (number)failures);
+
+    /* CLOCK_MONOTONIC, as Python's time.monotonic(): so that events of other programs can be put beside the slices. */
+    printf("\"window_from_s\": %.6f, \"held_back\": %llu, ", (double)f->window_from / 1e9,
+           (number)f->held_back_count);
+    print_met();
+    print_slices();
 
     const char *comma = "";
     printf("\"failures_by_kind\": {");

@@ -34,13 +34,15 @@ static const char usage[] =
     "  --authority=TEXT             default: host:port\n"
     "  --rest                       HTTP/1.1 POST to --path, one connection per call in flight\n"
     "  --request=FILE               body of a request (protobuf, or JSON with --rest); repeat for several\n"
-    "  --expect=FILE                expected answer of the request before it\n"
+    "  --expect=FILE                expected answer of the request before it; repeat for answers that are as good\n"
     "  --compare=exact|predict|json how to compare; default: predict, with --rest json\n"
     "  --float_tolerance=1e-4       relative; --float_floor=1e-6 is added to it (absolute)\n"
     "  --check_every=1              compare every so many answers (their status is checked always)\n"
     "  --order=turn|random          order of the request bodies\n"
     "  --connections=1 --in_flight=1   in flight over all connections; with --rate an upper bound\n"
     "  --rate=N                     open loop: Poisson arrivals, latency from when a call should have started\n"
+    "  --tick_us=0                  open loop: wake for arrivals at most so often; cheaper, and counts as latency\n"
+    "  --slice_ms=0                 latency and failures of each such slice of the measured duration, too\n"
     "  --warmup_s=0 --duration_s=5 --count=N   measure for a duration, or for so many calls\n"
     "  --drain_s=10 --connect_s=10  how long to wait for the last answers, for connections\n"
     "  --grpc_timeout=100m          deadline sent with every call, in gRPC's notation\n"
@@ -99,7 +101,10 @@ static void add_head(struct message *m, const uint8_t *body, size_t body_bytes) 
     if (body_bytes) memcpy(m->wire + head_bytes, body, body_bytes);
 }
 
-static void read_messages(char **requests, char **expects, enum comparison comparison, struct tolerance tolerance) {
+/* expects[i], of expects_count: a file with an answer for the message expects_of[i]; in the messages' order. */
+static void read_messages(char **requests, char **expects, const uint32_t *expects_of, uint32_t expects_count,
+                          enum comparison comparison, struct tolerance tolerance) {
+    uint32_t next = 0;
     setup.messages = allocate(NULL, setup.messages_count * sizeof *setup.messages);
     for (uint32_t i = 0; i < setup.messages_count; i++) {
         struct message *m = &setup.messages[i];
@@ -108,11 +113,15 @@ static void read_messages(char **requests, char **expects, enum comparison compa
         add_head(m, body, bytes);
         free(body);
         m->expectation = NULL;
-        if (!expects[i]) continue;
-        char why[TEXT_BYTES];
-        uint8_t *expected = read_file(expects[i], &bytes);
-        m->expectation = expectation_new(comparison, tolerance, expected, bytes, why);
-        if (!m->expectation) refuse("%s: %s", expects[i], why);
+        for (uint32_t of_this = 0; next < expects_count && expects_of[next] == i; next++, of_this++) {
+            char why[TEXT_BYTES];
+            uint8_t *expected = read_file(expects[next], &bytes);
+            struct expectation *one = expectation_new(comparison, tolerance, expected, bytes, why);
+            if (!one) refuse("%s: %s", expects[next], why);
+            if (of_this == ALTERNATIVES_MAX) refuse("more than %d times --expect for a request", ALTERNATIVES_MAX);
+            if (m->expectation) expectation_or(m->expectation, one);
+            else m->expectation = one;
+        }
     }
 }
 
@@ -126,7 +135,7 @@ static enum comparison comparison_named(const char *name) {
 void setup_read(int argc, char **argv) {
     enum { HOST = 1, PORT, PATH, AUTHORITY, REST, REQUEST, EXPECT, COMPARE, TOLERANCE, FLOOR, CHECK_EVERY, ORDER,
            CONNECTIONS, IN_FLIGHT, RATE, WARMUP, DURATION, COUNT, DRAIN, CONNECT, TIMEOUT, SEED, RECONNECT, ALLOW,
-           HELP };
+           TICK, SLICE, HELP };
     static const struct option options[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"path", 1, NULL, PATH}, {"authority", 1, NULL, AUTHORITY},
         {"rest", 0, NULL, REST}, {"request", 1, NULL, REQUEST}, {"expect", 1, NULL, EXPECT},
@@ -135,9 +144,11 @@ void setup_read(int argc, char **argv) {
         {"in_flight", 1, NULL, IN_FLIGHT}, {"rate", 1, NULL, RATE}, {"warmup_s", 1, NULL, WARMUP},
         {"duration_s", 1, NULL, DURATION}, {"count", 1, NULL, COUNT}, {"drain_s", 1, NULL, DRAIN},
         {"connect_s", 1, NULL, CONNECT}, {"grpc_timeout", 1, NULL, TIMEOUT}, {"seed", 1, NULL, SEED},
-        {"reconnect", 0, NULL, RECONNECT}, {"allow_errors", 0, NULL, ALLOW}, {"help", 0, NULL, HELP}, {0}};
+        {"reconnect", 0, NULL, RECONNECT}, {"allow_errors", 0, NULL, ALLOW}, {"tick_us", 1, NULL, TICK},
+        {"slice_ms", 1, NULL, SLICE}, {"help", 0, NULL, HELP}, {0}};
     char **requests = allocate(NULL, (size_t)argc * sizeof *requests);
     char **expects = allocate(NULL, (size_t)argc * sizeof *expects);
+    uint32_t *expects_of = allocate(NULL, (size_t)argc * sizeof *expects_of), expects_count = 0;
     enum comparison comparison = COMPARE_NONE;
     struct tolerance tolerance = {1e-4, 1e-6};
     int got, index;
@@ -150,10 +161,11 @@ void setup_read(int argc, char **argv) {
         case PATH: setup.path = optarg; break;
         case AUTHORITY: setup.authority = optarg; break;
         case REST: setup.rest = true; break;
-        case REQUEST: requests[setup.messages_count] = optarg; expects[setup.messages_count++] = NULL; break;
+        case REQUEST: requests[setup.messages_count++] = optarg; break;
         case EXPECT:
             if (!setup.messages_count) refuse("--expect comes behind its --request");
-            expects[setup.messages_count - 1] = optarg;
+            expects_of[expects_count] = setup.messages_count - 1;
+            expects[expects_count++] = optarg;
             break;
         case COMPARE: comparison = comparison_named(optarg); break;
         case TOLERANCE: tolerance.relative = number(name, optarg, 0); break;
@@ -175,6 +187,8 @@ void setup_read(int argc, char **argv) {
         case SEED: setup.seed = (uint64_t)number(name, optarg, 0); break;
         case RECONNECT: setup.reconnect = true; break;
         case ALLOW: setup.errors_allowed = true; break;
+        case TICK: setup.tick_ns = (uint64_t)(number(name, optarg, 0) * 1e3); break;
+        case SLICE: setup.slice_ns = (uint64_t)(number(name, optarg, 0) * 1e6); break;
         case HELP: fputs(usage, stdout); exit(0);
         default: refuse("unknown option");
         }
@@ -182,6 +196,9 @@ void setup_read(int argc, char **argv) {
     if (optind < argc) refuse("what is %s?", argv[optind]);
     if (!setup.port) refuse("--port is missing");
     if (!setup.messages_count) refuse("--request is missing");
+    if (setup.slice_ns && setup.count) refuse("--slice_ms goes with --duration_s, not with --count");
+    if (setup.slice_ns && setup.duration_s * 1e9 / (double)setup.slice_ns > SLICES_MAX)
+        refuse("more than %d slices", SLICES_MAX);
     if (setup.rest) setup.connections_count = setup.in_flight_max;
     if (setup.connections_count > setup.in_flight_max) refuse("more connections than calls in flight");
     if (!setup.authority) {
@@ -193,7 +210,8 @@ void setup_read(int argc, char **argv) {
     if (strlen(setup.path) + strlen(setup.authority) + strlen(setup.grpc_timeout ? setup.grpc_timeout : "") > 3000)
         refuse("path, authority and timeout are too long");
     if (comparison == COMPARE_NONE) comparison = setup.rest ? COMPARE_JSON : COMPARE_PREDICT;
-    read_messages(requests, expects, comparison, tolerance);
+    read_messages(requests, expects, expects_of, expects_count, comparison, tolerance);
     free(requests);
     free(expects);
+    free(expects_of);
 }

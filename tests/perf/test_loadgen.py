@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -136,6 +137,63 @@ def test_open_loop_charges_a_stalled_server() -> None:
     assert figures.failures > 100
 
 
+def test_calls_held_back_by_the_bound_are_counted() -> None:
+    with standing_in("--fault", "silent", "--every", "100") as port:
+        load = echo_load(port, rate=1000.0, in_flight=2, connections=1, count=0, duration_s=0.5,
+                         extra=["--drain_s=0.1"])  # fmt: skip
+        held = loadgen.run(load, sanitized=True)
+    assert held.failures > 0
+    assert held.held_back > 0
+    with standing_in() as port:
+        free = loadgen.run(echo_load(port, rate=500.0, in_flight=200, count=0, duration_s=0.3), sanitized=True)
+    assert free.held_back == 0
+
+
+def test_waking_seldom_keeps_the_rate() -> None:
+    """And the delay that it brings counts as latency."""
+    with standing_in() as port:
+        load = echo_load(port, rate=2000.0, in_flight=200, count=0, duration_s=1.0, tick_us=20_000.0)
+        figures = loadgen.run(load, sanitized=True)
+    assert figures.failures == 0
+    assert 1500 < figures.latency_us.count < 2500
+    assert figures.start_delay_us.p50 > 2_000
+    assert figures.latency_us.p50 > figures.start_delay_us.p50 * 0.9
+
+
+def test_slices_tell_when() -> None:
+    opened: list[float] = []
+    with standing_in("--fault", "grpc_status", "--every", "10") as port:
+        load = echo_load(port, rate=2000.0, in_flight=200, count=0, warmup_s=0.1, duration_s=0.5, slice_ms=100.0)
+        figures = loadgen.run(load, sanitized=True, at_start=lambda: opened.append(time.monotonic()))
+    slices = figures.slices
+    assert slices.ms == 100.0
+    assert all(len(column) == 5 for column in (slices.good, slices.failed, slices.p50, slices.p99, slices.max))
+    assert sum(slices.good) == figures.latency_us.count
+    assert 0 < sum(slices.failed) <= figures.failures  # which are of the warm-up, too
+    assert all(0 < p50 <= p99 <= top for p50, p99, top in zip(slices.p50, slices.p99, slices.max, strict=True))
+    assert max(slices.max) == pytest.approx(figures.latency_us.max)
+    assert figures.window_from_s == pytest.approx(opened[0], abs=5.0)
+    assert figures.window_from_s <= opened[0]
+
+
+def test_which_of_several_answers_came_is_counted() -> None:
+    wrong = bytes(300)
+    exchanges = [
+        Exchange(b"a" * 300, wrong, (b"a" * 300,)),
+        Exchange(b"b" * 300, b"b" * 300, (wrong,)),
+        Exchange(b"c" * 300, wrong, (wrong, b"c" * 300)),
+    ]
+    with standing_in() as port:
+        figures = loadgen.run(echo_load(port, exchanges, count=300), sanitized=True)
+        assert figures.failures == 0
+        assert len(figures.met) == 3
+        assert sum(figures.met) >= 300
+        assert max(figures.met) - min(figures.met) <= 8
+        neither = [Exchange(b"a" * 300, wrong, (wrong,))]
+        spoiled = loadgen.run(echo_load(port, neither, count=0, duration_s=0.1), sanitized=True)
+    assert set(spoiled.failures_by_kind) == {"value"}
+
+
 def test_the_measured_window_is_announced() -> None:
     seen: list[str] = []
     with standing_in() as port:
@@ -159,6 +217,8 @@ def test_nobody_listens() -> None:
         (["--duration_s=soon"], "--duration_s=soon is not a number"),
         (["--in_flight=0"], "--in_flight=0 is not a number of at least 1"),
         (["--order=backwards"], "turn or random"),
+        (["--port=1", "--request=/dev/null", "--slice_ms=10", "--count=5"], "--slice_ms goes with --duration_s"),
+        (["--port=1", "--request=/dev/null", "--slice_ms=0.001"], "more than 100000 slices"),
         (["more"], "what is more?"),
     ],
 )

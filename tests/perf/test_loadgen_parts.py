@@ -42,6 +42,24 @@ def test_quantiles_are_within_half_a_percent(unit: Path, scale: float) -> None:
         assert abs(int(text) - exact) <= exact * 0.005 + 1, fraction
 
 
+@pytest.mark.parametrize("scale", [10.0, 1e5, 3e9])
+def test_quantiles_of_a_slice_are_within_four_percent(unit: Path, scale: float) -> None:
+    values = np.random.default_rng(8).lognormal(0.0, 1.0, 2_000) * scale
+    values_ns = np.sort(values.astype(np.uint64))
+    fractions = (0.5, 0.99, 1.0)
+    command = [unit, "slices", *map(str, fractions)]
+    shown = subprocess.run(
+        command, input="\n".join(map(str, values_ns)), capture_output=True, text=True, check=True
+    ).stdout.split()
+    for fraction, text in zip(fractions, shown, strict=True):
+        exact = int(values_ns[max(int(np.ceil(fraction * len(values_ns))) - 1, 0)])
+        assert abs(int(text) - exact) <= exact * 0.04 + 1, fraction
+
+
+def test_a_slice_without_calls_has_no_quantile(unit: Path) -> None:
+    assert subprocess.run([unit, "slices", "0.5"], input=b"", capture_output=True, check=True).stdout == b"0\n"
+
+
 Compare = Callable[[str, bytes, bytes], str]
 
 
@@ -184,3 +202,26 @@ def test_json(compare: Compare) -> None:
     assert compare("json", expected, same.replace(b"null", b"true")) == "token 13 is true, expected null"
     assert compare("json", expected, same.replace(b"0.1", b"0.2")).startswith("token 5 is 0.2")
     assert compare("json", expected, same[:-3]) == "token 18 is , expected }"
+
+
+def test_alternatives_are_named_and_never_mixed(unit: Path, tmp_path: Path) -> None:
+    """Two versions of a model answer differently: either is right, one's values under the other's number are not."""
+    bodies = {
+        "one": response([[1.0, 2.0]], version=1).SerializeToString(),
+        "two": response([[5.0, 6.0]], version=2).SerializeToString(),
+        "mixed": response([[5.0, 6.0]], version=1).SerializeToString(),
+        "close": response([[5.000001, 6.0]], version=2).SerializeToString(),
+        "three": response([[1.0, 2.0]], version=3).SerializeToString(),
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+
+    def compare_alternatives(answer: str) -> str:
+        command = [unit, "compare", "predict", "one", "two", answer]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert compare_alternatives("one") == "same"
+    assert compare_alternatives("two") == "same as 1"
+    assert compare_alternatives("close") == "same as 1"
+    assert compare_alternatives("mixed") == "output scores value 0 is 5, expected 1"
+    assert "/3/" in compare_alternatives("three")

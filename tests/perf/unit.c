@@ -1,7 +1,8 @@
 /* The load generator's pure parts on a command line, for tests/perf/test_loadgen_parts.py.
  *
  *   unit quantiles 0.5 0.99 ... < values      one quantile a line, of the numbers read
- *   unit compare predict EXPECTED ANSWER      "same", or what differs
+ *   unit slices 0.5 0.99 ... < values         the same of the coarser one that each slice of time has
+ *   unit compare predict EXPECTED... ANSWER   "same" ("same as 1": as the second one expected), or what differs
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 
 struct figures figures;
 static struct histogram histogram;
+static struct slice slice;
 
 void *allocate(void *old, size_t bytes) {
     void *memory = realloc(old, bytes);
@@ -39,18 +41,33 @@ int main(int argc, char **argv) {
             printf("%llu\n", (unsigned long long)histogram_quantile(&histogram, atof(argv[i])));
         return 0;
     }
-    if (argc == 5 && !strcmp(argv[1], "compare")) {
+    if (argc > 2 && !strcmp(argv[1], "slices")) {
+        unsigned long long value;
+        while (scanf("%llu", &value) == 1) slice_record(&slice, value);
+        for (int i = 2; i < argc; i++) printf("%llu\n", (unsigned long long)slice_quantile(&slice, atof(argv[i])));
+        return 0;
+    }
+    if (argc >= 5 && !strcmp(argv[1], "compare")) {
         char why[TEXT_BYTES] = "";
-        size_t expected_bytes, answer_bytes;
-        uint8_t *expected = read_whole(argv[3], &expected_bytes), *answer = read_whole(argv[4], &answer_bytes);
+        size_t answer_bytes;
+        uint8_t *answer = read_whole(argv[argc - 1], &answer_bytes), *expected[ALTERNATIVES_MAX];
         enum comparison comparison = !strcmp(argv[2], "exact") ? COMPARE_EXACT
                                      : !strcmp(argv[2], "json") ? COMPARE_JSON
                                                                 : COMPARE_PREDICT;
         struct tolerance tolerance = {1e-4, 1e-6};
-        struct expectation *x = expectation_new(comparison, tolerance, expected, expected_bytes, why);
-        puts(!x ? why : expectation_met(x, answer, answer_bytes, why) ? "same" : why);
-        if (x) expectation_free(x);
-        free(expected);
+        struct expectation *x = NULL;
+        for (int i = 3; i < argc - 1; i++) {
+            size_t bytes;
+            expected[i - 3] = read_whole(argv[i], &bytes);
+            struct expectation *one = expectation_new(comparison, tolerance, expected[i - 3], bytes, why);
+            if (x && one) expectation_or(x, one);
+            else if (!x) x = one;
+        }
+        int met = x ? expectation_met(x, answer, answer_bytes, why) : -1;
+        if (met > 0) printf("same as %d\n", met);
+        else puts(met ? why : "same");
+        expectation_free(x);
+        for (int i = 3; i < argc - 1; i++) free(expected[i - 3]);
         free(answer);
         return 0;
     }
