@@ -1,10 +1,12 @@
 """The models that performance is measured with, and requests for them with the answers plain TensorFlow gives.
 
-    python -m perf.models DIRECTORY        exports both, with their exchanges; `prepared()` does so once and keeps it
+    python -m perf.models DIRECTORY MODEL...    exports these with their exchanges; `prepared()` does so once for all
 
-`mlp`: 784-512-512-10, float32, some 50 µs a call: what a server costs. `conv`: 96x96x3 images, some 4 ms a row on one
-core: whether all cores are used. Weights and requests come from fixed seeds. Only the exporting process imports
-TensorFlow; requests are what the official Python client sends for a numpy array (`tensor_content`).
+`mlp`: 784-512-512-10, float32, some 50 µs a call: what a server costs. `mlp_other`: the same under the same name with
+other weights, so that two versions of one model can be told apart. `conv`: 96x96x3 images, some 4 ms a row on one
+core: whether all cores are used. `dense-300`: 300 MB of weights, and `dense-8` for tests: loads and memory. Weights and
+requests come from fixed seeds. Only the exporting process imports TensorFlow; requests are what the official Python
+client sends for a numpy array (`tensor_content`).
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
+import math
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perf.loadgen import PERF, Exchange
 
-EXCHANGES_COUNT = {"mlp": 64, "conv": 32}
-ROW_SHAPE = {"mlp": (784,), "conv": (96, 96, 3)}
 INPUT, OUTPUT = "x", "probabilities"
 
 
@@ -38,34 +40,46 @@ class PerfModel:
     rest_exchanges: tuple[Exchange, ...]
 
 
-def prepared() -> dict[str, PerfModel]:
-    """Both models; exported by a process of its own the first time, or after this file changed."""
+def prepared(*names: str) -> dict[str, PerfModel]:
+    """These models, `mlp` and `conv` when none is named; each is exported by a process of its own the first time, or
+    after this file changed."""
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    folder = PERF / "build" / f"models-{digest}"
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
+    names = names or ("mlp", "conv")
+    folders = {name: PERF / "build" / f"models-{digest}" / name for name in names}
+    for name, folder in folders.items():
+        if folder.exists():
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
-            command = [sys.executable, "-m", "perf.models", f"{fresh}/models"]
+            command = [sys.executable, "-m", "perf.models", fresh, name]
             subprocess.run(command, cwd=PERF.parent, check=True, stdout=subprocess.DEVNULL)
-            shutil.move(f"{fresh}/models", folder)
-    return {name: _read(folder, name) for name in EXCHANGES_COUNT}
+            try:
+                os.rename(f"{fresh}/{name}", folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster
+                    raise
+    return {name: _read(folder, name) for name, folder in folders.items()}
+
+
+def served_name(name: str) -> str:
+    """What clients call the model: `mlp_other` is other weights for `mlp`."""
+    return name.partition("_")[0].partition("-")[0]
 
 
 def _read(folder: Path, name: str) -> PerfModel:
     exchanges = {}
     for kind in ("grpc", "rest"):
-        paths = sorted((folder / "exchanges" / name / kind).glob("*.request"))
+        paths = sorted((folder / "exchanges" / kind).glob("*.request"))
         exchanges[kind] = tuple(Exchange(p.read_bytes(), p.with_suffix(".expected").read_bytes()) for p in paths)
-    base_path = folder / name
-    return PerfModel(name, base_path, base_path / "1", exchanges["grpc"], exchanges["rest"])
+    base_path = folder / served_name(name)
+    return PerfModel(served_name(name), base_path, base_path / "1", exchanges["grpc"], exchanges["rest"])
 
 
 # ---------------------------------------------------------------------------------- in the exporting process only
 
 
-def _mlp(tf: Any) -> Any:
-    rng = tf.random.Generator.from_seed(1)
-    widths = (784, 512, 512, 10)
+def _dense(tf: Any, seed: int, widths: Sequence[int]) -> Any:
+    rng = tf.random.Generator.from_seed(seed)
     module = tf.Module()
     module.layers = [
         (tf.Variable(rng.normal((a, b)) * (2.0 / a) ** 0.5), tf.Variable(rng.normal((b,)) * 0.1))
@@ -104,19 +118,31 @@ def _conv(tf: Any) -> Any:
     return module
 
 
-def _write_exchanges(folder: Path, name: str, tf: Any, model: Any) -> None:
+def _make(tf: Any, name: str) -> tuple[Any, tuple[int, ...], int]:
+    """(module, shape of a row, how many exchanges)"""
+    if name == "conv":
+        return _conv(tf), (96, 96, 3), 32
+    if name.startswith("dense-"):
+        megabytes = int(name.partition("-")[2])
+        width = 2048 if megabytes >= 100 else 512
+        hidden = max(math.ceil((megabytes * 1e6 / 4 - 784 * width) / width**2), 1)
+        return _dense(tf, 21, (784, *(width,) * (hidden + 1), 10)), (784,), 16
+    return _dense(tf, {"mlp": 1, "mlp_other": 11}[name], (784, 512, 512, 10)), (784,), 64
+
+
+def _write_exchanges(folder: Path, name: str, tf: Any, model: Any, row_shape: Sequence[int], count: int) -> None:
     import numpy as np
     from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
     rng = np.random.default_rng(3)
     signature = model.signatures["serving_default"]
     for kind in ("grpc", "rest"):
-        (folder / "exchanges" / name / kind).mkdir(parents=True)
-    for index in range(EXCHANGES_COUNT[name]):
-        rows = rng.normal(size=(1, *ROW_SHAPE[name])).astype(np.float32)
+        (folder / "exchanges" / kind).mkdir(parents=True)
+    for index in range(count):
+        rows = rng.normal(size=(1, *row_shape)).astype(np.float32)
         answer = signature(**{INPUT: tf.constant(rows)})[OUTPUT].numpy()
         request, response = PredictRequest(), PredictResponse()
-        request.model_spec.name = response.model_spec.name = name
+        request.model_spec.name = response.model_spec.name = served_name(name)
         request.inputs[INPUT].CopyFrom(tf.make_tensor_proto(rows))
         response.model_spec.version.value = 1
         response.model_spec.signature_name = "serving_default"
@@ -129,22 +155,23 @@ def _write_exchanges(folder: Path, name: str, tf: Any, model: Any) -> None:
             ),
         }
         for kind, (sent, expected) in bodies.items():
-            path = folder / "exchanges" / name / kind / f"{index:03}"
+            path = folder / "exchanges" / kind / f"{index:03}"
             path.with_suffix(".request").write_bytes(sent)
             path.with_suffix(".expected").write_bytes(expected)
 
 
-def export(folder: Path) -> None:
-    """Writes FOLDER/mlp/1, FOLDER/conv/1 and FOLDER/exchanges."""
+def export(folder: Path, name: str) -> None:
+    """Writes the model's base path with version 1, and FOLDER/exchanges."""
     import tensorflow as tf
 
-    for name, make in (("mlp", _mlp), ("conv", _conv)):
-        module = make(tf)
-        spec = tf.TensorSpec((None, *ROW_SHAPE[name]), tf.float32, name=INPUT)
-        module.serve = tf.function(module.serve, input_signature=[spec])
-        tf.saved_model.save(module, str(folder / name / "1"), signatures=module.serve)
-        _write_exchanges(folder, name, tf, tf.saved_model.load(str(folder / name / "1")))
+    module, row_shape, count = _make(tf, name)
+    spec = tf.TensorSpec((None, *row_shape), tf.float32, name=INPUT)
+    module.serve = tf.function(module.serve, input_signature=[spec])
+    version_path = str(folder / served_name(name) / "1")
+    tf.saved_model.save(module, version_path, signatures=module.serve)
+    _write_exchanges(folder, name, tf, tf.saved_model.load(version_path), row_shape, count)
 
 
 if __name__ == "__main__":
-    export(Path(sys.argv[1]))
+    for chosen in sys.argv[2:]:
+        export(Path(sys.argv[1]) / chosen, chosen)

@@ -1,5 +1,9 @@
 """CPU time and memory of a server's processes, from /proc: what each of them costs, named by its role.
 
+Memory is told as PSS: a page that several processes map is divided among them, so that the sum counts it once. A
+mapping that only one process has counts as its private memory, shared by nature or not. Pages of a memfd that nobody
+maps are in no process's PSS: `shared_files` finds them.
+
 The processes of one server are those of its session (the server is started as a session's leader), so that workers
 which the pool forked, and orphans, are seen as well.
 """
@@ -98,3 +102,61 @@ def memory(usage: Usage) -> Memory | None:
 def memories(session: int) -> list[Memory]:
     found = (memory(usage) for usage in usages(session))
     return sorted((m for m in found if m is not None), key=lambda m: (m.role, m.pid))
+
+
+@dataclass(frozen=True)
+class SharedFiles:
+    """Memory of files without a name (memfd) that the processes hold or map, MiB, each counted once.
+
+    unmapped_mib: the part of it that is in nobody's PSS: allocated, and mapped or touched by no process.
+    """
+
+    count: int = 0
+    allocated_mib: float = 0.0
+    unmapped_mib: float = 0.0
+
+
+def shared_files(session: int, mapped_mib: float) -> SharedFiles:
+    """`mapped_mib`: the sum of these processes' Pss_Shmem at the same moment."""
+    blocks: dict[int, int] = {}
+    for usage in usages(session):
+        folder = Path(f"/proc/{usage.pid}/fd")
+        try:
+            for entry in folder.iterdir():
+                if os.readlink(entry).startswith("/memfd:"):
+                    about = entry.stat()
+                    blocks[about.st_ino] = about.st_blocks
+        except OSError:
+            continue  # the process, or that descriptor, is gone
+    allocated_mib = sum(blocks.values()) * 512 / 2**20
+    return SharedFiles(len(blocks), allocated_mib, max(allocated_mib - mapped_mib, 0.0))
+
+
+@dataclass(frozen=True)
+class MachineMemory:
+    """MiB. group_mib: what the kernel charges to this process's control group, page cache included; 0: unknown."""
+
+    available_mib: float
+    group_mib: float
+
+
+def _group_file() -> Path | None:
+    """Of the memory that this process's control group uses, version 2 or 1."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        base, name = Path("/sys/fs/cgroup"), "memory.current"
+        if controllers == "memory":
+            base, name = base / "memory", "memory.usage_in_bytes"
+        elif controllers:
+            continue
+        for candidate in (base / path.lstrip("/") / name, base / name):  # a container may see its own group as the root
+            if candidate.exists():
+                return candidate
+    return None
+
+
+def machine_memory() -> MachineMemory:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    file = _group_file()
+    return MachineMemory(kib["MemAvailable"] / _MIB, int(file.read_text()) / 2**20 if file is not None else 0.0)

@@ -128,15 +128,20 @@ class PredictServer(Child):
         self.port = port
         self.first_answer_s = 0.0
 
-    def predict_once(self, exchange: Exchange, timeout_s: float = 5.0) -> bool:
-        """Whether one Predict is answered well, through the official client, on a fresh connection."""
+    def ask(self, exchange: Exchange, timeout_s: float = 5.0) -> bytes:
+        """The answer to one Predict through the official client, on a fresh connection. Raises grpc.RpcError."""
         with grpc.insecure_channel(
             f"127.0.0.1:{self.port}", options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
-            try:
-                channel.unary_unary(PREDICT, None, None)(exchange.request, timeout=timeout_s)
-            except grpc.RpcError:
-                return False
+            answer: bytes = channel.unary_unary(PREDICT, None, None)(exchange.request, timeout=timeout_s)
+            return answer
+
+    def predict_once(self, exchange: Exchange, timeout_s: float = 5.0) -> bool:
+        """Whether one Predict is answered well."""
+        try:
+            self.ask(exchange, timeout_s)
+        except grpc.RpcError:
+            return False
         return True
 
     def wait_ready(self, exchange: Exchange) -> None:
@@ -172,6 +177,45 @@ class Ringserve(PredictServer):
                 return str(json.load(answer)["model_version_status"][0]["state"])
         except (OSError, ValueError, LookupError):
             return ""
+
+    def call(self, method: str, path: str, body: Any = None, timeout_s: float = 120.0) -> Any:
+        """The JSON that REST answers, as an operator asks: PUT /ringserve/v1/models/NAME and the like.
+
+        Raises ServerError with the server's words when it refuses, OSError when nobody answers.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.rest_port}{path}", data, method=method)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            words = error.read().decode(errors="replace")
+            raise self.failure(f"{method} {path} was answered {error.code}: {words}") from None
+
+    def worker_states(self) -> list[dict[str, Any]]:
+        """Of every worker that the broker knows: pid, state, loaded and more."""
+        found: list[dict[str, Any]] = self.call("GET", "/ringserve/v1/state")["workers"]
+        return found
+
+    def versions(self, model: str) -> dict[int, str]:
+        """Version -> state, of all that the server knows of that model; empty when it knows no such model."""
+        try:
+            summary = self.call("GET", f"/ringserve/v1/models/{model}")
+        except ServerError as error:
+            if " was answered 404: " in str(error):
+                return {}
+            raise
+        return {int(one["version"]): str(one["state"]) for one in summary["versions"]}
+
+    def settle(self, patience_s: float = 60.0) -> None:
+        """Waits until every worker is ready and none is coming or going."""
+
+        def settled() -> bool:
+            states = self.worker_states()
+            return bool(states) and all(worker["state"] == "ready" for worker in states)
+
+        self.wait_until(settled, "all workers to be ready, none coming or going", patience_s, pause_s=0.05)
 
     def workers(self) -> list[int]:
         return [usage.pid for usage in processes.usages(self.session) if usage.role == "worker"]

@@ -1,0 +1,53 @@
+"""What the measuring programs have in common: their options for the server, how they end, what they return."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from perf.loadgen import PERF, LoadError
+from perf.report import Report
+from perf.servers import ServerError
+
+
+def add_server_options(parser: argparse.ArgumentParser, program: str) -> None:
+    parser.add_argument("--weight_sharing", choices=("on", "off"), help="passed on to the server when given")
+    parser.add_argument("--server_flag", action="append", default=[], metavar="--NAME=VALUE",
+                        help="passed on to the server as it is; may be repeated")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=PERF / "build" / program, help="folder for tables and plots")
+    parser.add_argument("--record", action="store_true", help="append the figures to perf/results")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
+
+
+def server_flags(options: argparse.Namespace) -> tuple[str, ...]:
+    sharing = () if options.weight_sharing is None else (f"--weight_sharing={options.weight_sharing}",)
+    return (*sharing, *options.server_flag)
+
+
+def run_program(name: str, options: argparse.Namespace, report: Report, program: Callable[[], int]) -> int:
+    """Runs `program`, which returns how many calls failed, and tells the targets. Returns the exit status.
+
+    However it ends, by SIGTERM too, the `with` statements in it stop what they started.
+    """
+
+    def on_sigterm(*_: object) -> NoReturn:
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        failures = program()
+    except (LoadError, ServerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    report.print_budgets()
+    if options.record:
+        print(f"\nrecorded in {report.record(name)}")
+    if failures:
+        print(f"\n{failures} calls FAILED", file=sys.stderr)
+    return 1 if failures or (options.strict and any(not budget.met for budget in report.budgets)) else 0
