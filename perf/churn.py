@@ -1,21 +1,20 @@
 """`python -m perf.reload --reloads N`: a model is loaded and unloaded N times as fast as it goes: what memory remains?
 
 Another model answers a light load meanwhile. After each load and each unload, when no worker is coming or going, the
-memory of all processes is taken.
+memory of all processes is taken. Pages of files (TensorFlow's library) are left out of the judgement: they are divided
+among all processes of the machine that map them, and the kernel may drop them.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from perf import loadgen, models, plots, sampling
+from perf import models, plots, sampling
 from perf.changes import PATIENCE_S, ComingAndGoing
-from perf.loadgen import Figures, Load
-from perf.models import PerfModel
+from perf.light_load import LightLoad
 from perf.report import Report, median, print_table
 from perf.sampling import Sample
 from perf.servers import Ringserve
@@ -23,35 +22,11 @@ from perf.servers import Ringserve
 #: The memory after the last reload may differ by so much from the memory after the first five.
 SHARE_MAX = 0.05
 _FIRST = 5
-_PIECE_S = 5.0
-
-
-class LightLoad:
-    """Poisson calls on a model until the `with` ends, in pieces of some seconds."""
-
-    def __init__(self, server: Ringserve, model: PerfModel, rate: float) -> None:
-        self.pieces: list[Figures] = []
-        self._load = Load(server.port, model.exchanges, connections=2, in_flight=1000, rate=rate, duration_s=_PIECE_S,
-                          errors_allowed=True)  # fmt: skip
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="light load", daemon=True)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            self.pieces.append(loadgen.run(self._load))
-
-    def __enter__(self) -> LightLoad:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def level(samples: Sequence[Sample]) -> float:
-    """MiB: the median, so that one odd sample decides nothing."""
-    return median(one.total_mib for one in samples)
+    """MiB, pages of files left out: the median, so that one odd sample decides nothing."""
+    return median(one.made_mib for one in samples)
 
 
 def run(reloads: int, other: str, flags: Sequence[str], rate: float, output: Path, report: Report) -> int:
@@ -83,26 +58,27 @@ def run(reloads: int, other: str, flags: Sequence[str], rate: float, output: Pat
         report.figure(f"churn {name} last", level(late), "MiB")
         report.figure(f"churn {name} growth", 100 * growth, "%")
         report.budget(f"memory {name}, last against after the first {first}", 100 * abs(growth), 100 * SHARE_MAX, "%")
-        group = [median(one.group_mib for one in part) for part in (early, late)]
-        available = [median(one.available_mib for one in part) for part in (early, late)]
+        group, available, total = (
+            [median(getattr(one, name) for one in part) for part in (early, late)]
+            for name in ("group_mib", "available_mib", "total_mib")
+        )
         rows.append([name, f"{level(early):,.1f}", f"{level(late):,.1f}", f"{100 * growth:+.2f} %",
-                     f"{group[0]:,.0f} → {group[1]:,.0f}", f"{available[0]:,.0f} → {available[1]:,.0f}"])  # fmt: skip
-    header = [f"of {reloads} reloads", f"after {first}", "last", "growth", "control group", "MemAvailable"]
-    print_table(f"Memory, MiB (before any: {before.total_mib:,.1f})", header, rows)
+                     f"{total[0]:,.0f} → {total[1]:,.0f}", f"{group[0]:,.0f} → {group[1]:,.0f}",
+                     f"{available[0]:,.0f} → {available[1]:,.0f}"])  # fmt: skip
+    header = [f"of {reloads} reloads", f"after {first}", "last", "growth", "with files", "control group", "available"]
+    print_table(f"Memory without pages of files, MiB (before any: {before.made_mib:,.1f})", header, rows)
     for what in ("load", "unload"):
         seconds = [one.seconds for one in coming.events if one.what == what]
         report.figure(f"churn {what} time", median(seconds), "s")
         print(f"  {what}: median {median(seconds):.2f} s, longest {max(seconds):.2f} s")
     report.figure("churn reloads", reloads, "")
-    worst_us = max(piece.latency_us.p99 for piece in load.pieces)
-    calls, failures = sum(one.calls for one in load.pieces), sum(one.failures for one in load.pieces)
-    print(f"  light load on A: {calls:,} calls, {failures} failed, p99 of the worst {_PIECE_S:g} s {worst_us:,.0f} µs")
-    report.budget("failed or wrong calls", report.figure("churn failed", failures, "calls"), 0, "calls")
+    print(f"  light load on A: {load.told()}")
+    report.budget("failed or wrong calls", report.figure("churn failed", load.failures, "calls"), 0, "calls")
     sampling.write_tsv(output / "churn_loaded.tsv", loaded, before.at_s)
     sampling.write_tsv(output / "churn_unloaded.tsv", unloaded, before.at_s)
     if draw(output / "churn.png", loaded, unloaded):
         print(f"  tables and plot in {output}")
-    return failures
+    return load.failures
 
 
 def draw(path: Path, loaded: Sequence[Sample], unloaded: Sequence[Sample]) -> bool:
@@ -111,12 +87,12 @@ def draw(path: Path, loaded: Sequence[Sample], unloaded: Sequence[Sample]) -> bo
         return False
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for name, samples in (("with B loaded", loaded), ("after B left", unloaded)):
-        (line,) = axes.plot(range(1, len(samples) + 1), [one.total_mib for one in samples], label=name)
+        (line,) = axes.plot(range(1, len(samples) + 1), [one.made_mib for one in samples], label=name)
         early = level(samples[2:_FIRST] or samples)
         axes.axhspan(early * (1 - SHARE_MAX), early * (1 + SHARE_MAX), color=line.get_color(), alpha=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("reload")
-    axes.set_ylabel("PSS of all processes, MiB")
+    axes.set_ylabel("PSS of all processes without pages of files, MiB")
     axes.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -138,7 +138,7 @@ def print_memory(server: Ringserve, report: Report, key: str) -> None:
             *(f"{sum(v):.1f}" for v in zip(*((m.pss_mib, m.private_mib, m.shm_mib) for m in memories), strict=True)),
         ]
     )
-    print_table(f"{key}: memory, MiB", ["process", "pid", "PSS", "private", "rings' part of PSS"], rows)
+    print_table(f"{key}: memory, MiB", ["process", "pid", "PSS", "private", "rings and weights, part of PSS"], rows)
     report.figure(f"{key} memory pss", sum(m.pss_mib for m in memories), "MiB")
     for role in ("frontend", "broker", "worker"):
         private = [m.private_mib for m in memories if m.role == role]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,19 @@ def memory_over_time(axes: Any, samples: Sequence[Sample], from_s: float) -> Non
     axes.legend(loc="upper left", fontsize="small", ncols=3)
 
 
-def bars(
-    path: Path, title: str, groups: Sequence[str], series: dict[str, Sequence[float]], limit: float | None
-) -> bool:
-    """One group of bars for each of `groups`; `limit` as a dashed line. False without matplotlib."""
+def bars(path: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> bool:
+    """One group of bars, MiB, for each of `groups`. False without matplotlib."""
     plt = pyplot()
     if plt is None:
         return False
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     width = 0.8 / max(len(series), 1)
     for index, (name, values) in enumerate(series.items()):
         places = [place + index * width for place in range(len(values))]
-        axes.bar(places, values, width, label=name)
+        axes.bar(places, values, width, label=name, color="0.8" if name == "target" else None)
         for place, value in zip(places, values, strict=True):
             axes.text(place, value, f"{value:,.0f}", ha="center", va="bottom", fontsize="small")
     axes.set_xticks([place + width * (len(series) - 1) / 2 for place in range(len(groups))], groups)
-    if limit is not None:
-        axes.axhline(limit, linestyle="--", color="black", label=f"target {limit:,.0f}")
     axes.set_ylabel("MiB")
     axes.set_title(title)
     axes.legend(fontsize="small")

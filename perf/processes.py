@@ -32,13 +32,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB. pss: shared pages divided among their sharers; private: pages of its own; shm: the rings' part of pss."""
+    """MiB. pss: shared pages divided among their sharers; private: pages of its own. Parts of pss: shm, memory that is
+    shared by nature (rings, weights); file: pages of files such as TensorFlow's library, which are divided among all
+    processes of the machine that map them, other people's too."""
 
     pid: int
     role: str
     pss_mib: float
     private_mib: float
     shm_mib: float
+    file_mib: float = 0.0
 
 
 def _stat(pid: int) -> tuple[str, list[str]] | None:
@@ -96,7 +99,8 @@ def memory(usage: Usage) -> Memory | None:
         return None
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return Memory(usage.pid, usage.role, kib["Pss"] / _MIB, private / _MIB, kib.get("Pss_Shmem", 0) / _MIB)
+    shm, file = kib.get("Pss_Shmem", 0), kib.get("Pss_File", 0)
+    return Memory(usage.pid, usage.role, kib["Pss"] / _MIB, private / _MIB, shm / _MIB, file / _MIB)
 
 
 def memories(session: int) -> list[Memory]:
@@ -130,6 +134,19 @@ def shared_files(session: int, mapped_mib: float) -> SharedFiles:
             continue  # the process, or that descriptor, is gone
     allocated_mib = sum(blocks.values()) * 512 / 2**20
     return SharedFiles(len(blocks), allocated_mib, max(allocated_mib - mapped_mib, 0.0))
+
+
+def others_with_tensorflow(session: int) -> int:
+    """How many processes outside that session map TensorFlow's library, and so lower the PSS of those inside."""
+    inside = {usage.pid for usage in usages(session)}
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in inside:
+            try:
+                count += "libtensorflow" in Path(f"/proc/{name}/maps").read_text()
+            except OSError:
+                continue
+    return count
 
 
 @dataclass(frozen=True)

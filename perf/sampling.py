@@ -22,10 +22,14 @@ ROLES = ("supervisor", "broker", "frontend", "pool", "worker")
 
 @dataclass(frozen=True)
 class Sample:
-    """One moment, MiB. at_s: time.monotonic(). by_role: PSS. total_mib: all PSS, and shared files that nobody maps."""
+    """One moment, MiB. at_s: time.monotonic(). by_role: PSS. total_mib: all PSS, and shared files that nobody maps.
+
+    made_mib: the same without pages of files: what these processes made, whoever else maps TensorFlow's library.
+    """
 
     at_s: float
     total_mib: float
+    made_mib: float
     by_role: dict[str, float]
     unmapped_mib: float
     private_mib: float
@@ -44,8 +48,9 @@ def sample(session: int) -> Sample:
         by_role[memory.role] = by_role.get(memory.role, 0.0) + memory.pss_mib
     unmapped_mib = processes.shared_files(session, sum(memory.shm_mib for memory in memories)).unmapped_mib
     machine = processes.machine_memory()
+    total_mib = sum(by_role.values()) + unmapped_mib
     return Sample(
-        at_s, sum(by_role.values()) + unmapped_mib, by_role, unmapped_mib,
+        at_s, total_mib, total_mib - sum(memory.file_mib for memory in memories), by_role, unmapped_mib,
         sum(memory.private_mib for memory in memories), len(memories),
         machine.available_mib, machine.group_mib, (time.thread_time() - began_s) * 1e3,
     )  # fmt: skip
@@ -80,12 +85,12 @@ class Sampler:
 
 def write_tsv(path: Path, samples: Sequence[Sample], from_s: float) -> None:
     """A line per sample, seconds counted from `from_s`."""
-    header = ["seconds", "total MiB", *(f"{role} PSS MiB" for role in ROLES), "unmapped MiB", "private MiB",
-              "processes", "MemAvailable MiB", "control group MiB", "sampling ms"]  # fmt: skip
+    header = ["seconds", "total MiB", "without files MiB", *(f"{role} PSS MiB" for role in ROLES), "unmapped MiB",
+              "private MiB", "processes", "MemAvailable MiB", "control group MiB", "sampling ms"]  # fmt: skip
     lines = ["\t".join(header)]
     for one in samples:
         roles = [one.by_role.get(role, 0.0) for role in ROLES]
-        figures = [one.at_s - from_s, one.total_mib, *roles, one.unmapped_mib, one.private_mib]
+        figures = [one.at_s - from_s, one.total_mib, one.made_mib, *roles, one.unmapped_mib, one.private_mib]
         rest = [one.available_mib, one.group_mib, one.cost_ms]
         lines.append("\t".join([*(f"{v:.2f}" for v in figures), str(one.processes_count), *(f"{v:.2f}" for v in rest)]))
     path.write_text("\n".join(lines) + "\n")
