@@ -16,19 +16,17 @@ from typing import Any, NamedTuple
 from ringserve.config import limits
 from ringserve.config.groups import GROUP_KEYS, Group, group_of_table
 from ringserve.config.schema import (
-    ENVIRONMENT_PREFIX,
     MODEL_FLAGS,
     MODEL_KEYS,
     SECTIONS,
-    SETTINGS,
     Batching,
     Lifecycle,
     Model,
     Server,
-    Setting,
     Settings,
     Versions,
 )
+from ringserve.config.table import ENVIRONMENT_PREFIX, SETTINGS, Setting
 from ringserve.config.values import parse, parse_batching, parse_versions, suggestion
 
 #: Names that look like ours and are none: Kubernetes gives every pod these for a Service called "ringserve".

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ringserve.config.groups import GROUP_KEYS
 from ringserve.config.limits import CPUS_PER_FRONTEND
-from ringserve.config.schema import ENVIRONMENT_PREFIX, MODEL_FLAGS, MODEL_KEYS, SECTIONS, SETTINGS, Setting
+from ringserve.config.schema import MODEL_FLAGS, MODEL_KEYS, SECTIONS
+from ringserve.config.table import ENVIRONMENT_PREFIX, SETTINGS, Setting
 
 
 def _why_of(section: str) -> str:

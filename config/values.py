@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ringserve.config.schema import SETTINGS, Setting, Versions
+from ringserve.config.schema import Versions
+from ringserve.config.table import SETTINGS, Setting
 
 _SIZE = re.compile(r"\s*(\d+)\s*([a-zA-Z]*)\s*")
 _UNIT_BYTES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ringserve import __version__
-from ringserve.config.schema import MODEL_FLAGS, SETTINGS, Setting, Settings
+from ringserve.config.schema import MODEL_FLAGS, Settings
+from ringserve.config.table import SETTINGS, Setting
 from ringserve.warmup import warmup
 
 _CONTEXT = {

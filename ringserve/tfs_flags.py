@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from ringserve.config.schema import MODEL_FLAGS, SETTINGS
+from ringserve.config.schema import MODEL_FLAGS
+from ringserve.config.table import SETTINGS
 
 
 class Treatment(Enum):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ringserve.config.cpus import usable_cpus
-from ringserve.config.schema import INT_MAX, SETTINGS, Batching, Settings
+from ringserve.config.schema import INT_MAX, Batching, Settings
+from ringserve.config.table import SETTINGS
 from ringserve.tfs_flags import TFS_FLAGS, Parsed, Treatment, Value
 
 _PARALLELISM: Final = (

@@ -12,7 +12,7 @@ import pytest
 
 from ringserve import __version__, cli
 from ringserve.broker.messages import Code
-from ringserve.config.schema import SETTINGS
+from ringserve.config.table import SETTINGS
 from tests import reference
 from tests.reference import PAGES, ROOT
 

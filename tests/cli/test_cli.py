@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from ringserve import __version__, supervisor
 from ringserve.cli import main
 from ringserve.config import reference
-from ringserve.config.schema import MODEL_FLAGS, SETTINGS, Settings
+from ringserve.config.schema import MODEL_FLAGS, Settings
+from ringserve.config.table import SETTINGS
 
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ringserve import supervisor, tfs_cli
-from ringserve.config.schema import SETTINGS, Settings
+from ringserve.config.schema import Settings
+from ringserve.config.table import SETTINGS
 from ringserve.tfs_cli import EXIT_FAILED, run
 from ringserve.tfs_flags import EXTRA_FLAGS, TFS_FLAGS, parse, usage
 

@@ -9,7 +9,8 @@ import pytest
 
 from ringserve.config import tls
 from ringserve.config.cpus import usable_cpus
-from ringserve.config.schema import SETTINGS, Batching, Settings
+from ringserve.config.schema import Batching, Settings
+from ringserve.config.table import SETTINGS
 from ringserve.tfs_flags import TFS_FLAGS, Treatment, parse
 from ringserve.tfs_settings import Plan, StartFailure, plan
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ringserve.config import tls
 from ringserve.config.load import ConfigError, load_settings
-from ringserve.config.schema import GIB, MIB, MODEL_KEYS, SETTINGS, Batching, Model, Setting, Settings
+from ringserve.config.schema import GIB, MIB, MODEL_KEYS, Batching, Model, Settings
+from ringserve.config.table import SETTINGS, Setting
 from ringserve.config.values import parse
 
 _MODEL = {"model_base_path": "/models/m"}

@@ -10,7 +10,8 @@ import pytest
 
 from ringserve.config import reference
 from ringserve.config.load import load_settings
-from ringserve.config.schema import MODEL_FLAGS, SETTINGS, Setting
+from ringserve.config.schema import MODEL_FLAGS
+from ringserve.config.table import SETTINGS, Setting
 from ringserve.config.values import parse
 from ringserve.tfs_flags import TFS_FLAGS
 
