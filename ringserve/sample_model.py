@@ -147,6 +147,7 @@ def _save(path: Path, weights: list[_Array]) -> None:
     from ringserve.workers import device
 
     device.prepare(threads=1)
+    device.settle([])  # no GPU: a busy one would have no room for this
     import tensorflow as tf
 
     module = tf.Module()

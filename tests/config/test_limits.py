@@ -56,6 +56,14 @@ def test_a_missing_base_path_is_a_warning_only(tmp_path: Path) -> None:
     assert limits.warnings(settings) == [f"model 'gone': base path {tmp_path}/gone does not exist (yet)"]
 
 
+def test_a_limit_that_cudas_allocator_does_not_keep_is_a_warning() -> None:
+    for limit in ({"gpu_bytes_max": 2**30}, {"per_process_gpu_memory_fraction": 0.5}):
+        (warning,) = limits.warnings(Settings(workers=Workers(gpu_allocator="cuda_malloc_async", **limit)))
+        assert warning.startswith(f"{next(iter(limit))} is no limit")
+        assert limits.warnings(Settings(workers=Workers(**limit))) == []
+    assert limits.warnings(Settings(workers=Workers(gpu_allocator="cuda_malloc_async"))) == []
+
+
 def test_no_models_are_a_mistake_unless_a_model_config_file_may_bring_some() -> None:
     (broken,) = limits.mistakes(Settings())
     assert broken.text.startswith("no model to serve")

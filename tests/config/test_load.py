@@ -361,6 +361,17 @@ def test_sizes(text: Any, expected: int) -> None:
     assert parse(_ROWS["request_ring_bytes"], text) == expected
 
 
+@pytest.mark.parametrize(("value", "expected"), [("0.25", 0.25), (".5", 0.5), (1, 1.0), ("1e-1", 0.1), (0.0, 0.0)])
+def test_parts(value: Any, expected: float) -> None:
+    assert parse(_ROWS["per_process_gpu_memory_fraction"], value) == expected
+
+
+@pytest.mark.parametrize("value", ["half", "nan", "inf", "1.01", -0.5, True, None, 10**400])
+def test_what_is_no_part(value: Any) -> None:
+    with pytest.raises(ValueError, match="is not a number from 0 to 1"):
+        parse(_ROWS["per_process_gpu_memory_fraction"], value)
+
+
 @given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none(), st.lists(st.integers())))
 def test_any_value_is_parsed_or_refused_in_words(value: Any) -> None:
     for row in SETTINGS:

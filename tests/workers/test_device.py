@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from ringserve.workers import device
+from tests.no_gpu_driver import NoGpuDriver
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,19 +125,11 @@ for gpu, workers in ((-1, Workers()), (0, Workers()), (1, Workers(gpu_allocator=
 
 
 def test_only_a_workers_first_session_starts_cuda_and_it_reads_what_the_worker_settled(tmp_path: Path) -> None:
-    """With a driver library that knows no GPU. TensorFlow looks for it where it is built with CUDA."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    source = Path(__file__).with_name("no_gpu_driver.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", source], check=True)
-    log = tmp_path / "log"
-    pids = run(FORKS, LD_LIBRARY_PATH=str(tmp_path), NO_GPU_DRIVER_LOG=str(log), CUDA_VISIBLE_DEVICES="5,GPU-b").split()
-    if not log.exists():
-        pytest.skip("this TensorFlow is built without CUDA")
-    seen = ("-1 PCI_BUS_ID unset", "5 PCI_BUS_ID unset", "GPU-b PCI_BUS_ID cuda_malloc_async")
-    assert log.read_text().splitlines() == [
-        f"{pid} {what} {environment}"
+    driver = NoGpuDriver(tmp_path)
+    pids = run(FORKS, **driver.environment, CUDA_VISIBLE_DEVICES="5,GPU-b").split()
+    seen = (("-1", "PCI_BUS_ID", "unset"), ("5", "PCI_BUS_ID", "unset"), ("GPU-b", "PCI_BUS_ID", "cuda_malloc_async"))
+    assert driver.looks() == [
+        (int(pid), what, environment)
         for pid, environment in zip(pids, seen, strict=True)
         for what in ("opened", "cuInit")
     ]
