@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,7 +29,8 @@ class NoGpuDriver:
         source = Path(__file__).with_suffix(".c")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source], check=True)
         self._log = folder / "cuda.log"
-        self.environment = {"LD_LIBRARY_PATH": str(folder), "NO_GPU_DRIVER_LOG": str(self._log)}
+        folders = filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH")))
+        self.environment = {"LD_LIBRARY_PATH": os.pathsep.join(folders), "NO_GPU_DRIVER_LOG": str(self._log)}
 
     def looks(self) -> list[Look]:
         """What it has written down so far; skips the test where that is nothing."""
