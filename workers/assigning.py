@@ -119,15 +119,14 @@ def _make_resources(meta_graph: Any, references: set[str], restores: bool) -> No
 def _make_resource(node: Any, read_name: str) -> Any:
     """Turn a VariableV2 node into a VarHandleOp; returns the node that reads it."""
     attr = node.attr
-    number, container = attr["dtype"].type, attr["container"].s
-    shape, shared_name = attr["shape"].shape.SerializeToString(), attr["shared_name"].s
+    number, shape = attr["dtype"].type, attr["shape"].shape.SerializeToString()
     # The oldest op has a shape of no axes where it means any.
     is_any = node.op == "Variable" and not attr["shape"].shape.dim
     node.op = "VarHandleOp"
     node.attr.clear()
     node.attr["dtype"].type = number
-    node.attr["container"].s = container
-    node.attr["shared_name"].s = shared_name
+    # Unlike VariableV2, whose name is its node's where it has no other.
+    node.attr["shared_name"].s = f"{_PREFIX}/{node.name}".encode()
     node.attr["shape"].shape.ParseFromString(shape)
     if is_any:
         node.attr["shape"].shape.unknown_rank = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def run(settings: Settings, order: Author, weights_fd: int, report_fd: int, pool
     """Be an author, from the fork on. weights_fd: empty, to be filled and sealed. Returns the exit status."""
     process.begin(f"author-{order.weights_id}", settings.server.log_level, settings.server.log_format)
     _end_with(pool_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the pool, which gets it too, ends its authors
     # Threads inherit these, so they come before TensorFlow starts its own.
     if order.gentle:
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
@@ -133,6 +135,8 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
 def _note(numeric_bytes: int, there: Sequence[shared.Variable]) -> str:
     note = f"its weights ({_size(numeric_bytes)}) are shared by all workers"
     reasons = [f"{each.node} {each.why_not}" for each in there if each.why_not]
+    if any(each.dtype == dtypes.STRING and not each.why_not for each in there):
+        reasons.append("strings")
     return f"{note}; private to each: {_listed(reasons)}" if reasons else note
 
 

@@ -73,7 +73,7 @@ class Opener:
         except Exception as error:
             # Sharing never costs the model: whatever is wrong with it itself comes up again.
             if not isinstance(error, LoadError):
-                notes.append(f"its weights are private to each worker: {error}")
+                notes.append(f"its weights are private to this worker: {error}")
                 log.warning("model %s version %d: %s", order.name, order.version, notes[-1], exc_info=error)
         weights = None
         return Servable.load(path, order.name, order.version, tags=self.tags, threads=self.threads)

@@ -103,7 +103,7 @@ class Survey:
             why_not = f"is of type {dtypes.name_of(number)}"
         elif _bytes(node, "shared_name") == _ANONYMOUS:
             why_not = "is made anew in each run"
-        elif len({n.op for n in nodes}) > 1 or (len(nodes) > 1 and node.op != _HANDLE):
+        elif len(nodes) > 1 and node.op != _HANDLE:
             why_not = "is a reference that several nodes hand out"
         return Variable(node.name, number, node.op != _HANDLE, _declared_bytes(node, number), why_not)
 
@@ -146,7 +146,10 @@ class Survey:
 
 def _identity(node: Any) -> tuple[Any, ...]:
     """Equal for nodes that stand for one variable."""
-    return _bytes(node, "container"), _bytes(node, "shared_name") or node.name.encode(), node.device
+    # A reference without a name has its node's; handles without a name are all of one resource.
+    is_handle = node.op == _HANDLE
+    name = _bytes(node, "shared_name") or (b"" if is_handle else node.name.encode())
+    return is_handle, _bytes(node, "container"), name, node.device
 
 
 def _bytes(node: Any, name: str) -> bytes:

@@ -186,9 +186,9 @@ def _read_index(mapping: mmap.mmap, file_bytes: int) -> tuple[list[Any], dict[st
         entries = [Entry(name, number, tuple(shape), *place) for name, number, shape, *place in rows]
         for entry in entries:
             _check(entry, at)
+        return about, {entry.name: entry for entry in entries}
     except (wire.WireError, ValueError, TypeError) as error:
         raise WeightsError(f"the index is damaged: {error}") from error
-    return about, {entry.name: entry for entry in entries}
 
 
 def _check(entry: Entry, end: int) -> None:
