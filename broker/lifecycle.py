@@ -180,14 +180,16 @@ class Lifecycle:
         moves = Moves([], [], [], [], [], 0)
         published: Orders = {}
         for _ in range(_ROUNDS_MAX):
+            if self.supply.may_open(now_ns, aiming=self._aiming):
+                self.supply.open(now_ns)
             before, generations = self._published(), self.groups.crew.generations
             statuses = self._aim(before, now_ns)
-            self.supply.open(now_ns, aiming=self._aiming)
             new = self.groups.turn(now_ns)
             moves = moves.then(new)
             published = self._published()
             self._show(statuses, published)
-            if published == before and generations == self.groups.crew.generations and not any(new[:-1]):
+            resting = published == before and generations == self.groups.crew.generations and not any(new[:-1])
+            if resting and not self.supply.may_open(now_ns, aiming=self._aiming):
                 break  # otherwise what was done last may allow the next
         self._last_published = published
         self._serving = {key.name for key in published}

@@ -72,12 +72,13 @@ _READY, _WAITS = Verdict(True), Verdict(False)
 class Authors:
     """How authors are made. bytes_min: smallest checkpoint that is worth one. cpus: cores that they are spread over;
     empty: no pinning. threads: of each. at_once_max: so many at a time; half of that beside what serves, so that the
-    other half of the cores is left to it."""
+    other half of the cores is left to it. load_ns_max: one that takes longer is given up."""
 
     bytes_min: int
     cpus: tuple[int, ...] = ()
     threads: int = 1
     at_once_max: int = 1
+    load_ns_max: int = _LOAD_NS_MAX
 
 
 class Preparation:
@@ -86,6 +87,7 @@ class Preparation:
     def __init__(self, authors: Authors | None = None, budget: Budget | None = None) -> None:
         self.budget = budget or Budget(Limits(), lambda _: Share("", 1))
         self._authors = authors
+        self._load_ns_max = authors.load_ns_max if authors is not None else _LOAD_NS_MAX
         self._entries: dict[Order, Entry] = {}
         self._pool = False
         self._held: dict[tuple[str, int, str], Authored] = {}  # by an earlier broker's order, and asked for by nobody
@@ -105,6 +107,8 @@ class Preparation:
         self._unclaimed_ns = now_ns + _UNCLAIMED_NS_MAX
         for authored in sorted(held):
             self._last_id = max(self._last_id, authored.weights_id)
+            if any(entry.weights_id == authored.weights_id for entry in self._entries.values()):
+                continue  # the same pool has said so before
             key = (authored.name, authored.version, authored.path)
             if key in self._held:
                 self._forgets.append(self._held[key].weights_id)
@@ -249,7 +253,7 @@ class Preparation:
     def turn(self, now_ns: int) -> list[LoadFailure]:
         """Loads that have failed since the last call. Authors that take too long are given up."""
         for entry in list(self._entries.values()):
-            if entry.stage is Stage.AUTHORING and now_ns >= entry.begun_ns + _LOAD_NS_MAX:
+            if entry.stage is Stage.AUTHORING and now_ns >= entry.begun_ns + self._load_ns_max:
                 self._forgets.append(entry.weights_id)
                 self._changed.add(entry.order.name)
                 self._died(entry, -signal.SIGKILL)
@@ -309,7 +313,8 @@ class Preparation:
 
     def wake_ns(self) -> int:
         """When `turn` and `keep_only` have something to do even if nothing happens; 0 = never."""
-        times = [entry.begun_ns + _LOAD_NS_MAX for entry in self._entries.values() if entry.stage is Stage.AUTHORING]
+        begun = [entry.begun_ns for entry in self._entries.values() if entry.stage is Stage.AUTHORING]
+        times = [begun_ns + self._load_ns_max for begun_ns in begun]
         if self._held:
             times.append(self._unclaimed_ns)
         return min(times, default=0)

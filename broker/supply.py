@@ -16,6 +16,7 @@ from ringserve.broker.members import Generation, Member, Phase
 from ringserve.broker.messages import Author, Authored, ModelVersion
 from ringserve.broker.orders import Aim, LoadFailure, Order
 from ringserve.broker.preparation import Preparation
+from ringserve.broker.roster import Place
 
 #: A pool without workers is kept back for this long at most: a few models of usual size are ready by then, and so much
 #: later what is ready serves whatever becomes of the rest.
@@ -81,16 +82,19 @@ class Supply:
         """Before anything is decided in a turn: loads that have failed."""
         return self.preparation.turn(now_ns)
 
-    def open(self, now_ns: int, *, aiming: bool) -> None:
-        """The aim is known. Let the generations have the pool if it may fork now. aiming: first looks are over."""
+    def may_open(self, now_ns: int, *, aiming: bool) -> bool:
+        """A pool is kept back, and need not be any longer. aiming: first looks are over."""
         until_ns = self._kept_back_until_ns
-        if not until_ns or (now_ns < until_ns and (not aiming or self._awaited())):
-            return
+        return until_ns > 0 and (now_ns >= until_ns or (aiming and not self._awaited()))
+
+    def open(self, now_ns: int) -> None:
+        """Let the generations have the pool, to load what is ready. What is not, serves no longer, until it is."""
         self._kept_back_until_ns = 0
         for generation in self._serving():
             for key, order in list(generation.orders.items()):
                 if order.path and not self.preparation.is_ready(order):
-                    del generation.orders[key]  # it comes again with a later one
+                    del generation.orders[key]
+                    generation.ready.pop(key, None)
         self._crew.pool_joined({}, now_ns)
 
     def end(self, aim: Aim | None, asked: Callable[[Order], bool], now_ns: int) -> list[Order]:
@@ -143,10 +147,16 @@ class Supply:
             return True
         if any(order in (each.orders.get(key), each.fallbacks.get(key)) for each in self._crew.generations):
             return True
+        for generation in self._crew.generations:
+            for place, plan in generation.given.items():
+                if generation.roster[place] is Place.FORKING and any(order == given for given, _ in plan):
+                    return True  # whoever has it then, may be what the others are to have
         return any(_has(member, key, order) for member in self._crew.members())
 
 
 def _has(member: Member, key: ModelVersion, order: Order) -> bool:
     """It has loaded that, or may yet. What an earlier broker's worker has, nobody knows by its path."""
     loaded = member.loaded.get(key)
-    return order in member.untried or (loaded is not None and (loaded == order or not loaded.path))
+    if loaded is not None and (loaded == order or not loaded.path):
+        return True
+    return not member.complete and order in member.untried

@@ -19,8 +19,10 @@ from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Code, Failure, ModelVersion
 from ringserve.broker.orders import ForkPlan, Moves, Order
+from ringserve.broker.preparation import Authors, Preparation
 from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
+from tests.sim.authors import SimAuthors
 from tests.sim.disk import Disk
 from tests.sim.life_rules import Rules
 
@@ -32,6 +34,7 @@ QUIET_NS = 300 * SECOND
 SETTLE_NS = 2 * SECOND
 INCOMPLETE_NS = 8 * SECOND
 RETRIES_MAX = 3
+AUTHOR_NS_MAX = 30 * SECOND
 
 BROKEN = Failure(Code.INVALID_ARGUMENT, "broken")
 UNLUCKY = Failure(Code.UNAVAILABLE, "bad luck")
@@ -52,8 +55,10 @@ class SimWorker:
 class LifeWorld:
     """One simulated server. `run` raises AssertionError when a rule is broken."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, sharing: bool = False) -> None:
         self.rng = rng = random.Random(seed)
+        self.sharing = sharing
+        self.authors = SimAuthors(self, seed)
         self.workers_count = rng.randint(1, 4)
         self.deaths = rng.random() < 0.6
         self.broker_deaths = self.deaths and rng.random() < 0.5
@@ -115,6 +120,7 @@ class LifeWorld:
         moves = self.lifecycle.turn(self.now_ns)
         if moves is not None:
             self.move(moves)
+        self.authors.send()
         self.rules.check()
         wakes = [self.lifecycle.wake_ns, *self.lifecycle.looks.values()]
         wake_ns = min((wake for wake in wakes if wake), default=0)
@@ -125,6 +131,7 @@ class LifeWorld:
 
     def new_broker(self) -> None:
         self._broker += 1
+        self.authors.broker_lost()
         self._looking.clear()
         self.crew = Crew(self.workers_count)
         self.generations = Generations(self.crew, (), 1)
@@ -133,6 +140,7 @@ class LifeWorld:
             Groups([Group("default", self.generations)], lambda model: "default"),
             self.versions,
             Retries(RETRIES_MAX, 60 * SECOND),
+            Preparation(Authors(5, (), 1, self.workers_count, AUTHOR_NS_MAX) if self.sharing else None),
             settle_ns=SETTLE_NS,
             incomplete_ns=INCOMPLETE_NS,
             unload_when_empty=self.unload_when_empty,
@@ -143,14 +151,21 @@ class LifeWorld:
         for worker in list(self.workers.values()):
             self.soon(lambda worker=worker: self.register(worker))  # type: ignore[misc]
 
+    @property
+    def pool_lives(self) -> bool:
+        return bool(self._pool)
+
     def pool_registers(self) -> None:
+        if self.sharing and not self._pool:
+            return
         living = {worker.plan.worker_index: worker.pid for worker in self.workers.values()}
-        self.crew.pool_joined(living, self.now_ns)
+        self.lifecycle.supply.pool_joined(living, list(self.authors.held.values()), self.now_ns)
         self.lifecycle.touch()
 
     def pool_dies(self) -> None:
         self._pool = 0
-        self.soon(self.crew.pool_left)
+        self.authors.pool_lost()
+        self.soon(self.lifecycle.supply.pool_left)
         for worker in list(self.workers.values()):
             self.end(worker, None)
         self.at(3 * SECOND, self.pool_comes)
@@ -162,7 +177,10 @@ class LifeWorld:
     def move(self, moves: Moves) -> None:
         for plan in moves.forks:
             assert self.crew.pool
-            self.soon(lambda plan=plan: self.fork(plan))  # type: ignore[misc]
+            if self.sharing:
+                self.authors.fork(plan)
+            else:
+                self.soon(lambda plan=plan: self.fork(plan))  # type: ignore[misc]
         for worker_id, place, _ in moves.serve:
             assert 0 <= place < self.workers_count
             assert self.by_id(worker_id) is None or self.by_id(worker_id).alive  # type: ignore[union-attr]

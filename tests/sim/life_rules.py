@@ -2,6 +2,7 @@
 
 never without               a model that serves goes on serving as long as nobody dies, whatever is copied, broken,
                             removed or configured (but when it is taken out, or unloading the empty was asked for)
+weights                     are there when a worker needs them (`authors.py`), and go with the last that maps them
 two generations             of workers at most, beside those kept for what nobody can load any more
 the end is right            when it is quiet every good version that is asked for serves, every bad one has ended with
                             its error, nothing drains or loads any more, and every place has its worker
@@ -63,6 +64,19 @@ class Rules:
             assert len(world.workers) >= world.workers_count
             assert all(member.complete for member in crew.current.members.values())
         assert VersionState.UNLOADING not in {self._state(key) for key in world.versions.known()}
+        self._weights_finished()
+
+    def _weights_finished(self) -> None:
+        world = self._world
+        preparation = world.lifecycle.preparation
+        assert not world.authors.running, "an author goes on for ever"
+        ids = {entry.weights_id for entry in preparation.entries() if entry.weights_id}
+        assert world.authors.held.keys() == ids, "the pool holds what the broker does not know of, or the reverse"
+        needed = set(world.generations.published().values())
+        for member in world.crew.members():  # one that is kept for another version maps them yet
+            needed.update(member.loaded.values())
+        held = {entry.order for entry in preparation.entries() if entry.weights_id}
+        assert held <= needed, f"weights of {held - needed} are kept for ever"
 
     def _model_finished(self, name: str) -> None:
         world = self._world

@@ -1,6 +1,6 @@
 """Many lives of models, one seed each. A failing seed is named in the message and reproduces exactly:
 
-python -m tests.sim.test_life_sim 4711
+python -m tests.sim.test_life_sim 4711 [sharing]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BLOCK = 20
 FOUND = (41, 20_196, 22_050, 31_242)
 
 
-def run_seed(seed: int) -> LifeWorld:
-    world = LifeWorld(seed)
+def run_seed(seed: int, *, sharing: bool = False) -> LifeWorld:
+    world = LifeWorld(seed, sharing=sharing)
     try:
         world.run()
     except Exception as error:
@@ -37,10 +37,20 @@ def test_life(block: int) -> None:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK), ids=lambda block: f"block{block}")
+def test_life_with_weights_that_workers_share(block: int) -> None:
+    logging.disable()
+    try:
+        worlds = [run_seed(seed, sharing=True) for seed in range(block * BLOCK, (block + 1) * BLOCK)]
+    finally:
+        logging.disable(logging.NOTSET)
+    assert sum(world.authors.ordered_count for world in worlds) > 10 * BLOCK
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
 
 
 if __name__ == "__main__":
-    run_seed(int(sys.argv[1]))
+    run_seed(int(sys.argv[1]), sharing=sys.argv[2:] == ["sharing"])
