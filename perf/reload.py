@@ -252,7 +252,7 @@ def write_tables(course: Course, output: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one run of 3 s of each kind, and a model B of 8 MB")
+    parser.add_argument("--quick", action="store_true", help="one run of 2 s of each kind, and a model B of 8 MB")
     parser.add_argument("--runs", type=int, default=2, help="of each kind, interleaved")
     parser.add_argument("--duration_s", type=float, default=60.0, help="of each run")
     parser.add_argument("--every", type=float, default=20.0, help="seconds from switch to switch of A's version")
@@ -265,7 +265,7 @@ def main() -> int:
     options = parser.parse_args()
     flags = server_flags(options)
     if options.quick:
-        options.runs, options.duration_s, options.every, options.megabytes = 1, 3.0, 1.0, 8
+        options.runs, options.duration_s, options.every, options.megabytes = 1, 2.0, 1.0, 8
         options.rate, options.sample_s = options.rate or 300.0, 0.2
         flags = (*flags, "--settle_ms", "0")
     other = f"dense-{options.megabytes}"

@@ -47,7 +47,7 @@ def test_quantiles_of_a_slice_are_within_four_percent(unit: Path, scale: float) 
     values = np.random.default_rng(8).lognormal(0.0, 1.0, 2_000) * scale
     values_ns = np.sort(values.astype(np.uint64))
     fractions = (0.5, 0.99, 1.0)
-    command = [unit, "slices", *map(str, fractions)]
+    command = [str(unit), "slices", *map(str, fractions)]
     shown = subprocess.run(
         command, input="\n".join(map(str, values_ns)), capture_output=True, text=True, check=True
     ).stdout.split()
@@ -217,7 +217,7 @@ def test_alternatives_are_named_and_never_mixed(unit: Path, tmp_path: Path) -> N
         (tmp_path / name).write_bytes(body)
 
     def compare_alternatives(answer: str) -> str:
-        command = [unit, "compare", "predict", "one", "two", answer]
+        command = [str(unit), "compare", "predict", "one", "two", answer]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
 
     assert compare_alternatives("one") == "same"
