@@ -32,6 +32,8 @@ from ringserve.config.values import parse, parse_batching, parse_versions, sugge
 #: Names that look like ours and are none: Kubernetes gives every pod these for a Service called "ringserve".
 _KUBERNETES = re.compile(r"RINGSERVE_(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)")
 _KUBERNETES_PORT = re.compile(r"(tcp|udp)://.*")
+#: What the commands that call a server read (commands/console.py, predict.py); no settings of a server's own.
+_OF_COMMANDS = frozenset(("RINGSERVE_URL", "RINGSERVE_GRPC"))
 
 
 class ConfigError(Exception):
@@ -110,7 +112,7 @@ def _section(name: str, given: Mapping[str, _Given], mistakes: list[str], faulty
 def _read_environment(environ: Mapping[str, str], given: dict[str, _Given], mistakes: list[str]) -> None:
     flags = {ENVIRONMENT_PREFIX + name.upper(): name for name in (*(row.flag for row in SETTINGS), *MODEL_FLAGS)}
     for name, value in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or _KUBERNETES.fullmatch(name):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in _OF_COMMANDS or _KUBERNETES.fullmatch(name):
             continue
         if name not in flags:
             mistakes.append(f"environment {name}: no such setting{suggestion(name, flags)}")

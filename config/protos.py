@@ -28,6 +28,7 @@ _MODULES: Final = (
     f"{_FRAMEWORK}.types_pb2",
     f"{_PROTOBUF}.meta_graph_pb2",
     f"{_PROTOBUF}.saved_model_pb2",
+    f"{_PROTOBUF}.tensor_bundle_pb2",
     f"{_PROTOBUF}.config_pb2",
     f"{_PROTOBUF}.error_codes_pb2",
     "tensorflow.core.example.example_pb2",
@@ -76,6 +77,8 @@ TensorShapeProto: Final[Any] = _modules[f"{_FRAMEWORK}.tensor_shape_pb2"].Tensor
 DataType: Final[Any] = _modules[f"{_FRAMEWORK}.types_pb2"].DataType
 SignatureDef: Final[Any] = _modules[f"{_PROTOBUF}.meta_graph_pb2"].SignatureDef
 SavedModel: Final[Any] = _modules[f"{_PROTOBUF}.saved_model_pb2"].SavedModel
+BundleHeader: Final[Any] = _modules[f"{_PROTOBUF}.tensor_bundle_pb2"].BundleHeaderProto
+BundleEntry: Final[Any] = _modules[f"{_PROTOBUF}.tensor_bundle_pb2"].BundleEntryProto
 TensorInfo: Final[Any] = _modules[f"{_PROTOBUF}.meta_graph_pb2"].TensorInfo
 ConfigProto: Final[Any] = _modules[f"{_PROTOBUF}.config_pb2"].ConfigProto
 Example: Final[Any] = _modules["tensorflow.core.example.example_pb2"].Example

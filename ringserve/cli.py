@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 from ringserve import __version__
-from ringserve.config.schema import MODEL_FLAGS, Settings
-from ringserve.config.table import SETTINGS, Setting
+from ringserve.commands.bench import bench
+from ringserve.commands.completion import completion
+from ringserve.commands.config import config
+from ringserve.commands.doctor import doctor
+from ringserve.commands.inspect import inspect
+from ringserve.commands.models import models
+from ringserve.commands.predict import predict
+from ringserve.commands.settings import load, settings_options
+from ringserve.commands.top import top
+from ringserve.config.schema import Settings
 from ringserve.warmup import warmup
 
 _CONTEXT = {
@@ -36,46 +44,6 @@ def main() -> None:
     """A model server for TensorFlow SavedModels with TensorFlow Serving's gRPC and REST APIs."""
 
 
-# ------------------------------------------------------------------------------------------------- settings as flags
-
-
-def _option(row: Setting) -> click.Option:
-    # Values stay text here: load.py parses all sources alike and reports all mistakes together.
-    kind = {"int": "NUMBER", "float": "NUMBER", "bytes": "SIZE", "bool": "BOOL", "str": "TEXT"}[row.kind]
-    extra: dict[str, Any] = {"flag_value": "true", "is_flag": False} if row.kind == "bool" else {}
-    return click.Option(
-        [f"--{row.flag}", row.flag],
-        metavar="|".join(row.choices) or kind,
-        help=f"{row.why}  [default: {row.default_text}]",
-        **extra,
-    )
-
-
-def _settings_options(command: click.Command) -> click.Command:
-    """Give a command a flag for every setting, and --config."""
-    command.params.append(click.Option(["--config", "config_path"], metavar="FILE", help="TOML file with settings"))
-    command.params += [
-        click.Option([f"--{name}", name], metavar="TEXT", help=why) for name, why in MODEL_FLAGS.items()
-    ]
-    command.params += [_option(row) for row in SETTINGS]
-    return command
-
-
-def _load(config_path: str | None, flags: dict[str, Any]) -> Settings:
-    from ringserve.config.load import ConfigError, load_settings
-    from ringserve.config.process import Exit
-
-    try:
-        given = {name: value for name, value in flags.items() if value is not None}
-        return load_settings(given, os.environ, config_path)
-    except ConfigError as error:
-        count = len(error.mistakes)
-        click.echo(f"ringserve: {count} mistake{'s' if count > 1 else ''} in the configuration:", err=True)
-        for mistake in error.mistakes:
-            click.echo(f"  {mistake}", err=True)
-        sys.exit(Exit.CONFIG)
-
-
 @main.command(epilog=_SERVE_EPILOG)
 def serve(config_path: str | None, **flags: Any) -> None:
     """Serve models until stopped (SIGTERM or Ctrl-C: finish what runs; a second one: stop at once).
@@ -84,7 +52,7 @@ def serve(config_path: str | None, **flags: Any) -> None:
     ringserve serve --model_name=digits --model_base_path=/models/digits
     ringserve serve --config=/etc/ringserve/server.toml
     """
-    settings = _load(config_path, flags)
+    settings = load(config_path, flags)
     from ringserve.config.process import Exit
     from ringserve.supervisor import ServerFailed, StartError, run
 
@@ -95,52 +63,7 @@ def serve(config_path: str | None, **flags: Any) -> None:
         sys.exit(Exit.FATAL if isinstance(error, ServerFailed) else Exit.FAILED)
 
 
-_settings_options(serve)
-
-
-# ------------------------------------------------------------------------------------------------------------ config
-
-
-@main.group()
-def config() -> None:
-    """Check a configuration, or print one to start from."""
-
-
-@config.command()
-def check(config_path: str | None, **flags: Any) -> None:
-    """Say what is wrong with the configuration, or what follows from it. Takes the same flags as `serve`."""
-    from ringserve.config import limits
-    from ringserve.config.devices import DeviceError
-    from ringserve.config.topology import read_topology
-
-    machine = read_topology()
-    try:
-        settings = limits.resolve(_load(config_path, flags), machine)
-        limits.slots_of(settings, machine)
-    except DeviceError as error:
-        raise click.ClickException(str(error)) from error
-    for warning in limits.warnings(settings):
-        click.echo(f"warning: {warning}")
-    for model in settings.models:
-        versions = model.versions if isinstance(model.versions, str) else ", ".join(map(str, model.versions))
-        click.echo(f"model {model.name}: {versions} of {model.base_path}")
-    click.echo(
-        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs"
-    )
-    for line in limits.memory_bill(settings):
-        click.echo(f"  {line}")
-    click.echo("the configuration is right")
-
-
-_settings_options(check)
-
-
-@config.command()
-def show() -> None:
-    """Print a configuration file with every setting at its default."""
-    from ringserve.config.reference import server_toml
-
-    click.echo(server_toml(), nl=False)
+settings_options(serve)
 
 
 # ------------------------------------------------------------------------------------------------------ sample model
@@ -210,4 +133,5 @@ def pool(resolved: str, name: str, death_fd: int) -> None:
 for _command in (broker, frontend, pool):
     _child(_command)
 
-main.add_command(warmup)
+for _command in (bench, completion, config, doctor, inspect, models, predict, top, warmup):
+    main.add_command(_command)

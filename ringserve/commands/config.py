@@ -1,0 +1,86 @@
+"""`ringserve config`: check a configuration, say what it comes to, print one to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from ringserve.commands.console import json_option, print_json
+from ringserve.commands.settings import load, settings_options
+from ringserve.config.schema import Settings
+from ringserve.config.table import SETTINGS
+
+
+@click.group()
+def config() -> None:
+    """Check a configuration, or print one to start from."""
+
+
+@config.command()
+@json_option
+@click.option("--all", "everything", is_flag=True, help="print every setting's value; those that differ are marked")
+def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any) -> None:
+    """Say what is wrong with the configuration, or what follows from it. Takes the same flags as `serve`.
+
+    Exits with 78 when the configuration is wrong, as `serve` does.
+
+    \b
+    ringserve config check --config /etc/ringserve/server.toml
+    ringserve config check --config server.toml --workers 4 --all
+    """
+    from ringserve.config import limits
+    from ringserve.config.cpus import usable_cpus
+
+    cpus = usable_cpus()
+    given = load(config_path, flags)
+    settings = limits.resolve(given, cpus)
+    warnings, bill = limits.warnings(settings), limits.memory_bill(settings)
+    if as_json:
+        values = dataclasses.asdict(settings)
+        print_json({**values, "warnings": warnings, "usable_cpus": list(cpus.usable), "memory": bill})
+        return
+    for warning in warnings:
+        click.echo(f"{click.style('warning:', fg='yellow')} {warning}")
+    for model in settings.models:
+        versions = model.versions if isinstance(model.versions, str) else ", ".join(map(str, model.versions))
+        click.echo(f"model {model.name}: {versions} of {model.base_path}")
+    if everything:
+        for line in resolved_lines(settings):
+            click.echo(line)
+    click.echo(
+        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {cpus.count} usable CPUs"
+    )
+    for line in bill:
+        click.echo(f"  {line}")
+    click.echo("the configuration is right")
+
+
+settings_options(check)
+
+
+@config.command()
+def show() -> None:
+    """Print a configuration file with every setting at its default.
+
+    \b
+    ringserve config show > server.toml
+    """
+    from ringserve.config.reference import server_toml
+
+    click.echo(server_toml(), nl=False)
+
+
+def resolved_lines(settings: Settings) -> list[str]:
+    """Every setting with its value as in a TOML file; `*` in front of those that are not at their default."""
+    import json
+
+    lines, section = [], ""
+    for row in SETTINGS:
+        if row.section != section:
+            section = row.section
+            lines.append(f"  [{section}]")
+        value = getattr(getattr(settings, section), row.key)
+        lines.append(f"{' ' if value == row.default else '*'} {row.key} = {json.dumps(value)}")
+    return lines

@@ -1,0 +1,7 @@
+"""Stand-in."""
+import click
+
+
+@click.command()
+def inspect() -> None:
+    """Later."""
