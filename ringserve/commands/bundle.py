@@ -1,8 +1,8 @@
 """A checkpoint's index (`variables.index`) without TensorFlow: which variables there are, and which shards hold them.
 
-The index is a sorted table in LevelDB's format, uncompressed: data blocks of entries whose keys share prefixes, an
-index block that says where they lie, and a footer of 48 bytes. The empty key holds a BundleHeader, every other key, the
-variable's name, a BundleEntry.
+The index is a sorted table in LevelDB's format: data blocks of entries whose keys share prefixes, an index block that
+says where they lie, and a footer of 48 bytes. Old TensorFlows compressed the blocks with Snappy. The empty key holds a
+BundleHeader, every other key, the variable's name, a BundleEntry.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _FOOTER_BYTES: Final = 48
 _MAGIC: Final = 0xDB4775248B80FB57
 _TRAILER_BYTES: Final = 5
 _INDEX_BYTES_MAX: Final = 2**30
+_PLAIN: Final = 0
+_SNAPPY: Final = 1
 
 
 class BundleError(Exception):
@@ -88,9 +90,11 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     if offset + size + _TRAILER_BYTES > len(data):
         raise BundleError("a block lies beyond its end: it is truncated")
-    if data[offset + size] != 0:
-        raise BundleError("it is compressed, which TensorFlow's own never are")
     block = data[offset : offset + size]
+    if data[offset + size] not in (_PLAIN, _SNAPPY):
+        raise BundleError(f"its blocks are of an unknown kind ({data[offset + size]})")
+    if data[offset + size] == _SNAPPY:
+        block = _unsnapped(block)
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)
     end = len(block) - 4 - 4 * restarts
     at, key = 0, b""
@@ -104,6 +108,39 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         at += unshared
         yield key, block[at : at + value_bytes]
         at += value_bytes
+
+
+def _unsnapped(data: bytes) -> bytes:
+    """A block without its Snappy compression: literals, and copies of what came before."""
+    size, at = _varint(data, 0)
+    out = bytearray()
+    while at < len(data):
+        tag = data[at]
+        at += 1
+        kind = tag & 3
+        if kind == 0:
+            length = (tag >> 2) + 1
+            if length > 60:
+                extra = length - 60
+                length = int.from_bytes(data[at : at + extra], "little") + 1
+                at += extra
+            out += data[at : at + length]
+            at += length
+            continue
+        if kind == 1:
+            length, offset = (tag >> 2 & 7) + 4, (tag >> 5) << 8 | data[at]
+            at += 1
+        else:
+            width = 2 if kind == 2 else 4
+            length, offset = (tag >> 2) + 1, int.from_bytes(data[at : at + width], "little")
+            at += width
+        if not 0 < offset <= len(out):
+            raise BundleError("a compressed block is damaged")
+        for _ in range(length):
+            out.append(out[-offset])
+    if len(out) != size:
+        raise BundleError("a compressed block is damaged")
+    return bytes(out)
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:

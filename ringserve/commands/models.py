@@ -94,7 +94,7 @@ def status(name: str, wait: bool, timeout: float, url: str, as_json: bool) -> No
         if found["labels"]:
             click.echo(f"\nlabels: {_labels(found['labels'])}")
         for signature, about in found["signatures"].items():
-            if not about["inputs"]:
+            if signature == "__saved_model_init_op":
                 continue  # it says what to run after loading; nobody can call it
             click.echo(f"\n{click.style(signature, bold=True)} {about['method_name']}")
             click.echo(f"  inputs:  {_tensors(about['inputs'])}\n  outputs: {_tensors(about['outputs'])}")

@@ -15,6 +15,8 @@ _FIELDS: Final = {
     dt.FLOAT: "float_val", dt.DOUBLE: "double_val", dt.STRING: "string_val", dt.INT64: "int64_val",
     dt.BOOL: "bool_val", dt.HALF: "half_val", dt.BFLOAT16: "half_val", dt.UINT32: "uint32_val", dt.UINT64: "uint64_val",
 }  # fmt: skip
+#: Signatures of these methods take tf.Examples; which features, only their graph knows.
+_VERBS: Final = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 _INTS: Final = (dt.INT32, dt.INT16, dt.INT8, dt.UINT8, dt.UINT16)
 
 
@@ -22,6 +24,11 @@ def requests(model: str, signature: SignatureView) -> dict[str, str]:
     """By tool: a command that asks `signature` for one row of zeros; an entry is missing where it cannot say it."""
     if not signature.inputs or any(spec.dtype not in dt.DTYPES for spec in signature.inputs.values()):
         return {}
+    verb = _VERBS.get(signature.method_name)
+    if verb is not None:
+        named = "" if signature.name == DEFAULT_SIGNATURE else f'"signature_name": {json.dumps(signature.name)}, '
+        path = f"http://localhost:8501/v1/models/{model}:{verb}"
+        return {"curl": f"curl -d '{{{named}\"examples\": [{{\"FEATURE\": 1.0}}]}}' {path}"}
     found = {"curl": _curl(model, signature)}
     grpcurl = _grpcurl(model, signature)
     if grpcurl:
