@@ -78,10 +78,13 @@ class ModelFiles:
         self.findings.append(Finding(level, str(self.path), what, why, fix))
 
 
-def read_version(path: Path, tags: frozenset[str] = frozenset({"serve"})) -> ModelFiles:
-    """Read a version's directory; whatever is wrong with it is among its findings."""
+def read_version(
+    path: Path, tags: frozenset[str] = frozenset({"serve"}), *, judge_access: bool = True
+) -> ModelFiles:
+    """Read a version's directory; whatever is wrong with it is among its findings. judge_access: also what this process
+    may not read, which somebody else may look at better."""
     model = ModelFiles(path)
-    _list(model)
+    _list(model, judge_access)
     lacks = missing(model.files)
     if lacks:
         nested = [file.path for file in model.files if file.path.endswith(("/saved_model.pb", "/saved_model.pbtxt"))]
@@ -99,8 +102,10 @@ def read_version(path: Path, tags: frozenset[str] = frozenset({"serve"})) -> Mod
     return model
 
 
-def _list(model: ModelFiles) -> None:
+def _list(model: ModelFiles, judge_access: bool) -> None:
     def complain(error: OSError) -> None:
+        if not judge_access and isinstance(error, PermissionError):
+            return
         where = str(error.filename)
         fix = f"chmod a+rx {where}" if isinstance(error, PermissionError) else ""
         model.add(Level.ERROR, f"{where} cannot be listed: {error.strerror}", fix=fix)
@@ -114,7 +119,7 @@ def _list(model: ModelFiles) -> None:
             except OSError as error:
                 model.add(Level.ERROR, f"{whole} leads nowhere: {error.strerror}", "It is a broken link.")
                 continue
-            if not os.access(whole, os.R_OK):
+            if judge_access and not os.access(whole, os.R_OK):
                 why = "The server cannot load what it cannot read."
                 model.add(Level.ERROR, f"{whole} cannot be read", why, f"chmod a+r {whole}")
             elif about.st_size < 1024 and _starts_with(whole, _LFS):
