@@ -67,7 +67,7 @@ def percentile(ordered: list[int], percent: float) -> float:
 
 
 def due_times(rate: float, duration_s: float, *, steady: bool, seed: int) -> Iterator[float]:
-    """When requests are due, in seconds from the start: at random (Poisson), as of many independent clients, or even."""
+    """When requests are due, in seconds from the start: at random (Poisson), as many clients' are, or even."""
     dice = random.Random(seed)
     at = 0.0
     while True:
@@ -234,4 +234,4 @@ class GrpcCaller:
     async def close(self) -> None:
         """Let all connections go."""
         for channel in self._channels:
-            await channel.close()
+            await channel.close(None)

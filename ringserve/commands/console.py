@@ -38,7 +38,8 @@ class Failed(click.ClickException):
 
     def __init__(self, text: str, status: Status = Status.FAILED) -> None:
         super().__init__(text)
-        self.exit_code = int(status)
+        # A class variable in click's type stubs, and an instance's in its code.
+        self.__dict__["exit_code"] = int(status)
 
 
 def json_option(command: F) -> F:

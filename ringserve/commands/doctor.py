@@ -147,10 +147,10 @@ def _model(model: Model, settings: Settings, user: _User) -> tuple[list[Finding]
     tags = frozenset(settings.workers.saved_model_tags.split(","))
     whole, largest, largest_bytes = 0, "", 0
     for directory in chosen:
-        version = read_version(Path(directory.path), tags, judge_access=False)
-        found += version.findings
-        whole += version.bytes_of("variables/") + version.bytes_of("saved_model.pb")
-        for file in version.files:
+        files = read_version(Path(directory.path), tags, judge_access=False)
+        found += files.findings
+        whole += files.bytes_of("variables/") + files.bytes_of("saved_model.pb")
+        for file in files.files:
             if file.size_bytes > largest_bytes:
                 largest, largest_bytes = f"{directory.path}/{file.path}", file.size_bytes
     return found, whole, largest

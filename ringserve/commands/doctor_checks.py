@@ -52,7 +52,7 @@ def host_findings(host: Host, settings: Settings, weights_bytes: int) -> list[Fi
 def _cpu_flags(host: Host) -> Iterator[Finding]:
     if host.machine not in ("x86_64", "AMD64") or not host.cpu_flags:
         return
-    fix = "on a virtual machine, let it see the host's CPU: `cpu: host` (Proxmox), `-cpu host` (QEMU, libvirt: host-passthrough)"
+    fix = "on a virtual machine, let it see the host's CPU: -cpu host (QEMU), host-passthrough (libvirt)"
     if "avx" not in host.cpu_flags:
         why = "TensorFlow's packages are built for AVX: they end with an illegal instruction at import."
         yield Finding(Level.ERROR, "CPU", "it has no AVX", why, fix)
@@ -86,7 +86,8 @@ def _cpu_share(host: Host, settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "CPUs", what, why, fix)
     if "powersave" in host.governors:
         why = "Between requests the CPU slows down, and each burst begins slowly."
-        yield Finding(Level.WARNING, "CPUs", "their governor is powersave", why, "cpupower frequency-set -g performance")
+        fix = "cpupower frequency-set -g performance"
+        yield Finding(Level.WARNING, "CPUs", "their governor is powersave", why, fix)
     if host.load_1min > host.cpus_online * 0.75 and host.load_1min > 1:
         what = f"{host.load_1min:.1f} processes run or wait to, on {host.cpus_online} CPUs"
         why = "What runs besides the server takes its time (or this is the server itself, under load)."
@@ -110,7 +111,8 @@ def _threads(host: Host, settings: Settings) -> Iterator[Finding]:
             yield Finding(Level.WARNING, "threads", f"{name} is set", why, f"unset {name}")
     if threads > host.cpus_usable:
         what = f"threads_per_worker is {threads}, on {host.cpus_usable} usable CPUs"
-        yield Finding(Level.WARNING, "threads", what, fix=f"ringserve serve --threads_per_worker={host.cpus_usable} ...")
+        fix = f"ringserve serve --threads_per_worker={host.cpus_usable} ..."
+        yield Finding(Level.WARNING, "threads", what, fix=fix)
 
 
 def _memory(host: Host, settings: Settings, weights_bytes: int) -> Iterator[Finding]:
@@ -136,8 +138,8 @@ def _memory(host: Host, settings: Settings, weights_bytes: int) -> Iterator[Find
     elif max(copies, least + rings, least + weights_bytes) > free:
         needs = max(copies, least + rings, least + weights_bytes)
         why = (
-            f"With full rings, a copy of the weights in each worker, or a new version beside the old one, it takes up to "
-            f"{size_text(needs)}. The bill: {bill}."
+            "With full rings, a copy of the weights in each worker, or a new version beside the old one, it takes "
+            f"up to {size_text(needs)}. The bill: {bill}."
         )
         yield Finding(Level.WARNING, "memory", f"{size_text(free)} is what {whose}", why, fix)
     if host.overcommit_memory == 2:
@@ -148,12 +150,13 @@ def _memory(host: Host, settings: Settings, weights_bytes: int) -> Iterator[Find
         what = f"ulimit -v is {size_text(host.address_space_max)}"
         yield Finding(Level.WARNING, "memory", what, why, "ulimit -v unlimited")
     if host.huge_pages == "always":
-        why = "Compacting memory for huge pages may stop a process for milliseconds; madvise leaves it to those who ask."
+        why = "Compacting memory for them may stop a process for milliseconds; madvise leaves it to those who ask."
         fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
         yield Finding(Level.NOTE, "memory", "transparent huge pages are on for everybody", why, fix)
     if host.memfd_error:
         why = "Tensors travel through shared memory that memfd_create makes; without it nothing works."
-        yield Finding(Level.ERROR, "memory", f"memfd_create fails: {host.memfd_error}", why, "allow it in the seccomp profile")
+        fix = "allow it in the seccomp profile"
+        yield Finding(Level.ERROR, "memory", f"memfd_create fails: {host.memfd_error}", why, fix)
 
 
 def _swap(host: Host) -> Iterator[Finding]:
@@ -178,14 +181,16 @@ def _limits(host: Host, settings: Settings) -> Iterator[Finding]:
     if host.pids_max is not None and host.pids_max < threads:
         why = "Threads count as tasks; TensorFlow ends when it cannot start one."
         what = f"the cgroup allows {host.pids_max} tasks; the server needs about {threads}"
-        yield Finding(Level.ERROR, "limits", what, why, f"systemctl set-property ringserve.service TasksMax={2 * threads}")
+        fix = f"systemctl set-property ringserve.service TasksMax={2 * threads}"
+        yield Finding(Level.ERROR, "limits", what, why, fix)
 
 
 def _kernel(host: Host) -> Iterator[Finding]:
     match = re.match(r"(\d+)\.(\d+)", host.kernel)
     if match and (int(match[1]), int(match[2])) < _KERNEL_MIN:
-        why = "The server watches its processes by pidfd, which came with 5.3; 5.4 is the oldest kernel it is meant for."
-        yield Finding(Level.ERROR, "kernel", f"Linux {host.kernel} is too old", why, "upgrade the kernel to 5.4 or newer")
+        why = "The server watches its processes by pidfd, which came with Linux 5.3."
+        fix = "upgrade the kernel to 5.4 or newer"
+        yield Finding(Level.ERROR, "kernel", f"Linux {host.kernel} is too old", why, fix)
 
 
 def _network(host: Host, settings: Settings) -> Iterator[Finding]:
@@ -212,7 +217,7 @@ def _reserved(text: str, port: int) -> bool:
 
 def _clock(host: Host) -> Iterator[Finding]:
     if host.clock_synchronized is False:
-        why = "Logs and metrics of several hosts cannot be compared, and files from elsewhere may seem to be of tomorrow."
+        why = "Logs and metrics of several hosts cannot be compared, and files from elsewhere seem to be of tomorrow."
         yield Finding(Level.WARNING, "clock", "nothing synchronizes it", why, "timedatectl set-ntp true")
     if host.clock_source not in (*_GOOD_CLOCKS, "unknown"):
         why = "Each look at the clock is a system call or worse; the server looks several times a request."
@@ -225,7 +230,8 @@ def _gpu(host: Host) -> Iterator[Finding]:
         return
     count = f"{max(host.nvidia_devices, 1)} NVIDIA GPU{'s' if host.nvidia_devices > 1 else ''}"
     if not host.nvidia_driver:
-        yield Finding(Level.WARNING, "GPU", f"{count}, and no driver is loaded", "Models run on the CPU.", "modprobe nvidia")
+        why = "Models run on the CPU."
+        yield Finding(Level.WARNING, "GPU", f"{count}, and no driver is loaded", why, "modprobe nvidia")
     elif not host.nvidia_nodes_readable:
         why = "The server's user cannot open the devices; models run on the CPU."
         yield Finding(Level.WARNING, "GPU", "/dev/nvidia* cannot be opened", why, "chmod a+rw /dev/nvidia*")
@@ -241,9 +247,11 @@ def _numa(host: Host, settings: Settings) -> Iterator[Finding]:
     if host.numa_nodes > 1:
         if not settings.workers.pin:
             why = "A worker that wanders between them reads its weights from the far one, at half the speed."
-            yield Finding(Level.WARNING, "NUMA", f"{host.numa_nodes} nodes, and pin is off", why, "ringserve serve --pin=true ...")
+            fix = "ringserve serve --pin=true ..."
+            yield Finding(Level.WARNING, "NUMA", f"{host.numa_nodes} nodes, and pin is off", why, fix)
         else:
-            yield Finding(Level.NOTE, "NUMA", f"{host.numa_nodes} nodes", "Workers are bound to CPUs, so each stays on one.")
+            why = "Workers are bound to CPUs, so each stays on one."
+            yield Finding(Level.NOTE, "NUMA", f"{host.numa_nodes} nodes", why)
 
 
 def _runtime(host: Host) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def inspect(
     directory: Path, version: int | None, saved_model_tags: str, name: str | None, top: int, as_json: bool
 ) -> None:
-    """Say what the SavedModel in MODEL_DIR is, a version's folder or a model's base path, and what keeps it from serving.
+    """Say what the SavedModel in MODEL_DIR (a version's folder, or a base path) is, and what keeps it from serving.
 
     Signatures with shapes and types, sizes, the largest variables, ops, who wrote it, its warm-up file, and requests to
     copy. Exits with 1 when it would not serve.
@@ -148,7 +148,8 @@ def _lines(model: ModelFiles, name: str, versions: list[int], top: int) -> list[
             for variable, dtype, shape, size in model.variables[:top]
         ]
         count = len(model.variables)
-        lines += ["", f"{count} variables, {model.parameters:,} parameters" + (f"; the largest {top}:" if count > top else ":")]
+        shown = f"; the largest {top}:" if count > top else ":"
+        lines += ["", f"{count} variables, {model.parameters:,} parameters{shown}"]
         lines.append(table(("VARIABLE", "DTYPE", "SHAPE", "SIZE"), rows, right=(3,)))
     if model.ops and top:
         common = ", ".join(f"{op} × {count}" for op, count in model.ops.most_common(top))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def remove(name: str, yes: bool, url: str, as_json: bool) -> None:
     \b
     ringserve models remove digits --yes
     """
-    if not yes and click.get_text_stream("stdin").isatty():
+    if not yes and sys.stdin.isatty():
         click.confirm(f"Stop serving {name} at {url}?", abort=True)
     Api(url).admin("DELETE", model_path(name))
     print_json({"removed": name}) if as_json else click.echo(f"{name} is removed")

@@ -152,7 +152,7 @@ def printed(answer: dict[str, Any]) -> str:
     """JSON with a line for each output, whatever its size."""
     lines = []
     for key, value in answer.items():
-        if isinstance(value, dict) and value and not {"b64"} == set(value):
+        if isinstance(value, dict) and value and set(value) != {"b64"}:
             inner = ",\n  ".join(f"{json.dumps(name)}: {_compact(each)}" for name, each in value.items())
             lines.append(f"{json.dumps(key)}: {{\n  {inner}\n }}")
         else:
@@ -173,6 +173,7 @@ def _save(answer: dict[str, Any], path: Path) -> None:
         arrays = {name: [row.get(name) for row in value] for name in value[0]}
     try:
         with path.open("wb") as file:
-            np.savez(file, **{name: np.asarray(values) for name, values in arrays.items()})
+            named: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
+            np.savez(file, **named)
     except (OSError, ValueError) as error:
         raise Failed(f"cannot write {path}: {error}", Status.FAILED) from error

@@ -209,14 +209,15 @@ def images_array(paths: Sequence[Path], spec: TensorSpec, pixels: str | None) ->
 def _pixels(path: Path, spec: TensorSpec) -> _Array:
     """uint8 [height, width, channels], in the size that the input says."""
     try:
-        from PIL import Image
+        from PIL import Image  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         text = "to decode images, install Pillow: pip install pillow; or convert them to .npy"
         raise Failed(text) from error
     shape = spec.shape or (-1, -1, -1, -1)
     if len(shape) not in (3, 4):
         sizes = ", ".join(map(str, shape))
-        raise data_error(f"the input {spec.alias} [{sizes}] takes no images: it should be [rows, height, width, channels]")
+        wanted = "[rows, height, width, channels]"
+        raise data_error(f"the input {spec.alias} [{sizes}] takes no images: it should be {wanted}")
     height, width, channels = shape[-3:]
     with Image.open(path) as image:
         found = image.convert(_MODES.get(channels, "RGB"))

@@ -173,9 +173,9 @@ def _read_graph(model: ModelFiles, binary: bool, tags: frozenset[str]) -> None:
     names = {file.path for file in model.files}
     for asset in graph.asset_file_def:
         if f"assets/{asset.filename}" not in names:
-            model.add(Level.ERROR, f"assets/{asset.filename} is missing", "The graph reads this file when it is loaded.")
+            model.add(Level.ERROR, f"assets/{asset.filename} is missing", "The graph reads it when it is loaded.")
     if model.ops.keys() & _VARIABLE_OPS and not any(name.startswith("variables/") for name in names):
-        model.add(Level.ERROR, "the graph has variables, and there is no variables/ folder", "Their values are missing.")
+        model.add(Level.ERROR, "the graph has variables, and there is no variables/ folder", "It has no values.")
 
 
 def _read_signatures(model: ModelFiles, graph: Any) -> None:
@@ -260,11 +260,11 @@ def base_findings(base: Path) -> list[Finding]:
     subject = str(base)
     versions = names_of_versions(names)
     if is_version_directory(base):
-        name = next(name for name in ("saved_model.pb", "saved_model.pbtxt", "model.tflite") if name in names)
+        kind = next(name for name in ("saved_model.pb", "saved_model.pbtxt", "model.tflite") if name in names)
         parts = [part for part in names if version_of_name(part) is None]
         fix = f"mkdir {base}/1 && mv {' '.join(f'{base}/{part}' for part in parts)} {base}/1/"
         why = "The server looks for models in folders below, one of a number for each version."
-        found.append(Finding(Level.ERROR, subject, f"it holds {name} itself, without a version's folder", why, fix))
+        found.append(Finding(Level.ERROR, subject, f"it holds {kind} itself, without a version's folder", why, fix))
     for name in names:
         path = base / name
         number = version_of_name(name)
@@ -272,7 +272,8 @@ def base_findings(base: Path) -> list[Finding]:
             if path.is_dir() and is_version_directory(path):
                 why = "Versions are folders whose name is a number; this one is not seen."
                 fix = f"mv '{path}' {base}/{max(versions, default=0) + 1}"
-                found.append(Finding(Level.WARNING, subject, f"{name}/ holds a model, and its name is no number", why, fix))
+                text = f"{name}/ holds a model, and its name is no number"
+                found.append(Finding(Level.WARNING, subject, text, why, fix))
         elif versions[number] != name:
             text = f"{name}/ and {versions[number]}/ are the same version {number}; only the second is used"
             found.append(Finding(Level.WARNING, subject, text, fix=f"mv '{path}' {base}/{max(versions) + 1}"))
