@@ -72,7 +72,11 @@ settings_options(serve)
 @main.command("sample-model")
 @click.argument("directory", type=click.Path(file_okay=False))
 def sample_model(directory: str) -> None:
-    """Write a small model into DIRECTORY, to try the server with, and say how to call it."""
+    """Write a small model into DIRECTORY, to try the server with, and say how to call it.
+
+    \b
+    ringserve sample-model /tmp/models
+    """
     from ringserve.sample_model import describe, export_sample
 
     click.echo(describe(export_sample(directory)))

@@ -37,6 +37,9 @@ def record(server: str, model: str, count: int, seconds: float, output: Path | N
 
     They hold what clients sent: keep the file as you would keep that. (The server must let this host operate it, see
     rest_admin.)
+
+    \b
+    ringserve warmup record --model digits --count 50
     """
     from ringserve import warmup_files as files
 
@@ -73,6 +76,10 @@ def make(
     """Make a warm-up file for the SavedModel in VERSION_DIR, of made-up requests or of yours in JSON.
 
     A version whose warm-up file fails does not load: try the file before you rely on it.
+
+    \b
+    ringserve warmup make /models/digits/1 --rows 8
+    ringserve warmup make /models/digits/1 --requests bodies.json --overwrite
     """
     from ringserve import warmup_files as files
 
@@ -90,7 +97,11 @@ def make(
 @warmup.command()
 @click.argument("given", metavar="FILE|VERSION_DIR", type=click.Path(exists=True, path_type=Path))
 def show(given: Path) -> None:
-    """List the records of a warm-up file."""
+    """List the records of a warm-up file.
+
+    \b
+    ringserve warmup show /models/digits/1
+    """
     from ringserve import warmup_files as files
 
     with _words():

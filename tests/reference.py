@@ -13,6 +13,7 @@ from ringserve.broker import control, messages
 from ringserve.broker.messages import Code
 from ringserve.frontend.status import HTTP_STATUS
 from ringserve.tfs_flags import TFS_FLAGS
+from tests.reference_cli import cli_md
 from tests.reference_metrics import metrics_md
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +132,7 @@ def flags_md() -> str:
 
 
 PAGES = {
+    "docs/cli.md": cli_md,
     "docs/messages.md": messages_md,
     "docs/failures.md": failures_md,
     "docs/metrics.md": metrics_md,

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("broker", "config", "frontend", "shm", "workers")
 LIBRARY = sorted(
     path
-    for path in (*ROOT.glob("ringserve/*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")))
+    for path in (
+        *ROOT.glob("ringserve/*.py"),
+        *ROOT.glob("ringserve/commands/*.py"),
+        *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")),
+    )
     if path.name != "__init__.py"
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -116,6 +120,10 @@ _ARROWS: dict[str, tuple[str, ...]] = {
         *("config", "broker.messages", "shm.dtype"),
         *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
     ),
+    "ringserve/commands/": (
+        *("config", "ringserve", "shm.dtype", "broker.messages", "broker.aspired", "broker.stability"),
+        *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
+    ),
     "ringserve/": ("config", "ringserve"),
 }
 
@@ -146,13 +154,13 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("workers/", "ringserve/sample_model.py"),
     "msgpack": ("broker/wire.py", "broker/control.py"),
     "zmq": ("broker/mailbox.py",),
-    "grpc": ("frontend/grpcio_engine.py",),
+    "grpc": ("frontend/grpcio_engine.py", "ringserve/commands/grpc_calls.py", "ringserve/commands/bench_load.py"),
     "httptools": ("frontend/http1/heads.py",),
     "simdjson": ("frontend/json_blocks.py",),
-    "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py"),
-    "click": ("ringserve/cli.py", "ringserve/warmup.py"),
-    "mmap": ("shm/", "workers/weights.py"),
-    "prometheus_client": ("config/metric_file.py",),
+    "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py", "ringserve/commands/"),
+    "click": ("ringserve/cli.py", "ringserve/warmup.py", "ringserve/commands/"),
+    "mmap": ("shm/", "workers/weights.py", "ringserve/commands/host.py"),
+    "prometheus_client": ("config/metric_file.py", "ringserve/commands/top_view.py"),
 }
 
 
@@ -165,6 +173,18 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         if imported.module.split(".")[0] == library and not _name(path).startswith(owners)
     ]
     assert not wrong
+
+
+def test_commands_load_nothing_heavy_before_they_run() -> None:
+    """What cli.py imports at its top is loaded for every `--help`: click's part of each command, and no more."""
+    light = {"click", "ringserve.config.schema", "ringserve.commands.console", "ringserve.commands.settings",
+             "ringserve.commands.api", "ringserve.commands.models"}  # fmt: skip
+    commands = [imported.module for imported in _imports(ROOT / "ringserve/cli.py") if "commands" in imported.module]
+    assert len(commands) > 5
+    for module in commands:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        top = [imported.module for imported in _imports(path) if imported.top]
+        assert not [name for name in top if name.startswith("ringserve") and name not in light], module
 
 
 def test_commands_import_mains_only_when_they_run() -> None:
@@ -226,6 +246,9 @@ _CLOCK_ALLOWED = (
     "ringserve/supervisor.py",
     "workers/pool.py",
     "workers/execute.py",
+    "ringserve/commands/bench_load.py",
+    "ringserve/commands/host.py",
+    "ringserve/commands/top.py",
 )
 
 

@@ -91,17 +91,11 @@ def _examine(settings: Settings, user: _User, disk: bool) -> list[Finding]:
         if largest:
             stores.setdefault(os.path.dirname(model.base_path), largest)
     for store, largest in stores.items():
-        speed = hosts.read_speed(largest, _clock()) if disk else None
+        speed = hosts.read_speed(largest) if disk else None
         found += store_findings(store, hosts.file_system(store), speed, weights)
     found += host_findings(hosts.look(), settings, weights)
     found += _ports(settings)
     return found
-
-
-def _clock() -> Any:
-    import time
-
-    return time.monotonic_ns
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
