@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from ringserve.config.devices import Request, Slot, place, slots
+from ringserve.config.devices import DeviceError, Request, Slot, parse_devices, place, slots
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
 from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
 from ringserve.config.topology import Topology
@@ -68,6 +68,11 @@ def mistakes(settings: Settings) -> list[Broken]:
         broken(text, "workers", "workers_max")
     for text in mistakes_of_groups(settings.groups):
         broken(text, "groups")
+    for key, devices in (("devices", workers.devices), *(("groups", group.devices) for group in settings.groups)):
+        try:
+            parse_devices(devices)
+        except DeviceError as error:
+            broken(str(error), key)
     rows_keys = ("queue_rows_max", "batch_rows_max", "batch_rows_allowed")
     for text in mistakes_of_batching("batching", settings.batching):
         broken(text, *rows_keys)

@@ -9,7 +9,8 @@ import click
 
 from ringserve.cli import main
 from ringserve.commands.console import Status
-from ringserve.config.schema import MODEL_FLAGS, SETTINGS
+from ringserve.config.schema import MODEL_FLAGS
+from ringserve.config.table import SETTINGS
 
 _SETTING_FLAGS = {row.flag for row in SETTINGS} | set(MODEL_FLAGS) | {"config_path"}
 
@@ -43,9 +44,9 @@ def cli_md() -> str:
         "",
         "<!-- Written by `python -m tests.reference` from the commands; a test compares. -->",
         "",
-        "`ringserve COMMAND --help` says the same. Dashes may stand for underscores in flags. Colours and progress are for",
-        "terminals only; `--json` is for scripts. `RINGSERVE_URL` and `RINGSERVE_GRPC` name the server for all commands",
-        "that call one. `tensorflow_model_server` is described in its [own page](tensorflow_model_server.md).",
+        "`ringserve COMMAND --help` says the same. Dashes may stand for underscores in flags. Colours and progress are",
+        "for terminals only; `--json` is for scripts. `RINGSERVE_URL` and `RINGSERVE_GRPC` name the server for all",
+        "commands that call one. `tensorflow_model_server` is described in its [own page](tensorflow_model_server.md).",
         "",
         "| exit status | means |",
         "|---|---|",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ringserve.commands.console import json_option, print_json
-from ringserve.commands.settings import load, settings_options
+from ringserve.commands.settings import load, resolve, settings_options
 from ringserve.config.schema import Settings
 from ringserve.config.table import SETTINGS
 
@@ -31,15 +31,13 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
     ringserve config check --config server.toml --workers 4 --all
     """
     from ringserve.config import limits
-    from ringserve.config.cpus import usable_cpus
 
-    cpus = usable_cpus()
-    given = load(config_path, flags)
-    settings = limits.resolve(given, cpus)
+    settings, machine = resolve(load(config_path, flags))
     warnings, bill = limits.warnings(settings), limits.memory_bill(settings)
     if as_json:
         values = dataclasses.asdict(settings)
-        print_json({**values, "warnings": warnings, "usable_cpus": list(cpus.usable), "memory": bill})
+        usable = [cpu.number for cpu in machine.cpus]
+        print_json({**values, "warnings": warnings, "usable_cpus": usable, "memory": bill})
         return
     for warning in warnings:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}")
@@ -50,7 +48,7 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
         for line in resolved_lines(settings):
             click.echo(line)
     click.echo(
-        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {cpus.count} usable CPUs"
+        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs"
     )
     for line in bill:
         click.echo(f"  {line}")

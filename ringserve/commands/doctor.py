@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ringserve.commands.console import Failed, json_option, plural, print_json
-from ringserve.commands.settings import load, settings_options
+from ringserve.commands.settings import load, resolve, settings_options
 
 if TYPE_CHECKING:
     from ringserve.commands.findings import Finding
@@ -46,10 +46,8 @@ def doctor(config_path: str | None, as_json: bool, user: str | None, disk: bool,
     """
     from ringserve.commands import findings as found_things
     from ringserve.commands.findings import Level
-    from ringserve.config import limits
-    from ringserve.config.cpus import usable_cpus
 
-    settings = limits.resolve(load(config_path, flags), usable_cpus())
+    settings, _ = resolve(load(config_path, flags))
     found = _examine(settings, _user(user), disk)
     if as_json:
         print_json({"status": found_things.worst(found).name.lower(), "findings": found_things.as_json(found)})

@@ -16,7 +16,7 @@ from ringserve.commands.console import Failed, Status
 from ringserve.frontend.catalog import ServableView, SignatureView, TensorSpec
 from ringserve.frontend.json_predict import find_signature, read_body, read_inputs
 from ringserve.frontend.tensor_proto import Tensor
-from ringserve.shm.dtype import BFLOAT16, DOUBLE, DTYPES, FLOAT, HALF, STRING, dtype_of_numpy, name_of
+from ringserve.shm.dtype import BFLOAT16, DOUBLE, DTYPES, FLOAT, HALF, STRING, name_of
 
 _Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -240,11 +240,14 @@ def array_of(tensor: Tensor) -> _Array:
 
 
 def json_value(values: _Array) -> Any:
-    """The array as JSON values, as TensorFlow Serving writes them: bytes that are no text as `{"b64": ...}`."""
+    """The array as JSON values, as TensorFlow Serving writes them: bytes that are no text as `{"b64": ...}`. A
+    complex number, which it does not write, is a pair."""
     if values.dtype == object:
         return _json_strings(values.tolist())
-    if values.dtype.kind == "V" or dtype_of_numpy(values.dtype).number == BFLOAT16:
-        values = values.astype(np.float32)
+    if values.dtype.kind == "c":
+        values = np.stack((values.real, values.imag), axis=-1)
+    if values.dtype.isbuiltin == 2:  # a type of ml_dtypes
+        values = values.astype(np.int64 if "int" in values.dtype.name else np.float32)
     if values.dtype.kind == "f" and values.dtype.itemsize < 8:
         # By way of the shortest text that means the same number: 0.1, not 0.10000000149011612.
         values = values.astype("U32").astype(np.float64)

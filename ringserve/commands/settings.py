@@ -10,6 +10,7 @@ import click
 
 from ringserve.config.schema import MODEL_FLAGS, Settings
 from ringserve.config.table import SETTINGS, Setting
+from ringserve.config.topology import Topology, read_topology
 
 
 def settings_options(command: click.Command) -> click.Command:
@@ -24,7 +25,7 @@ def settings_options(command: click.Command) -> click.Command:
 
 def _option(row: Setting) -> click.Option:
     # Values stay text here: load.py parses all sources alike and reports all mistakes together.
-    kind = {"int": "NUMBER", "bytes": "SIZE", "bool": "BOOL", "str": "TEXT"}[row.kind]
+    kind = {"int": "NUMBER", "float": "NUMBER", "bytes": "SIZE", "bool": "BOOL", "str": "TEXT"}[row.kind]
     extra: dict[str, Any] = {"flag_value": "true", "is_flag": False} if row.kind == "bool" else {}
     return click.Option(
         [f"--{row.flag}", row.flag],
@@ -48,3 +49,20 @@ def load(config_path: str | None, flags: dict[str, Any]) -> Settings:
         for mistake in error.mistakes:
             click.echo(f"  {mistake}", err=True)
         sys.exit(Exit.CONFIG)
+
+
+def resolve(settings: Settings) -> tuple[Settings, Topology]:
+    """The same with all that is derived, and the machine that it is derived from; ends the process when workers are to
+    run on what this machine does not have."""
+    from ringserve.config import limits
+    from ringserve.config.devices import DeviceError
+    from ringserve.config.process import Exit
+
+    machine = read_topology()
+    try:
+        resolved = limits.resolve(settings, machine)
+        limits.slots_of(resolved, machine)
+    except DeviceError as error:
+        click.echo(f"ringserve: {error}", err=True)
+        sys.exit(Exit.CONFIG)
+    return resolved, machine

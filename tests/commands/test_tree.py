@@ -1,0 +1,68 @@
+"""All commands together: each helps with an example, and what the documents say of them is so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ringserve.cli import main
+from ringserve.commands.console import Status, duration_text, size_text, table
+from ringserve.config.schema import SECTIONS
+from tests.reference import ROOT
+from tests.reference_cli import commands
+
+_COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_command_helps(name: str) -> None:
+    done = CliRunner().invoke(main, [*name.split()[1:], "--help"])
+    assert done.exit_code == 0
+    command = _COMMANDS[name]
+    if not isinstance(command, click.Group) or name == "ringserve models":
+        assert f"  {name} " in done.output or f"  {name}\n" in done.output, "an example"
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert option.help, f"{name} {option.name}"
+
+
+def test_every_command_is_in_the_reference() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    assert all(f"\n## {name}\n" in text for name in _COMMANDS)
+    assert all(f"| {int(status)} | " in text for status in Status)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    done = CliRunner().invoke(main, ["completion", shell])
+    assert done.exit_code == 0
+    assert "_RINGSERVE_COMPLETE" in done.output
+
+
+def test_config_check_tells_every_value(tmp_path: Path) -> None:
+    words = ["config", "check", f"--model_base_path={tmp_path}", "--workers=3"]
+    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert told["workers"]["workers"] == 3
+    assert told["models"][0]["base_path"] == str(tmp_path)
+    assert told["server"]["frontends"] >= 1
+    for name, section in SECTIONS.items():
+        assert set(told[name]) == {field.name for field in dataclasses.fields(section)}
+    text = CliRunner().invoke(main, [*words, "--all"]).output
+    assert "* workers = 3" in text
+    assert "  rest_api_port = 8501" in text
+
+
+def test_words() -> None:
+    assert [size_text(size) for size in (0, 1023, 1536, 150 << 20, 3 << 40)] == [
+        "0 B", "1023 B", "1.5 KiB", "150 MiB", "3.0 TiB",
+    ]  # fmt: skip
+    assert [duration_text(value) for value in (0.0000012, 0.00123, 0.999, 2.5, float("nan"))] == [
+        "1.2 µs", "1.23 ms", "999 ms", "2.5 s", "-",
+    ]  # fmt: skip
+    text = click.unstyle(table(("A", "N"), [(click.style("x", fg="red"), 5), ("long", 10)], right=(1,)))
+    assert text.splitlines() == ["A      N", "x      5", "long  10"]
