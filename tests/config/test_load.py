@@ -65,7 +65,7 @@ def _other_value(row: Setting) -> Any:
     if row.kind == "bool":
         return not row.default
     if row.kind == "str":
-        return {"batch_rows_allowed": "1,8,128"}.get(row.key, "/tmp/x")
+        return {"batch_rows_allowed": "1,8,128", "devices": "cpu:1-3"}.get(row.key, "/tmp/x")
     if row.kind == "float":
         return 0.25
     return row.default + 2 if row.default < row.high else row.default - 1
