@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ringserve.config.schema import MODEL_FLAGS, Settings
 from ringserve.config.table import SETTINGS, Setting
-from ringserve.config.topology import Topology, read_topology
+
+
+if TYPE_CHECKING:
+    from ringserve.config.topology import Topology
 
 
 def settings_options(command: click.Command) -> click.Command:
@@ -57,6 +60,7 @@ def resolve(settings: Settings) -> tuple[Settings, Topology]:
     from ringserve.config import limits
     from ringserve.config.devices import DeviceError
     from ringserve.config.process import Exit
+    from ringserve.config.topology import read_topology
 
     machine = read_topology()
     try:
