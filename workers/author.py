@@ -84,8 +84,7 @@ def write_weights(path: Path, name: str, tags: Sequence[str], threads: int, fd: 
         source.add_reads(survey.variables)
     except Exception:
         log.exception("model %s: its variables cannot be told apart", name)
-    source.session = session.open_session(graph, session.ORDINARY, threads)
-    loader.restore(source.session, meta_graph, index, path)
+    source.session = _restored(graph, meta_graph, index, path, threads)
     if survey is None:
         return Report(notes=[_FAILED])
     try:
@@ -95,6 +94,20 @@ def write_weights(path: Path, name: str, tags: Sequence[str], threads: int, fd: 
     except Exception as error:
         log.exception("model %s: its weights are not shared", name)
         return Report(notes=[f"{_FAILED}: {type(error).__name__}: {error}"])
+
+
+def _restored(graph: Any, meta_graph: Any, index: GraphIndex, path: Path, threads: int) -> Any:
+    """A session with the variables' values, run as a worker would, so that it fails in the same words."""
+    executor = session.SINGLE_THREADED
+    if index.traits([meta_graph.saver_def.restore_op_name]).needs_ordinary_executor:
+        executor = session.ORDINARY
+    live_session = session.open_session(graph, executor, threads)
+    try:
+        loader.restore(live_session, meta_graph, index, path)
+    except tf.errors.UnimplementedError:
+        live_session = session.open_session(graph, session.ORDINARY, threads)
+        loader.restore(live_session, meta_graph, index, path)
+    return live_session
 
 
 _FAILED = "its weights are private to each worker: they could not be shared"

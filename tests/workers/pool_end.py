@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ringserve.broker.control import ControlChannel, ControlMessage
-from ringserve.broker.messages import Author, Authored, Fork, Hello, Loaded, LoadOrder, PoolState, Ready, Role
+from ringserve.broker.messages import (
+    Author,
+    Authored,
+    Exited,
+    Forget,
+    Fork,
+    Hello,
+    Loaded,
+    LoadOrder,
+    PoolState,
+    Ready,
+    Role,
+    Stop,
+)
 from tests.workers.broker_end import BrokerEnd, wait_for
 
 M = TypeVar("M")
@@ -37,10 +50,13 @@ class PoolEnd:
             [sys.executable, "-c", _PROGRAM, str(read_fd), self._directory.name], cwd=ROOT, pass_fds=[read_fd]
         )
         os.close(read_fd)
-        #: All connections of workers, so that none is taken for lost.
-        self.workers: list[ControlChannel] = []
+        #: Connections of the workers by their process ids, kept so that none is taken for lost.
+        self.workers: dict[int, ControlChannel] = {}
         self._messages: list[ControlMessage] = []
-        self._weights_id = 0
+        #: Of the latest author.
+        self.weights_id = 0
+        #: What the pool holds, as far as it has told.
+        self.held: list[Authored] = []
         self.state = self.accept()
 
     def accept(self) -> PoolState:
@@ -65,23 +81,25 @@ class PoolEnd:
 
     def begin_author(self, name: str, path: Path, version: int = 1) -> int:
         """Order an author; the weights' id."""
-        self._weights_id += 1
-        order = LoadOrder(name, version, str(path), False, [], self._weights_id)
-        self.channel.send(Author(self._weights_id, True, [], 1, order))
-        return self._weights_id
+        self.weights_id += 1
+        order = LoadOrder(name, version, str(path), False, [], self.weights_id)
+        self.channel.send(Author(self.weights_id, True, [], 1, order))
+        return self.weights_id
 
     def author(self, name: str, path: Path) -> Authored:
         """Have the weights of a version written."""
         weights_id = self.begin_author(name, path)
         authored = self.next(Authored)
         assert authored.weights_id == weights_id
+        if authored.bytes_shared:
+            self.held.append(authored)
         return authored
 
     def fork(self, *orders: LoadOrder, index: int = 0) -> tuple[int, list[Loaded]]:
         """A worker that has carried these orders out: its process id, and how the loads went."""
         self.channel.send(Fork(index, 0, [], 1, list(orders)))
-        hello = self.broker.accept(100 + len(self.workers))
-        self.workers.append(self.broker.channel)
+        hello = self.broker.accept(1000 + index)
+        self.workers[hello.pid] = self.broker.channel
 
         def complete() -> bool | None:
             self.broker.messages += [received.message for received in self.broker.channel.receive()]
@@ -89,6 +107,28 @@ class PoolEnd:
 
         wait_for(complete, "a worker that has loaded")
         return hello.pid, [message for message in self.broker.messages if isinstance(message, Loaded)]
+
+    def forget(self, *weights_ids: int) -> None:
+        """Have these weights given up."""
+        self.channel.send(Forget(list(weights_ids)))
+        self.held = [authored for authored in self.held if authored.weights_id not in weights_ids]
+
+    def ended(self, pid: int) -> Exited:
+        """Wait for this worker's end."""
+        while True:
+            exited = self.next(Exited)
+            self.workers.pop(exited.pid).close()
+            if exited.pid == pid:
+                return exited
+
+    def clear(self) -> None:
+        """End all workers and give up all weights."""
+        for channel in self.workers.values():
+            channel.send(Stop("the test is over"))
+        for pid in list(self.workers):
+            if pid in self.workers:
+                self.ended(pid)
+        self.forget(*(authored.weights_id for authored in self.held))
 
     def __enter__(self) -> PoolEnd:
         return self
@@ -98,7 +138,7 @@ class PoolEnd:
         self.process.kill() if self.process.poll() is None and not self._ends() else None
         self.process.wait()
         self.channel.close()
-        for channel in self.workers:
+        for channel in self.workers.values():
             channel.close()
         self.broker.close()
         self._directory.cleanup()
