@@ -174,8 +174,9 @@ class _Variables:
         self._takers = {
             op.type for op in graph.get_operations() if op.op_def and any(arg.is_ref for arg in op.op_def.input_arg)
         }
-        #: Of each variable's node: tensors with its value and whether it has one, and the op that frees it.
-        self._reads: dict[str, tuple[str, str, str]] = {}
+        #: Of each variable's node: the tensor with its value; whether it has one, where that is not known; and the op
+        #: that has TensorFlow give the value up once it is read.
+        self._reads: dict[str, tuple[Any, Any, Any]] = {}
 
     def takes_references(self, op: str) -> bool:
         return op in self._takers
@@ -185,33 +186,39 @@ class _Variables:
         raw = tf.raw_ops
         with self._graph.as_default(), tf.name_scope("ringserve_author"):
             for variable in variables:
-                handle = self._graph.get_tensor_by_name(f"{variable.node}:0")
-                if variable.reference:
-                    there = raw.IsVariableInitialized(ref=handle)
-                    self._reads[variable.node] = (handle.name, there.name, "")
+                if variable.dtype not in dtypes.DTYPES:
                     continue
-                there = raw.VarIsInitializedOp(resource=handle)
-                value = raw.ReadVariableOp(resource=handle, dtype=tf.as_dtype(variable.dtype))
-                free = raw.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
-                self._reads[variable.node] = (value.name, there.name, free.name)
+                handle = self._graph.get_tensor_by_name(f"{variable.node}:0")
+                there = free = None
+                if variable.reference:
+                    value = handle
+                    if not variable.restored:
+                        there = raw.IsVariableInitialized(ref=handle)
+                else:
+                    value = raw.ReadVariableOp(resource=handle, dtype=tf.as_dtype(variable.dtype))
+                    with tf.control_dependencies([value]):
+                        free = raw.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
+                    if not variable.restored:
+                        there = raw.VarIsInitializedOp(resource=handle)
+                self._reads[variable.node] = (value, there, free)
 
     def initialised(self, variables: Sequence[shared.Variable]) -> list[shared.Variable]:
         """Those that have a value."""
-        readable = [each for each in variables if each.dtype in dtypes.DTYPES]
-        flags = session.run_all_here(self.session, [self._reads[each.node][1] for each in readable], {})
-        return [variable for variable, there in zip(readable, flags, strict=True) if there]
+        variables = [each for each in variables if each.node in self._reads]
+        there = {each.node: self._reads[each.node][1] for each in variables}
+        asked = {node: flag for node, flag in there.items() if flag is not None}
+        flags = session.run_all_here(self.session, asked, {}) if asked else {}
+        return [each for each in variables if flags.get(each.node, True)]
 
     def values(self, variables: Sequence[shared.Variable]) -> Iterator[tuple[shared.Variable, Any]]:
         """Each with its value, which TensorFlow then gives up: a variable can be read once."""
         for several in _in_portions(variables):
             reads = [self._reads[each.node] for each in several]
-            arrays = session.run_all_here(self.session, [value for value, _, _ in reads], {})
+            frees = [free for _, _, free in reads if free is not None]
+            arrays, _ = session.run_all_here(self.session, [[value for value, _, _ in reads], frees], {})
             arrays.reverse()
             for variable in several:
                 yield variable, arrays.pop()
-            frees = [free for _, _, free in reads if free]
-            if frees:
-                session.run_all_here(self.session, frees, {})
 
 
 def _in_portions(variables: Sequence[shared.Variable]) -> Iterator[list[shared.Variable]]:

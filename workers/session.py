@@ -76,8 +76,8 @@ def run_here(session: Any, target: str, feeds: Mapping[str, Any]) -> None:
     run_all_here(session, target, feeds)
 
 
-def run_all_here(session: Any, fetches: str | Sequence[str], feeds: Mapping[str, Any]) -> Any:
-    """Run ops or fetch tensors, several in one run, on the calling thread. Raises tf.errors.OpError."""
+def run_all_here(session: Any, fetches: Any, feeds: Mapping[str, Any]) -> Any:
+    """Run ops, fetch tensors, nested as `Session.run` takes them, on the calling thread. Raises tf.errors.OpError."""
     return session.run(fetches, dict(feeds), options=config_pb2.RunOptions(inter_op_thread_pool=_INLINE))
 
 

@@ -61,13 +61,14 @@ def fingerprint(meta_graph: Any) -> bytes:
 class Variable(NamedTuple):
     """A variable that the served part of a graph uses. dtype: DataType number. why_not: why it cannot be shared.
 
-    nbytes: as far as its node says; 0 when that is not known.
+    nbytes: as far as its node says; 0 when that is not known. restored: whether the restore op sees to its value.
     """
 
     node: str
     dtype: int
     reference: bool
     nbytes: int
+    restored: bool
     why_not: str = ""
 
 
@@ -86,6 +87,7 @@ class Survey:
             served = list(meta_graph.graph_def.node)  # a function finds variables by name
         restore_op = meta_graph.saver_def.restore_op_name
         self._restored = index.reached([restore_op]) if restore_op else []
+        self._restored_names = {node.name for node in self._restored}
         self._served = {node.name: node for node in served}
         self._by_identity: dict[tuple[Any, ...], list[Any]] = {}
         for node in served:
@@ -105,7 +107,8 @@ class Survey:
             why_not = "is made anew in each run"
         elif len(nodes) > 1 and node.op != _HANDLE:
             why_not = "is a reference that several nodes hand out"
-        return Variable(node.name, number, node.op != _HANDLE, _declared_bytes(node, number), why_not)
+        restored = not self._restored_names.isdisjoint(n.name for n in nodes)
+        return Variable(node.name, number, node.op != _HANDLE, _declared_bytes(node, number), restored, why_not)
 
     def _why_references_stay(self) -> dict[str, str]:
         """Of each reference that something may write, or that is named from outside: what keeps it as it is."""
