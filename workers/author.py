@@ -118,7 +118,7 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
     if not there:
         return Report(notes=["it has no weights to share"])
     if changes_state:
-        nbytes = sum(array.nbytes for _, array in source.values(there))
+        nbytes = source.bytes_of(there)
         return Report(bytes_private=nbytes, notes=["its weights are private: it changes them while serving"])
     writer = WeightsWriter(fd)
     numeric_bytes = private_bytes = 0
@@ -128,9 +128,10 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
             private_bytes += entry.nbytes
         else:
             numeric_bytes += entry.nbytes
-    for variable, array in source.values([each for each in there if each.why_not]):
-        log.info("variable %s stays private: it %s", variable.node, variable.why_not)
-        private_bytes += array.nbytes
+    for variable in there:
+        if variable.why_not:
+            log.debug("variable %s stays private: it %s", variable.node, variable.why_not)
+    private_bytes += source.bytes_of([each for each in there if each.why_not])
     shared_there = [each for each in there if not each.why_not]
     if not numeric_bytes:
         reasons = [f"{each.node} {each.why_not}" for each in there if each.why_not]
@@ -209,6 +210,11 @@ class _Variables:
         asked = {node: flag for node, flag in there.items() if flag is not None}
         flags = session.run_all_here(self.session, asked, {}) if asked else {}
         return [each for each in variables if flags.get(each.node, True)]
+
+    def bytes_of(self, variables: Sequence[shared.Variable]) -> int:
+        """Of all of them; those whose nodes do not say are read for it."""
+        unknown = [each for each in variables if not each.nbytes]
+        return sum(each.nbytes for each in variables) + sum(int(array.nbytes) for _, array in self.values(unknown))
 
     def values(self, variables: Sequence[shared.Variable]) -> Iterator[tuple[shared.Variable, Any]]:
         """Each with its value, which TensorFlow then gives up: a variable can be read once."""
