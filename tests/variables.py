@@ -54,6 +54,22 @@ def two_nodes(directory: Path) -> Path:
     return directory
 
 
+def found_by_name(directory: Path) -> Path:
+    """float x [-1] -> y = w x: the variable w, 3, is looked up by its name inside a function."""
+    with graph_export(directory) as (v1, signatures):
+        tf = tensorflow()
+
+        @tf.function  # type: ignore[untyped-decorator]
+        def times_w(x: Any) -> Any:
+            handle = tf.raw_ops.VarHandleOp(dtype="float32", shape=[], shared_name="w")
+            return x * tf.raw_ops.ReadVariableOp(resource=handle, dtype="float32")
+
+        x = v1.placeholder("float32", [None], name="x")
+        v1.Variable(3.0, name="w", use_resource=True)
+        signatures["serving_default"] = ({"x": x}, {"y": times_w(x)})
+    return directory
+
+
 def partitioned(directory: Path, use_resource: bool = True) -> Path:
     """float x [-1, 6] -> y = x w [-1, 4]: w in three pieces."""
     with graph_export(directory) as (v1, signatures):

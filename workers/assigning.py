@@ -34,7 +34,7 @@ class Assigner:
         #: Whether the restore op was left in place.
         self.restores = plan.restores
         if plan.references:
-            _make_resources(meta_graph, set(plan.references), plan.restores)
+            make_resources(meta_graph, plan)
         if not plan.restores:
             meta_graph.saver_def.ClearField("restore_op_name")
         self._nodes = _add_assignments(meta_graph.graph_def, weights, plan.variables)
@@ -83,13 +83,14 @@ def _add_assignments(graph_def: Any, weights: Weights, names: Sequence[str]) -> 
     return added
 
 
-def _make_resources(meta_graph: Any, references: set[str], restores: bool) -> None:
+def make_resources(meta_graph: Any, plan: shared.Plan) -> None:
     """Turn VariableV2 into VarHandleOp, and each use of it into a ReadVariableOp's; leave out what no worker runs.
 
     What is left out may take references (initialisers, training), which would not fit any more.
     """
     graph_def = meta_graph.graph_def
-    needed = shared.needed_nodes(meta_graph, GraphIndex(graph_def), restores) | references
+    references = set(plan.references)
+    needed = shared.needed_nodes(meta_graph, GraphIndex(graph_def), plan.restores) | set(plan.variables)
     kept = [node for node in graph_def.node if node.name in needed]
     names = {node.name for node in kept}
     reads = {name: _free_name(f"{name}/{_PREFIX}_read", names) for name in references}

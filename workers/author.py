@@ -21,7 +21,7 @@ from ringserve.broker.messages import Author
 from ringserve.config import process
 from ringserve.config.schema import Settings
 from ringserve.shm import dtype as dtypes
-from ringserve.workers import device, loader, session, shared, signature
+from ringserve.workers import assigning, device, loader, session, shared, signature
 from ringserve.workers.graph import GraphIndex
 from ringserve.workers.loading import failure_of_load
 from ringserve.workers.opening import serves_tflite
@@ -120,9 +120,18 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
     if changes_state:
         nbytes = source.bytes_of(there)
         return Report(bytes_private=nbytes, notes=["its weights are private: it changes them while serving"])
+    shared_there = [each for each in there if not each.why_not]
+    plan = shared.Plan(
+        [each.node for each in shared_there],
+        [each.node for each in shared_there if each.reference],
+        survey.restores({each.node for each in shared_there}),
+        fingerprint,
+    )
+    if plan.references:
+        _try_out(survey.meta_graph, plan)
     writer = WeightsWriter(fd)
     numeric_bytes = private_bytes = 0
-    for variable, array in source.values([each for each in there if not each.why_not]):
+    for variable, array in source.values(shared_there):
         entry = writer.add(variable.node, variable.dtype, array)
         if variable.dtype == dtypes.STRING:
             private_bytes += entry.nbytes
@@ -132,18 +141,19 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
         if variable.why_not:
             log.debug("variable %s stays private: it %s", variable.node, variable.why_not)
     private_bytes += source.bytes_of([each for each in there if each.why_not])
-    shared_there = [each for each in there if not each.why_not]
     if not numeric_bytes:
         reasons = [f"{each.node} {each.why_not}" for each in there if each.why_not]
         return Report(bytes_private=private_bytes, notes=[f"its weights are private: {_listed(reasons)}"])
-    plan = shared.Plan(
-        [each.node for each in shared_there],
-        [each.node for each in shared_there if each.reference],
-        survey.restores({each.node for each in shared_there}),
-        fingerprint,
-    )
     file_bytes = writer.finish(plan)
     return Report(0, "", file_bytes, private_bytes, [_note(numeric_bytes, there)])
+
+
+def _try_out(meta_graph: Any, plan: shared.Plan) -> None:
+    """Make the references resources as each worker will. Raises LoadError when TensorFlow does not take that graph."""
+    changed = type(meta_graph)()
+    changed.CopyFrom(meta_graph)
+    assigning.make_resources(changed, plan)
+    loader.import_graph(changed, "whose references are made resources")
 
 
 def _note(numeric_bytes: int, there: Sequence[shared.Variable]) -> str:

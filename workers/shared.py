@@ -76,7 +76,7 @@ class Survey:
     """The variables of a model. takes_references: of an op's name, whether any of its inputs is a reference."""
 
     def __init__(self, meta_graph: Any, index: GraphIndex, takes_references: Callable[[str], bool]) -> None:
-        self._meta_graph = meta_graph
+        self.meta_graph = meta_graph
         self._index = index
         self._takes_references = takes_references
         #: Names of tensors that clients or the loader name.

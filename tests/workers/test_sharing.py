@@ -26,7 +26,7 @@ _OF_EXPORTERS = [
 ]  # fmt: skip
 _OF_VARIABLES = [
     "every_dtype", "two_nodes", "partitioned", "partitioned_references", "references", "reference_named", "tables",
-    "string_variable", "with_slots",
+    "string_variable", "with_slots", "found_by_name",
 ]  # fmt: skip
 _OF_TFS = sorted(str(file.parent.relative_to(SHARED)) for file in SHARED.glob("*/*/saved_model.pb*"))
 
@@ -131,6 +131,7 @@ def plan_of(path: Path) -> Any:
         ("string_variable", 2, 0, False),
         ("with_slots", 1, 0, False),  # the slots are in the checkpoint, and nobody needs them
         ("old_control_flow", {"Variable"}, 1, False),
+        ("found_by_name", {"w"}, 0, False),
         ("every_dtype", len(variables.VARIABLE_DTYPES), 0, False),
     ],
 )
