@@ -11,7 +11,6 @@ import click
 from ringserve.config.schema import MODEL_FLAGS, Settings
 from ringserve.config.table import SETTINGS, Setting
 
-
 if TYPE_CHECKING:
     from ringserve.config.topology import Topology
 
