@@ -98,10 +98,12 @@ class Budget:
         """It takes nothing any more."""
         self.freed = self._take_out(order) > 0 or self.freed
 
-    def set_limits(self, limits: Limits) -> None:
-        """These count from now on; what is loaded stays."""
-        self.freed = self.freed or limits != self.limits
+    def set_limits(self, limits: Limits) -> bool:
+        """These count from now on; what is loaded stays. True when they are others than before."""
+        changed = limits != self.limits
+        self.freed = self.freed or changed
         self.limits = limits
+        return changed
 
     def refusal(self, order: Order, need: Need) -> Failure | None:
         """Why it must not be loaded; None when there is room. What it is counted with already does not count twice."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from ringserve.broker.messages import Code, LaneSpec, Loaded
 from ringserve.broker.statistics import Queue
@@ -36,6 +36,14 @@ _WAITS: Final = Ladder(metrics.QUEUING_LATENCY, metrics.QUEUE_DURATION)
 _WAIT_EDGES: Final = _WAITS.edges
 _RUNS: Final = Ladder(metrics.RUN_DURATION)
 _RUN_EDGES: Final = _RUNS.edges
+
+
+class Memory(NamedTuple):
+    """What models take. weights: (model, version, bytes) of those that workers share. limit_bytes: 0 = no limit."""
+
+    weights: Sequence[tuple[str, int, int]]
+    limit_bytes: int
+    budgeted_bytes: int
 
 
 class _Book:
@@ -140,6 +148,10 @@ class BrokerMetrics:
 
     def _is_gone(self, family: Family, labels: Labels) -> bool:
         return family.labels[:2] == ("model", "version") and labels[:2] not in self._live
+
+    def author_ended(self, end: str) -> None:
+        """An author has ended: `ok`, `failed` or `died`."""
+        self._file.add(metrics.AUTHORS, (end,))
 
     def process_started(self, name: str) -> None:
         """A process of that name (`worker-0`) is being started."""
@@ -250,6 +262,7 @@ def gauges(
     generation: int,
     lanes: int,
     groups: Mapping[str, tuple[int, int]],
+    memory: Memory | None = None,
 ) -> bytes:
     """The answer to the ask `metrics`: JSON, a list of [family name, labels, value].
 
@@ -262,6 +275,10 @@ def gauges(
         *([metrics.GROUP_WORKERS_WANTED.name, [name], wanted] for name, (wanted, _) in groups.items()),
         *([metrics.GROUP_WORKERS_ACTIVE.name, [name], active] for name, (_, active) in groups.items()),
     ]
+    if memory is not None:
+        found += [[metrics.WEIGHTS.name, [model, str(version)], count] for model, version, count in memory.weights]
+        found += [[metrics.MEMORY_LIMIT.name, [], memory.limit_bytes]] if memory.limit_bytes else []
+        found.append([metrics.MEMORY_BUDGETED.name, [], memory.budgeted_bytes])
     by_version: dict[tuple[str, int], list[float]] = {}
     for queue in queues:
         sums = by_version.setdefault((queue.lane.model, queue.lane.version), [0, 0, 0, 0.0])

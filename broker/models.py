@@ -21,7 +21,7 @@ from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Catalog, Code, Failure, Loaded, ModelOptions, ModelVersion, VersionState
 from ringserve.broker.orders import Moves
 from ringserve.broker.repository import ReadBatching, scan
-from ringserve.broker.setup import Policies
+from ringserve.broker.setup import Policies, memory_limits
 from ringserve.broker.state_file import State
 from ringserve.broker.watcher import Watcher
 from ringserve.config.model_config import ModelConfigError, read_model_config, read_version_batching
@@ -34,6 +34,8 @@ _FILE = ":config file"  # no model's name: the watcher's key for it
 _ONE_WORKER = "one worker serves it, because it changes its variables while serving"
 #: A broker that follows another tells frontends nothing until it knows what serves; they know it from before.
 _SILENT_NS_MAX = 10 * _SECOND_NS
+#: How often it is looked up how much memory there is: a control group's limit may change.
+_MEMORY_NS = 10 * _SECOND_NS
 #: An operator who asks for a look does not wait for a file system that hangs.
 _RESCAN_NS_MAX = 5 * _SECOND_NS
 
@@ -61,6 +63,8 @@ class Models:
         self._defaults = settings.batching
         self._core = core
         self._policies = policies
+        self._memory_limits = functools.partial(memory_limits, settings)
+        self._memory_ns = 0
         self._watcher = watcher
         self._tell_workers = tell_workers
         self._wall_clock = wall_clock
@@ -137,6 +141,10 @@ class Models:
         if self._poll_file_ns and now_ns >= self._poll_file_ns:
             self._poll_file_ns = now_ns + self._settings.model_config_file_poll_wait_seconds * _SECOND_NS
             self._look_at_file(self.admin.file_digest(now_ns), anew=False)
+        if now_ns >= self._memory_ns:
+            self._memory_ns = now_ns + _MEMORY_NS
+            if self.lifecycle.preparation.budget.set_limits(self._memory_limits()):
+                self.lifecycle.touch()
         over = [rescan for rescan in self._rescans if not rescan[0] or now_ns >= rescan[1]]
         self._rescans = [rescan for rescan in self._rescans if rescan not in over]
         for _, _, told in over:
@@ -181,7 +189,8 @@ class Models:
         elif failure is None:
             self.lifecycle.load_succeeded(key)
             (self.lifecycle.singles.add if report.changes_state else self.lifecycle.singles.discard)(key)
-            notes = [*report.notes, *([_ONE_WORKER] if report.changes_state else [])]
+            authored = self.lifecycle.preparation.notes(order) if order is not None else ()
+            notes = list(dict.fromkeys([*authored, *report.notes, *([_ONE_WORKER] if report.changes_state else [])]))
             self.lifecycle.versions.describe(key, report.signature_defs, notes)
         self.lifecycle.touch()
         return order.path if order is not None else ""
@@ -201,7 +210,7 @@ class Models:
             self._settle_start(now_ns)
         self._tell_core()
         watcher_ns = self._watcher.tend(now_ns)
-        wakes = [self.lifecycle.wake_ns, self._poll_ns, self._poll_file_ns, watcher_ns]
+        wakes = [self.lifecycle.wake_ns, self._poll_ns, self._poll_file_ns, self._memory_ns, watcher_ns]
         wakes += self.lifecycle.looks.values()
         wakes += [until_ns for _, until_ns, _ in self._rescans]
         if self.admin.changing:

@@ -4,7 +4,7 @@
 |--------------------|--------------------------------------------------------------------------------------------|
 | those of `admin.py`| see there                                                                                  |
 | `rescan`           | nothing; answered when every base path, and the config file, have been looked at           |
-| `state`            | nothing; JSON: generation, workers, what they have loaded, what waits                      |
+| `state`            | nothing; JSON: generation, workers, what they have loaded, weights, what waits             |
 | `metrics`          | nothing; JSON, see `metrics.gauges`                                                        |
 | `profile/...`      | handed on to one worker, see `workers/profile.py`                                          |
 """
@@ -19,7 +19,7 @@ from ringserve.broker.fleet import preference
 from ringserve.broker.groups import Group
 from ringserve.broker.members import Member
 from ringserve.broker.messages import Ask, Code, Failure, Role, Told
-from ringserve.broker.metrics import gauges
+from ringserve.broker.metrics import Memory, gauges
 from ringserve.broker.models import Models
 from ringserve.broker.registry import Peer, Registry
 
@@ -137,6 +137,19 @@ class Operators:
             for member in crew.members()
         ]
         abouts = [_about(group) for group in groups.groups]
+        preparation = self._models.lifecycle.preparation
+        weights = [
+            {
+                "name": entry.order.name,
+                "version": entry.order.version,
+                "stage": entry.stage.value,
+                "bytes_shared": entry.bytes_shared if entry.weights_id else 0,
+                "bytes_private": entry.bytes_private,
+            }
+            for entry in preparation.entries()
+        ]
+        budget = preparation.budget
+        memory = {"limit_bytes": budget.limits.host_bytes, "budgeted_bytes": budget.used_bytes}
         return json.dumps(
             {
                 "generation": groups.number,
@@ -144,6 +157,8 @@ class Operators:
                 "groups": abouts,
                 "pool": crew.pool,
                 "workers": workers,
+                "weights": weights,
+                "memory": memory,
                 "frontends": [peer.hello.pid for peer in self._registry.of_role(Role.FRONTEND)],
                 "requests": self._core.statistics(),
             }
@@ -156,7 +171,11 @@ class Operators:
             state = groups.crew.phase_of(member)
             states[state] = states.get(state, 0) + 1
         sizes = {group.name: (group.generations.wanted, group.generations.active) for group in groups.groups}
-        return gauges(self._core.queues(now_ns), states, groups.number, self._core.statistics()["lanes"], sizes)
+        preparation = self._models.lifecycle.preparation
+        weights = [(*entry.order.key, entry.bytes_shared) for entry in preparation.entries() if entry.weights_id]
+        memory = Memory(weights, preparation.budget.limits.host_bytes, preparation.budget.used_bytes)
+        lanes = self._core.statistics()["lanes"]
+        return gauges(self._core.queues(now_ns), states, groups.number, lanes, sizes, memory)
 
 
 def _about(group: Group) -> dict[str, Any]:

@@ -97,7 +97,6 @@ class Preparation:
         self._failures: list[LoadFailure] = []
         self._refused: dict[ModelVersion, tuple[Order, Need]] = {}
         self._forgets: list[int] = []
-        self.ends: dict[str, int] = {"ok": 0, "failed": 0, "died": 0}
 
     # -------------------------------------------------------------------------------------------------- what happens
 
@@ -126,28 +125,28 @@ class Preparation:
         for entry in list(self._entries.values()):
             if not entry.weights_id:
                 continue
-            entry.stage, entry.weights_id = Stage.QUEUED, 0
+            entry.stage, entry.weights_id, entry.bytes_shared = Stage.QUEUED, 0, 0
             entry.anew = anew(entry.order)
             self._changed.add(entry.order.name)
             if gone(entry.order):
                 self._drop(entry)
 
-    def authored(self, message: Authored, now_ns: int) -> None:
-        """An author has ended."""
+    def authored(self, message: Authored) -> str:
+        """An author has ended. Returns how: `ok`, `failed` or `died`."""
         entry = next((entry for entry in self._entries.values() if entry.weights_id == message.weights_id), None)
         if entry is None or entry.stage is not Stage.AUTHORING:
-            return  # it was given up a moment ago
+            return "ok"  # it was given up a moment ago
         self._changed.add(entry.order.name)
         if message.status != 0:
             self._died(entry, message.status)
-        elif message.error_code:
-            self.ends["failed"] += 1
+            return "died"
+        if message.error_code:
             failure = Failure(Code(message.error_code), message.error_text)
             self._failures.append(LoadFailure(entry.order, failure, False))
             self._drop(entry)
-        else:
-            self.ends["ok"] += 1
-            self._take(entry, message)
+            return "failed"
+        self._take(entry, message)
+        return "ok"
 
     def _take(self, entry: Entry, message: Authored) -> None:
         """Its weights are there, or it is known that it has none to share."""
@@ -173,7 +172,6 @@ class Preparation:
         self._failures.append(LoadFailure(order, failure, True))
 
     def _died(self, entry: Entry, status: int) -> None:
-        self.ends["died"] += 1
         entry.deaths += 1
         entry.stage, entry.weights_id = Stage.QUEUED, 0
         order = entry.order

@@ -342,7 +342,7 @@ class Service:
             living = {worker[0]: worker[1] for worker in message.workers}
             self.models.lifecycle.supply.pool_joined(living, message.weights, now_ns)
         elif isinstance(message, Authored):
-            self.models.lifecycle.preparation.authored(message, now_ns)
+            self._metrics.author_ended(self.models.lifecycle.preparation.authored(message))
         else:
             log.error("dropped a %s from %s %d", type(message).__name__, peer.role.name.lower(), peer.peer_id)
         self._touch()

@@ -252,6 +252,34 @@ GROUP_WORKERS_ACTIVE: Final = Family(
 GENERATION: Final = Family(
     "ringserve_generation", GAUGE, (), "how often the set of workers was replaced for other models", SCRAPE
 )
+WEIGHTS: Final = Family(
+    "ringserve_weights_shared_bytes",
+    GAUGE,
+    ("model", "version"),
+    "memory of a version's weights that workers share, once per host",
+    SCRAPE,
+)
+MEMORY_LIMIT: Final = Family(
+    "ringserve_memory_limit_bytes",
+    GAUGE,
+    (),
+    "what weights and processes may take together; a load beyond it is refused",
+    SCRAPE,
+)
+MEMORY_BUDGETED: Final = Family(
+    "ringserve_memory_budgeted_bytes",
+    GAUGE,
+    (),
+    "what they take by the budget: weights, graphs, and a fixed part of each process",
+    SCRAPE,
+)
+AUTHORS: Final = Family(
+    "ringserve_authors_total",
+    COUNTER,
+    ("end",),
+    "processes that loaded weights for workers to share, by how they ended: ok, failed (the load), died",
+    BROKER,
+)
 BROKER_UP: Final = Family(
     "ringserve_broker_up", GAUGE, (), "1 when the broker answered this scrape; its gauges are missing otherwise", SCRAPE
 )

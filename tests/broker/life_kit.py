@@ -10,8 +10,9 @@ from ringserve.broker.directories import ModelPlan
 from ringserve.broker.generations import Generations
 from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
-from ringserve.broker.messages import Code, Failure, ModelVersion, VersionState
-from ringserve.broker.orders import ForkPlan, Moves
+from ringserve.broker.messages import Author, Authored, Code, Failure, ModelVersion, VersionState
+from ringserve.broker.orders import ForkPlan, Moves, Order
+from ringserve.broker.preparation import Authors, Preparation
 from ringserve.broker.retries import Retries
 from ringserve.broker.stability import FileInfo, Snapshot
 from ringserve.broker.versions import Versions
@@ -26,6 +27,8 @@ class Life:
     """models: name -> policy, with base path /NAME. Directories are old and complete unless a test says otherwise.
 
     workers_max: of the default group, which `crew` is of. groups: name -> (its models, its workers) of others.
+    preparation: nothing is shared and there is no limit, unless a test says otherwise. authors: those that the pool
+    makes now; `answers`: each is over at once, and well. held: ids of weights that the pool has.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Life:
         stop_first: bool = False,
         groups: dict[str, tuple[str, int]] | None = None,
         unload_when_empty: bool = False,
+        preparation: Preparation | None = None,
         **models: Any,
     ) -> None:
         self.now_ns = START_NS
@@ -55,15 +59,22 @@ class Life:
             self.groups,
             self.versions,
             Retries(2, 60 * S),
+            preparation,
             settle_ns=2 * S,
             incomplete_ns=30 * S,
             unload_when_empty=unload_when_empty,
         )
         self.plans = {name: ModelPlan(name, f"/{name}", policy) for name, policy in models.items()}
+        self.preparation = self.lifecycle.preparation
+        self.checkpoints: dict[str, int] = {}  # by model: bytes of each version's checkpoint, if it has one
+        self.authors: dict[int, Author] = {}
+        self.answers = True
+        self.held: dict[int, Authored] = {}
         self.disk: dict[str, dict[int, int]] = {name: {} for name in models}  # version -> inode
         self.contents: dict[int, int] = {}  # inode -> what tells its files from others, if not the inode
         self.moves: list[Moves] = []
         self.plan_of: dict[int, ForkPlan] = {}  # by process id, which is the worker's id, too
+        self.weights_of: dict[int, dict[Order, int]] = {}
         self._pid = 100
         self.configure()
 
@@ -93,7 +104,10 @@ class Life:
                 found = () if error else self._found(name)
                 snapshots = {
                     directory.version: Snapshot(
-                        (FileInfo("saved_model.pb", 1, self.contents.get(directory.inode, directory.inode)),),
+                        (
+                            FileInfo("saved_model.pb", 1, self.contents.get(directory.inode, directory.inode)),
+                            *self._variables(name),
+                        ),
                         START_NS - age_ns,
                         START_NS,
                     )
@@ -110,11 +124,45 @@ class Life:
             VersionDirectory(version, f"{base}/{version}", inode) for version, inode in sorted(self.disk[name].items())
         )
 
+    def _variables(self, name: str) -> tuple[FileInfo, ...]:
+        if name not in self.checkpoints:
+            return ()
+        data = FileInfo("variables/variables.data-00000-of-00001", self.checkpoints[name], 1)
+        return (data, FileInfo("variables/variables.index", 1, 1))
+
     # ------------------------------------------------------------------------------------------------- the workers
 
     def pool(self) -> None:
-        self.crews.pool_joined({}, self.now_ns)
+        self.lifecycle.supply.pool_joined({}, list(self.held.values()), self.now_ns)
         self.turn()
+
+    def lose_pool(self) -> None:
+        """Its workers end with it, and the weights are gone."""
+        self.authors.clear()
+        self.held.clear()
+        self.lifecycle.supply.pool_left()
+        for member in list(self.crews.members()):
+            self.crews.worker_left(member.worker_id, self.now_ns)
+        self.turn()
+
+    def author(
+        self, name: str, version: int = 1, *, status: int = 0, failure: Failure | None = None, **told: Any
+    ) -> None:
+        """This author ends like that. told: fields of Authored."""
+        (author,) = [each for each in self.authors.values() if each.order[:2] == (name, version)]
+        self._answer(author, status=status, failure=failure, **told)
+        self.turn()
+
+    def _answer(self, author: Author, *, status: int = 0, failure: Failure | None = None, **told: Any) -> None:
+        del self.authors[author.weights_id]
+        order, good = author.order, status == 0 and failure is None
+        error = (int(failure.code), failure.text) if failure is not None else (0, "")
+        shared = self.checkpoints[order.name] if good else 0
+        authored = Authored(author.weights_id, *order[:3], status, *error, shared, 0, [], 1)._replace(**told)
+        if authored.bytes_shared:
+            self.held[author.weights_id] = authored
+        self.preparation.authored(authored)
+        self.lifecycle.touch()
 
     def turn(self, after_ns: int = 0) -> None:
         """Let time pass, and what is ordered happen at once: forks register, who is to leave leaves."""
@@ -133,10 +181,21 @@ class Life:
                     self.lifecycle.touch()
             for worker_id in (*moves.stops, *(pid for pid in moves.kills)):
                 self.end(worker_id, 0)
+            self._supply()
+
+    def _supply(self) -> None:
+        for weights_id in self.lifecycle.supply.take_forgets():
+            self.authors.pop(weights_id, None)
+            self.held.pop(weights_id, None)
+        for author in self.lifecycle.supply.take_authors():
+            self.authors[author.weights_id] = author
+            if self.answers:
+                self._answer(author)
 
     def register(self, plan: ForkPlan) -> None:
         self._pid += 1
         self.plan_of[self._pid] = plan
+        self.weights_of[self._pid] = {order: self.preparation.weights_id(order) for order, _ in plan.orders}
         self.crews.worker_joined(self._pid, plan.generation, plan.worker_index, self._pid, self.now_ns)
         self.lifecycle.touch()
 
@@ -218,6 +277,11 @@ class Life:
 
     def states(self, name: str) -> dict[int, str]:
         return {key.version: self.state(*key).name for key in self.versions.known() if key.name == name}
+
+
+def sharing(bytes_min: int = 100, at_once_max: int = 2) -> Preparation:
+    """Checkpoints from this size on are shared, without a limit."""
+    return Preparation(Authors(bytes_min, (0, 1), 1, at_once_max))
 
 
 def started(workers: int = 2, **models: str | tuple[int, ...]) -> Life:

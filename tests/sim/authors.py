@@ -105,7 +105,7 @@ class SimAuthors:
 
         def arrive() -> None:
             if incarnation == self.incarnation:
-                world.lifecycle.preparation.authored(told, world.now_ns)
+                world.lifecycle.preparation.authored(told)
                 world.lifecycle.touch()
 
         world.soon(arrive)

@@ -75,7 +75,8 @@ class Rules:
         needed = set(world.generations.published().values())
         for member in world.crew.members():  # one that is kept for another version maps them yet
             needed.update(member.loaded.values())
-        held = {entry.order for entry in preparation.entries() if entry.weights_id}
+        unknown = {order.key for order in needed if not order.path}  # of an earlier broker's workers
+        held = {entry.order for entry in preparation.entries() if entry.weights_id and entry.order.key not in unknown}
         assert held <= needed, f"weights of {held - needed} are kept for ever"
 
     def _model_finished(self, name: str) -> None:
