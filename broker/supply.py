@@ -101,8 +101,10 @@ class Supply:
         """After all is decided in a turn. asked: this order is to be loaded. Returns orders that were refused, and for
         which there is room now."""
         preparation = self.preparation
-        if self._adoption() is None and aim is not None:
-            if self._adopting:
+        # From a pool without workers there is nothing to take over.
+        known = self._adoption() is None or self._kept_back_until_ns > 0
+        if known and aim is not None:
+            if self._adopting and self._adoption() is None:
                 self._adopting = False
                 for order in {order for each in self._crew.generations for order in each.orders.values()}:
                     if order.path:
