@@ -114,6 +114,8 @@ class Parts:
             status = self._status(base, version, now_ns)
             if status.may_load:
                 status = self._prepared(order, status, self.weight_of(base, version))
+            elif status.state is VersionState.LOADING:
+                status = status._replace(asked=order)  # what is there of its weights is for its next load
             statuses[key] = status
             if status.may_load:
                 wanted[key] = order
