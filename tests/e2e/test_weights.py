@@ -91,7 +91,7 @@ def test_workers_map_one_copy_and_answer_as_without_it(models: Path, tmp_path: P
                 assert inodes == [set(), set()]
             with grpc.insecure_channel(server.grpc_target) as channel:
                 stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-                answers.append(outputs_of(stub.Predict(make_request("m", {"x": rows}), timeout=30)))
+                answers.append(outputs_of(stub.Predict(make_request("m", x=rows), timeout=30)))
     assert answers[0].keys() == answers[1].keys()
     for alias, values in answers[0].items():
         np.testing.assert_array_equal(values, answers[1][alias])

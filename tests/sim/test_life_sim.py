@@ -44,7 +44,7 @@ def test_life_with_weights_that_workers_share(block: int) -> None:
         worlds = [run_seed(seed, sharing=True) for seed in range(block * BLOCK, (block + 1) * BLOCK)]
     finally:
         logging.disable(logging.NOTSET)
-    assert sum(world.authors.ordered_count for world in worlds) > 10 * BLOCK
+    assert sum(world.authors.ordered_count for world in worlds) > BLOCK
 
 
 @pytest.mark.parametrize("seed", FOUND)
