@@ -32,7 +32,7 @@ from ringserve.broker.outcomes import Outcomes
 from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.sizes import rows_fitting
-from ringserve.broker.statistics import Queue, held, queues
+from ringserve.broker.statistics import Queue, Usage, held, queues, usage
 
 _AGAIN = -1
 
@@ -83,8 +83,7 @@ class Core:
         self._expected: frozenset[ModelVersion] | None = frozenset()
         self._served: set[ModelVersion] = set()
         self._expiry = Expiry()
-        #: The worker whose batch ended last; -1 before the first.
-        self.ran_last = -1
+        self.ran_last = -1  # the worker whose batch ended last
         self._counters = dict.fromkeys(
             ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
         )
@@ -115,8 +114,7 @@ class Core:
         self._outcomes.frontend_left(frontend_id, self._lanes)
 
     def worker_joined(self, worker_id: int, index: int, loaded: Iterable[tuple[str, int]]) -> None:
-        """A worker has loaded these (name, version) and takes batches; said again, it has loaded more. `index`: its
-        place in the fleet."""
+        """A worker at this place in the fleet has loaded these (name, version); said again, it has loaded more."""
         worker = self._fleet.workers.get(worker_id)
         if worker is None:
             worker = self._fleet.joined(worker_id, index, self._leases.worker_joined(worker_id))
@@ -130,12 +128,14 @@ class Core:
             del self._orphans[lane]
             self._order.add(lane)
 
-    def worker_draining(self, worker_id: int, now_ns: int, kept: Iterable[tuple[str, int]] = ()) -> None:
+    def worker_draining(self, worker_id: int, now_ns: int, kept: Iterable[tuple[str, int]] | None = ()) -> None:
         """Send it only what no other has loaded; `Turn.drained` will name it when it has finished what it holds and
-        nothing more comes. kept: it stays for these, until this is called without."""
+        nothing more comes. kept: it stays for these, until this is called without. None: send it nothing more."""
         worker = self._fleet.workers.get(worker_id)
         if worker is not None and not worker.retired:
-            self._drains.start(worker, frozenset(ModelVersion(*version) for version in kept), now_ns)
+            wanted = frozenset(ModelVersion(*version) for version in kept or ())
+            self._drains.start(worker, wanted, now_ns, at_once=kept is None)
+            self._note_orphans(worker.loaded if kept is None else (), now_ns)
 
     def worker_left(self, worker_id: int, now_ns: int, *, blameless: bool = False) -> None:
         """Its process is gone, however that came. One that never took batches is ignored.
@@ -381,8 +381,7 @@ class Core:
         return {**self._outcomes.ended, "retried": self._outcomes.retried_count}
 
     def statistics(self) -> dict[str, int]:
-        """Counters since the start, and what is held now. `submitted` = the six ends of `outcomes.ENDS` + queued +
-        leased + split, at any moment (see `statistics.py`)."""
+        """Counters since the start, and what is held now (`statistics.held`)."""
         return {
             **self._counters,
             **self.ends(),
@@ -390,6 +389,10 @@ class Core:
             "workers": len(self._fleet.workers),
             "frontends": len(self._outcomes.frontends),
         }
+
+    def usage(self, now_ns: int) -> Usage:
+        """How busy workers were, and what waits."""
+        return usage(self._lanes, self._leases, now_ns)
 
     def queues(self, now_ns: int) -> list[Queue]:
         """Every lane that has something waiting or running."""

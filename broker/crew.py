@@ -72,8 +72,8 @@ class Crew:
         """What it does, in a word, for operators."""
         if member.stopped_ns or member.killed:
             return "stopping"
-        if member.kept is not None:
-            return "kept" if member.kept else "draining"
+        if member.told is not None:
+            return "kept" if member.told else "draining"
         if not member.complete:
             return "loading"
         return "waiting" if self.following is not None and member in self.following.members.values() else "ready"

@@ -27,10 +27,13 @@ class Drains:
     def __bool__(self) -> bool:
         return bool(self._workers)
 
-    def start(self, worker: Worker, kept: frozenset[ModelVersion], now_ns: int) -> None:
-        """It takes what only it can serve, and goes when that is nothing. kept: it stays for these."""
+    def start(self, worker: Worker, kept: frozenset[ModelVersion], now_ns: int, *, at_once: bool) -> None:
+        """It takes what only it can serve, and goes when that is nothing. kept: it stays for these. at_once: it takes
+        nothing more, and goes when it has finished what it holds."""
         if worker.state is WorkerState.READY:
             self._fleet.drain(worker)
+        if at_once:
+            self._fleet.retire(worker)
         worker.kept = kept
         worker.quiet_since_ns = now_ns
         self._workers[worker.worker_id] = worker
@@ -46,7 +49,7 @@ class Drains:
         for worker_id, worker in self._workers.items():
             if worker.leases or worker.kept:
                 continue
-            alone = self._fleet.alone(worker)
+            alone = self._fleet.alone(worker) if not worker.retired else frozenset()
             quiet_ns = worker.quiet_since_ns + QUIET_NS
             if alone and now_ns < quiet_ns:
                 wake_ns = min(wake_ns or quiet_ns, quiet_ns)

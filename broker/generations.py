@@ -27,6 +27,8 @@ from ringserve.broker.staff import Staff
 _SECOND_NS = 1_000_000_000
 #: Pause after a generation that came to nothing, doubled each time.
 _PAUSE_NS_MIN, _PAUSE_NS_MAX = _SECOND_NS, 60 * _SECOND_NS
+#: Reasons of generations that load what serves already.
+RENEWALS = ("age", "memory")
 #: How long versions stay kept, or a worker without something, before a new generation tries to load them; doubled.
 _REFRESH_NS_MIN, _REFRESH_NS_MAX = 60 * _SECOND_NS, 3_600 * _SECOND_NS
 
@@ -45,6 +47,8 @@ class Generations:
         self._in_vain: frozenset[Order] = frozenset()  # what was new in the last one that came to nothing
         self._refresh_wait_ns = _REFRESH_NS_MIN
         self._refresh_ns = 0
+        self._renewal = ""
+        self.begun: list[str] = []  # reasons of generations that were begun; the caller empties it
 
     # ------------------------------------------------------------------------------------------------------ looking
 
@@ -57,6 +61,16 @@ class Generations:
     def wanted(self) -> int:
         """How many workers are to serve."""
         return len(self.crew.current.places) if self.crew.current is not None else 0
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way that changes which workers there are."""
+        crew = self.crew
+        current = crew.current
+        if current is None or crew.adoption is not None or crew.following is not None or not crew.pool:
+            return False
+        full = len(current.members) == len(current.places) and not current.loading()
+        return full and all(member.kept for member in crew.old)
 
     @property
     def active(self) -> int:
@@ -86,15 +100,38 @@ class Generations:
         """From now on this shall serve."""
         self._staff.aim = aim
 
+    def renew(self, reason: str) -> None:
+        """Replace the workers that serve, although they serve what they shall."""
+        self._renewal = reason
+
+    def resize(self, by: int) -> bool:
+        """1: one more worker; -1: one less. Whether that can be done now. Never one that others cannot stand in for."""
+        current = self.crew.current
+        if current is None or not self.settled:
+            return False
+        if by > 0 and current.closed:
+            place = min(current.closed)
+            current.closed.remove(place)
+            current.grown.add(place)
+            return True
+        spared = self._staff.spared(current)
+        if by > 0 or not spared or self.wanted <= self.crew.workers_min:
+            return False
+        place = max(spared)
+        self.crew.retire(current, place)
+        current.closed.add(place)
+        current.grown.discard(place)
+        return True
+
     def turn(self, now_ns: int) -> Moves:
         """Decide all that can be decided now."""
         crew, staff, aim = self.crew, self._staff, self._staff.aim
-        drain: list[tuple[int, frozenset[ModelVersion]]] = []
+        drain: list[tuple[int, frozenset[ModelVersion] | None]] = []
         if aim is not None:
             if crew.adoption is not None:
                 self._adopt(aim, now_ns)
             for generation in crew.generations:
-                generation.gone = aim.gone
+                generation.gone, generation.singles = aim.gone, aim.singles
             drain = staff.drain(now_ns)
             if crew.adoption is None:
                 self._plan(aim, now_ns)
@@ -140,19 +177,25 @@ class Generations:
                 crew.current = self._make(Phase.SERVE)
                 crew.current.orders, crew.current.gone = orders, aim.gone
                 self._refresh_ns = 0
+                self._renewal = ""
+                self.begun.append("start")
             return
         if current.loading() or any(not member.kept for member in crew.old):
             return  # two generations in memory are enough
-        if not due and not self._differs(current, aim):
+        differs = self._differs(current, aim)
+        if not due and not differs and not self._renewal:
             return
         following = self._make(Phase.SCOUT)
         following.refresh, following.gone = due, aim.gone
+        following.reason = "change" if differs else self._renewal or "refresh"
         self._set_plan(following, current, aim)
         if now_ns < self._not_before_ns and following.fresh <= self._in_vain:
             self._number -= 1
             return
         crew.following = following
         self._refresh_ns = 0
+        self._renewal = ""
+        self.begun.append(following.reason)
         if not following.plan():
             self._publish(following)
 
@@ -177,10 +220,9 @@ class Generations:
         # Neither the first nor the last where there are more: the broker shares its core with one of them.
         made.scout_place = made.places[len(made.places) // 2]
         if self._stop_first and crew.current is not None:
-            members = crew.current.members.values()
-            stateless = [member.place for member in members if not self._staff.holds_state(member)]
-            if stateless and made.scout_place not in stateless:
-                made.scout_place = stateless[0]
+            spared = self._staff.spared(crew.current)
+            if spared and made.scout_place not in spared:
+                made.scout_place = spared[0]
         return made
 
     def _set_plan(self, generation: Generation, current: Generation, aim: Aim) -> None:
@@ -223,7 +265,7 @@ class Generations:
         scout = generation.members.get(generation.scout_place)
         if scout is not None and scout.loading in generation.fresh - wanted:
             return True  # which may take long
-        return not generation.refresh and not self._differs(current, aim)
+        return generation.reason == "change" and not generation.refresh and not self._differs(current, aim)
 
     def _come_to_nothing(self, generation: Generation, now_ns: int) -> None:
         self._kills += self.crew.dismiss(generation)
@@ -266,6 +308,8 @@ class Generations:
             return True
         if self._stop_first and not current.members:
             return bool(scout.loaded)
+        if generation.reason in RENEWALS and all(key in scout.loaded for key in generation.orders):
+            return True
         drops = any(not aim.wants(key) for key in current.orders)
         return bool(scout.loaded) and (drops or current.lacks())
 

@@ -65,6 +65,17 @@ class Groups:
                 found.setdefault(name, set()).update(versions)
         return found
 
+    def home(self, model: str) -> str:
+        """The name of the group whose workers serve this model."""
+        return self.groups[self._home(model)].name
+
+    def take_begun(self) -> list[tuple[str, str]]:
+        """Generations begun since the last call: (group, reason)."""
+        found = [(group.name, reason) for group in self.groups for reason in group.generations.begun]
+        for group in self.groups:
+            group.generations.begun.clear()
+        return found
+
     def _home(self, model: str) -> int:
         home = self._homes.get(model)
         if home is None:

@@ -67,6 +67,7 @@ class Leases:
         self._by_worker: dict[int, list[Lease]] = {}
         self._batch_id_last = 0
         self._deadline_min_ns = 0
+        self._busy_ns: dict[int, int] = {}
         self.running_count = 0
 
     def __len__(self) -> int:
@@ -79,6 +80,7 @@ class Leases:
         """The worker's (empty) list of leases, which this object keeps up to date until `revoke`."""
         held: list[Lease] = []
         self._by_worker[worker_id] = held
+        self._busy_ns[worker_id] = 0
         return held
 
     def grant(
@@ -112,6 +114,8 @@ class Leases:
         del self._by_batch[batch_id]
         held = self._by_worker[worker_id]
         held.remove(lease)
+        if lease.started_ns:
+            self._busy_ns[worker_id] += now_ns - lease.started_ns
         lease.lane.leases_count -= 1
         if not held:
             self.running_count -= 1
@@ -131,6 +135,7 @@ class Leases:
     def revoke(self, worker_id: int) -> list[Lease]:
         """The worker is gone: its leases, in the order in which it held them, are nobody's now."""
         held = self._by_worker.pop(worker_id, [])
+        self._busy_ns.pop(worker_id, None)
         self.running_count -= bool(held)
         for lease in held:
             del self._by_batch[lease.batch_id]
@@ -140,6 +145,11 @@ class Leases:
     def busy_workers(self) -> list[int]:
         """Ids of the workers that hold a lease."""
         return [worker_id for worker_id, held in self._by_worker.items() if held]
+
+    def busy_ns(self, now_ns: int) -> dict[int, int]:
+        """How long each worker has been running batches since it joined, by id."""
+        heads = {worker_id: now_ns - held[0].started_ns for worker_id, held in self._by_worker.items() if held}
+        return {worker_id: busy_ns + heads.get(worker_id, 0) for worker_id, busy_ns in self._busy_ns.items()}
 
     def wake_ns(self) -> int:
         """No lease expires before this; 0 = none can."""

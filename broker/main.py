@@ -12,7 +12,7 @@ from ringserve.broker.core import Core
 from ringserve.broker.metrics import BrokerMetrics
 from ringserve.broker.models import Models
 from ringserve.broker.service import Service
-from ringserve.broker.setup import Policies, make_lifecycle, pin_broker
+from ringserve.broker.setup import Policies, make_lifecycle, make_tending, pin_broker
 from ringserve.broker.state_file import State, StateFile
 from ringserve.broker.watcher import Watcher
 from ringserve.broker.wire import unpack_lane
@@ -67,7 +67,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
             first=state is None,
         )
         models.start(state or State(settings.models, ""), time.monotonic_ns())
-        service.serve_models(models, watcher.fd)
+        service.serve_models(models, watcher.fd, make_tending(settings, lifecycle.groups, core))
         service.watch(stop.fd, service.stop)
         process.freeze_heap()
         process.tell_ready()

@@ -24,9 +24,9 @@ class Member:
 
     place: in its generation; seat: in the fleet. untried: orders that it has not begun. loading: what it loads now,
     since loading_ns. complete: all loads are over. serves: what it may be sent. kept: None while it belongs to a
-    generation that is not replaced; afterwards the versions that only it has and that shall go on. stopped_ns: when it
-    was told to leave; 0 = not. killed: it was ordered to end, so its end says nothing about what it loaded. born_ns:
-    when it registered.
+    generation that is not replaced; afterwards the versions that only it has and that shall go on. told: what of that
+    the fleet knows; None: nothing, it takes batches as before. stopped_ns: when it was told to leave; 0 = not. killed:
+    it was ordered to end, so its end says nothing about what it loaded. born_ns: when it registered.
     """
 
     worker_id: int
@@ -42,6 +42,7 @@ class Member:
     complete: bool = False
     serves: frozenset[ModelVersion] = frozenset()
     kept: frozenset[ModelVersion] | None = None
+    told: frozenset[ModelVersion] | None = None
     stopped_ns: int = 0
     killed: bool = False
 
@@ -86,8 +87,8 @@ class Generation:
     when it was planned; sought: those and the kept ones, which its predecessor's workers lack. ready: what it has
     served, and is to serve again when a worker was replaced. given: what each place's process was told to load. asked:
     places forked before it serves. counted: orders whose failure counted. hopeless: nothing will come of it. gone: as
-    an Aim has it. closed: places that stay empty, as the load is too small for them. scout_place: where its scout is
-    forked.
+    an Aim has it. singles: likewise. closed: places that stay empty, as the load is too small for them; grown: those
+    that were filled later, for a load. scout_place: where its scout is forked. reason: why it was made, in a word.
     """
 
     number: int
@@ -104,9 +105,12 @@ class Generation:
     given: dict[int, tuple[tuple[Order, bool], ...]] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     closed: set[int] = field(default_factory=set)
+    grown: set[int] = field(default_factory=set)
     scout_place: int = 0
+    reason: str = ""
     counted: set[Order] = field(default_factory=set)
     gone: frozenset[Order] = frozenset()
+    singles: frozenset[ModelVersion] = frozenset()
 
     @property
     def places(self) -> list[int]:
@@ -121,14 +125,16 @@ class Generation:
         place = index - self.index_of(0)
         return place if 0 <= place < len(self.roster) else -1
 
-    def plan(self) -> tuple[tuple[Order, bool], ...]:
-        """What its next worker is to load, each with whether it is a fallback.
+    def plan(self, place: int = -1) -> tuple[tuple[Order, bool], ...]:
+        """What its next worker is to load, each with whether it is a fallback. place: where that is; -1: anywhere.
 
-        An order without a path is of an earlier broker's workers, and nobody knows where it lies.
+        An order without a path is of an earlier broker's workers, and nobody knows where it lies. A worker that comes
+        later, for the load, does not load what has its state in another.
         """
+        apart = {key for key in self.singles if place in self.grown and self.holders(key)}
         orders = [(order, False) for order in self.orders.values()]
         orders += [(order, True) for order in self.fallbacks.values()]
-        return tuple((order, fallback) for order, fallback in orders if self._loadable(order))
+        return tuple((order, back) for order, back in orders if self._loadable(order) and order.key not in apart)
 
     def holders(self, key: ModelVersion) -> list[Member]:
         return [member for member in self.members.values() if key in member.loaded]
@@ -148,7 +154,7 @@ class Generation:
 
     def lacks(self) -> bool:
         """A worker of it has all its loads behind it, and has not what it could have and others have."""
-        wanted = {key for key, order in self.orders.items() if self._loadable(order)}
+        wanted = {key for key, order in self.orders.items() if self._loadable(order)} - self.singles
         return any(member.complete and wanted - member.loaded.keys() for member in self.members.values())
 
     def _loadable(self, order: Order) -> bool:

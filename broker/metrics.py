@@ -157,6 +157,10 @@ class BrokerMetrics:
         """A process of that name (`worker-0`) is being started."""
         self._file.add(metrics.PROCESS_STARTS, (name,))
 
+    def generation_begun(self, group: str, reason: str) -> None:
+        """New workers are made for this group."""
+        self._file.add(metrics.GROUP_GENERATIONS, (group, reason))
+
     # ------------------------------------------------------------------------------------------------- flushing
 
     def tick(self, now_ns: int, ends: Callable[[], Mapping[str, int]]) -> int:

@@ -63,12 +63,13 @@ class Moves(NamedTuple):
     """What the broker's loop has to do now.
 
     serve: (worker id, place in the fleet, all that it may be sent from now on). drain: (worker id, versions it is kept
-    for; empty: it may go). stops: worker ids; kills: process ids. wake_ns: ask again then; 0 = not needed.
+    for; empty: it may go when nothing comes any more that only it can serve; None: as soon as it can). stops: worker
+    ids; kills: process ids. wake_ns: ask again then; 0 = not needed.
     """
 
     forks: list[ForkPlan]
     serve: list[tuple[int, int, frozenset[ModelVersion]]]
-    drain: list[tuple[int, frozenset[ModelVersion]]]
+    drain: list[tuple[int, frozenset[ModelVersion] | None]]
     stops: list[int]
     kills: list[int]
     wake_ns: int

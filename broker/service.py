@@ -43,6 +43,7 @@ from ringserve.broker.operators import Operators
 from ringserve.broker.orders import ForkPlan, Moves
 from ringserve.broker.registry import Arrivals, Peer, Registry
 from ringserve.broker.setup import Policies
+from ringserve.broker.tending import Tending
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,10 @@ class Service:
         self._stopping = False
         self.messages_dropped_count = 0
 
-    def serve_models(self, models: Models, watcher_fd: int) -> None:
+    def serve_models(self, models: Models, watcher_fd: int, tending: Tending) -> None:
         """Whose models these are; `watcher_fd` wakes for `models.take_looks`."""
         self.models = models
+        self._tending = tending
         self._operators = Operators(self._registry, models, self._core)
         self.watch(watcher_fd, self._on_looks)
 
@@ -147,6 +149,8 @@ class Service:
 
     def _speak(self, now_ns: int) -> int:
         models = self.models
+        if self._tending.turn(now_ns):
+            self._touch()
         if self._news or 0 < models.wake_ns <= now_ns:
             self._news = False
             moves = models.turn(now_ns)
@@ -164,7 +168,7 @@ class Service:
             self._end_workers(turn, now_ns)
         metrics_ns = self._metrics.tick(now_ns, self._core.ends)
         models_ns = now_ns if self._news else models.wake_ns
-        wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns)
+        wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns, self._tending.wake_ns)
         return min((wake for wake in wakes if wake), default=0)
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:
@@ -191,6 +195,8 @@ class Service:
         self._news = True
 
     def _move(self, moves: Moves, now_ns: int) -> None:
+        for group, reason in self.models.lifecycle.groups.take_begun():
+            self._metrics.generation_begun(group, reason)
         for worker_id, place, servables in moves.serve:
             self._core.worker_joined(worker_id, place, servables)
         for worker_id, kept in moves.drain:

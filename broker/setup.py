@@ -11,6 +11,7 @@ from ringserve.broker.budget import Budget, Limits, Share
 from ringserve.broker.core import Core
 from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
+from ringserve.broker.elastic import Elastic
 from ringserve.broker.generations import Generations
 from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
@@ -18,7 +19,10 @@ from ringserve.broker.messages import ModelOptions
 from ringserve.broker.orders import Seat
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.preparation import Authors, Preparation
+from ringserve.broker.processes import private_bytes
+from ringserve.broker.renewal import Renewal
 from ringserve.broker.retries import Retries
+from ringserve.broker.tending import Tended, Tending
 from ringserve.broker.versions import Versions
 from ringserve.config.cpus import usable_cpus
 from ringserve.config.groups import group_of
@@ -179,6 +183,28 @@ def make_groups(settings: Settings) -> Groups:
         )
         groups.append(Group(configured.name, generations))
     return Groups(groups, lambda model: group_of(model, settings.groups))
+
+
+def make_tending(settings: Settings, groups: Groups, core: Core) -> Tending:
+    """What looks after the groups' workers as time passes."""
+    workers = settings.workers
+    limited = bool(workers.worker_bytes_max or workers.worker_age_s_max)
+    tended = []
+    for group in groups.groups:
+        crew = group.generations.crew
+        elastic = Elastic(
+            crew.workers_min,
+            crew.workers_max,
+            grow_ns=workers.grow_ms * 1_000_000,
+            shrink_ns=workers.shrink_ms * 1_000_000,
+        )
+        renewal = Renewal(
+            group.name, bytes_max=workers.worker_bytes_max, age_ns_max=workers.worker_age_s_max * 1_000_000_000
+        )
+        is_elastic = crew.workers_max > crew.workers_min
+        tended.append(Tended(group, elastic if is_elastic else None, renewal if limited else None))
+    reads = private_bytes if workers.worker_bytes_max else None
+    return Tending(groups, tended, usage=core.usage, private_bytes=reads)
 
 
 def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:

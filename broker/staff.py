@@ -53,12 +53,19 @@ class Staff:
             return found
         return {key: order for key, order in found.items() if self.aim.wants(key)}
 
-    def holds_state(self, member: Member) -> bool:
-        """What this member of the current generation has come to know would be lost with it."""
-        if self.aim is None or self.crew.current is None:
-            return False
-        members = self.crew.current.members.values()
-        return any(key in member.serves and member is _preferred(key, members) for key in self.aim.singles)
+    def spared(self, current: Generation) -> list[int]:
+        """Places of the current generation that can do without their worker: others serve what it serves, and nothing
+        of it holds state that would be lost."""
+        members = current.members
+        singles = self.aim.singles if self.aim is not None else frozenset()
+        found = []
+        for place in current.places:
+            keys = members[place].serves if place in members else frozenset()
+            others = [member for member in members.values() if member.place != place]
+            alone = any(not any(key in other.serves for other in others) for key in keys)
+            if not alone and not any(members[place] is _preferred(key, members.values()) for key in keys & singles):
+                found.append(place)
+        return found
 
     # --------------------------------------------------------------------------------------------------- serving
 
@@ -95,31 +102,33 @@ class Staff:
 
     # --------------------------------------------------------------------------------------------------- draining
 
-    def drain(self, now_ns: int) -> list[tuple[int, frozenset[ModelVersion]]]:
-        """Old workers that are to drain, or are kept for less than before."""
-        drain = []
+    def drain(self, now_ns: int) -> list[tuple[int, frozenset[ModelVersion] | None]]:
+        """Old workers that are to drain, or are kept for less than before; as in Moves."""
+        drain: list[tuple[int, frozenset[ModelVersion] | None]] = []
         for member in self.crew.old:
-            if member.stopped_ns or not self._may_go(member, now_ns):
+            if member.stopped_ns:
                 continue
             if not member.serves:
                 self.crew.worker_drained(member.worker_id, now_ns)
                 continue
-            kept = frozenset(key for key in member.serves if self._shall_keep(member, key))
-            if kept != member.kept:
-                member.kept = kept
-                drain.append((member.worker_id, kept))
+            kept = member.kept = frozenset(key for key in member.serves if self._shall_keep(member, key))
+            if kept != member.told and self._may_go(member, now_ns):
+                member.told = kept
+                # With one place it is the only one that serves, and would never come to an end under traffic.
+                drain.append((member.worker_id, None if self._makes_room(member) and not kept else kept))
         return drain
 
     def _may_go(self, member: Member, now_ns: int) -> bool:
         current = self.crew.current
-        if not self.stop_first or current is None or member.kept is not None or member.generation == current.number:
+        if not self.stop_first or current is None or member.told is not None or self._makes_room(member):
             return True
         others = [other for other in self.crew.old if other is not member and not other.kept]
-        if any(other.kept is not None or other.stopped_ns or other.killed for other in others):
+        if any(other.told is not None or other.stopped_ns or other.killed for other in others):
             return False  # one at a time
         if others and self._is_last(member, others):
             return False
-        return not current.loading() and not current.roster.due(self.open_places(current), now_ns, only_look=True)
+        due = current.plan() and current.roster.due(self.open_places(current), now_ns, only_look=True)
+        return not due and not current.loading()
 
     def _is_last(self, member: Member, others: list[Member]) -> bool:
         """Ready workers come before draining ones: while there are others, it could not go on with its state."""
@@ -133,9 +142,19 @@ class Staff:
         if key in aim.singles:
             # Its state is in the worker that served it: the one that the fleet prefers.
             return member is _preferred(key, living(self.crew.old))
+        if self.stop_first and key not in aim.orders and self._succeeded(key):
+            return False  # the aim, which is about to change, has it as a fallback yet
         # One that makes room for its successor is kept for nothing that another can load.
-        making_room = self.stop_first and current is not None and member.generation == current.number
-        return not making_room or not member.loaded[key].path or member.loaded[key] in aim.gone
+        return not self._makes_room(member) or not member.loaded[key].path or member.loaded[key] in aim.gone
+
+    def _succeeded(self, key: ModelVersion) -> bool:
+        """Another version of its model has come."""
+        current, orders = self.crew.current, self.aim.orders if self.aim is not None else {}
+        return current is not None and any(other.name == key.name and other in orders for other in current.ready)
+
+    def _makes_room(self, member: Member) -> bool:
+        current = self.crew.current
+        return self.stop_first and current is not None and member.generation == current.number
 
     # --------------------------------------------------------------------------------------------------- forking
 
@@ -151,8 +170,8 @@ class Staff:
         crew = self.crew
         forks = []
         for generation in crew.generations if crew.pool else ():
-            plan = generation.plan()
-            for place in generation.roster.due(self.open_places(generation), now_ns) if plan else ():
+            for place in generation.roster.due(self.open_places(generation), now_ns) if generation.plan() else ():
+                plan = generation.plan(place)
                 generation.given[place] = plan
                 generation.asked.add(place)
                 seat = self._seats[place] if self._seats else Seat(())

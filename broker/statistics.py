@@ -24,6 +24,19 @@ class Queue(NamedTuple):
     rows_best: int
 
 
+class Usage(NamedTuple):
+    """busy_ns: how long each worker has been running batches since it joined, by id. waiting: models with requests
+    that wait for a worker."""
+
+    busy_ns: dict[int, int]
+    waiting: frozenset[str]
+
+
+def usage(lanes: Iterable[Lane], leases: Leases, now_ns: int) -> Usage:
+    """As it is now."""
+    return Usage(leases.busy_ns(now_ns), frozenset(lane.servable.name for lane in lanes if lane.waiting))
+
+
 def queues(lanes: Iterable[Lane], now_ns: int) -> list[Queue]:
     """Every lane that has something waiting or running."""
     return [
@@ -41,7 +54,10 @@ def queues(lanes: Iterable[Lane], now_ns: int) -> list[Queue]:
 
 
 def held(lanes: Iterable[Lane], leases: Leases) -> dict[str, int]:
-    """queued, leased: whole requests; split: requests that run in parts; and the rows and leases there are."""
+    """queued, leased: whole requests; split: requests that run in parts; and the rows and leases there are.
+
+    At any moment the core's `submitted` = the six ends of `outcomes.ENDS` + queued + leased + split.
+    """
     lanes = list(lanes)
     splits = [split for lane in lanes for split in lane.splits.values()]
     queued = sum(len(lane.queue) + len(lane.solo) for lane in lanes)

@@ -249,6 +249,14 @@ GROUP_WORKERS_WANTED: Final = Family(
 GROUP_WORKERS_ACTIVE: Final = Family(
     "ringserve_group_workers_active", GAUGE, ("group",), "workers of a group that serve", SCRAPE
 )
+GROUP_GENERATIONS: Final = Family(
+    "ringserve_group_generations_total",
+    COUNTER,
+    ("group", "reason"),
+    "generations of workers that a group began: for other models (change), to try again what did not load (refresh), "
+    "for their age or memory, or as the first (start)",
+    BROKER,
+)
 GENERATION: Final = Family(
     "ringserve_generation", GAUGE, (), "how often the set of workers was replaced for other models", SCRAPE
 )

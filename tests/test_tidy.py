@@ -86,6 +86,7 @@ def _ours(path: Path) -> Iterator[str]:
 
 _EDGES_OF_BROKER = {
     *("main", "service", "setup", "registry", "repository", "watcher", "mailbox", "wire", "control", "metrics"),
+    "processes",
     *("admin", "changes", "models", "operators", "state_file"),
 }
 _PURE_BROKER = [path for path in LIBRARY if path.parent.name == "broker" and path.stem not in _EDGES_OF_BROKER]
@@ -110,6 +111,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/models": ("broker", "config"),
     "broker/operators": ("broker", "config"),
     "broker/state_file": ("config",),
+    "broker/processes": (),
     "broker/metrics": ("broker.messages", "broker.statistics", "config"),
     "broker/": tuple(f"broker.{path.stem}" for path in _PURE_BROKER),
     "frontend/": (*_WIRE, "shm", "config", "frontend"),

@@ -73,6 +73,7 @@ class Life:
         self.disk: dict[str, dict[int, int]] = {name: {} for name in models}  # version -> inode
         self.contents: dict[int, int] = {}  # inode -> what tells its files from others, if not the inode
         self.moves: list[Moves] = []
+        self.drains_take_long = False
         self.plan_of: dict[int, ForkPlan] = {}  # by process id, which is the worker's id, too
         self.weights_of: dict[int, dict[Order, int]] = {}
         self._pid = 100
@@ -176,7 +177,7 @@ class Life:
             for plan in moves.forks:
                 self.register(plan)
             for worker_id, kept in moves.drain:
-                if not kept:
+                if not kept and not self.drains_take_long:
                     self.crews.worker_drained(worker_id, self.now_ns)
                     self.lifecycle.touch()
             for worker_id in (*moves.stops, *(pid for pid in moves.kills)):

@@ -95,3 +95,22 @@ def test_before_it_is_known_what_serves_every_request_waits() -> None:
     assert told(bench.submit((1, 1))) == []
     bench.core.worker_joined(10, 0, {("m", 1)})
     assert sent(bench.turn()) == [(10, [(1, 1, 0)])]
+
+
+def test_the_only_worker_makes_room_at_once_and_what_comes_waits_for_the_next() -> None:
+    bench = Bench()
+    running = bench.submit((1, 1)).executes[0][1].batch_id
+    bench.core.worker_draining(10, bench.now_ns, None)
+    assert sent(bench.submit((2, 1))) == []
+    turn = bench.done(10, running)
+    assert (turn.drained, sent(turn), told(turn)) == ([10], [], [])
+    bench.left(10)
+    bench.core.worker_joined(11, 0, {("m", 1)})
+    assert sent(bench.turn()) == [(11, [(2, 1, 0)])]
+
+
+def test_one_that_makes_room_goes_at_once_where_others_serve() -> None:
+    bench = Bench(2)
+    bench.core.worker_draining(10, bench.now_ns, None)
+    assert bench.turn().drained == [10]
+    assert [worker for worker, _ in sent(bench.submit((1, 1)))] == [11]

@@ -83,3 +83,18 @@ def test_revoke_gives_all_back_in_order_and_knows_the_worker_no_more() -> None:
     assert list(leases) == [other]
     assert leases.settle(first.batch_id, 1, NOW) is None
     assert leases.revoke(1) == []
+
+
+def test_busy_time_is_that_of_the_heads() -> None:
+    leases, _ = leases_of(1, 2)
+    first, second = grant(leases, 1), grant(leases, 1)
+    assert leases.busy_ns(NOW + 3 * MS) == {1: 3 * MS, 2: 0}
+    leases.settle(first.batch_id, 1, NOW + 5 * MS)
+    assert leases.busy_ns(NOW + 6 * MS) == {1: 6 * MS, 2: 0}
+    leases.settle(second.batch_id, 1, NOW + 7 * MS)
+    assert leases.busy_ns(NOW + 70 * MS) == {1: 7 * MS, 2: 0}
+    third = grant(leases, 1, NOW + 80 * MS)
+    leases.settle(third.batch_id, 1, NOW + 81 * MS)
+    assert leases.busy_ns(NOW + 90 * MS) == {1: 8 * MS, 2: 0}
+    leases.revoke(1)
+    assert leases.busy_ns(NOW) == {2: 0}

@@ -2,7 +2,8 @@
 pool, workers and time, from one seed.
 
 In the first phase things happen: versions are copied, replaced, removed, some broken, some deadly; models are
-configured and taken out; workers, the pool and the broker die. Then it is quiet, and everything must come to its end.
+configured and taken out; groups grow, shrink and are renewed; workers, the pool and the broker die. Then it is quiet,
+and everything must come to its end.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SETTLE_NS = 2 * SECOND
 INCOMPLETE_NS = 8 * SECOND
 RETRIES_MAX = 3
 AUTHOR_NS_MAX = 30 * SECOND
+#: Seeds from here on are of lives with several groups.
+MANY_GROUPS = 1_000_000
 
 BROKEN = Failure(Code.INVALID_ARGUMENT, "broken")
 UNLUCKY = Failure(Code.UNAVAILABLE, "bad luck")
@@ -59,7 +62,14 @@ class LifeWorld:
         self.rng = rng = random.Random(seed)
         self.sharing = sharing
         self.authors = SimAuthors(self, seed)
-        self.workers_count = rng.randint(1, 4)
+        self.sizes = [(rng.randint(1, 4), 0)]
+        self.stop_first = [False]
+        self.stateful: set[str] = set()
+        self.in_group: dict[str, int] = {}
+        self.resizes = False
+        if seed >= MANY_GROUPS:
+            self._draw_groups()
+        self.places_count = sum(max(size) for size in self.sizes)
         self.deaths = rng.random() < 0.6
         self.broker_deaths = self.deaths and rng.random() < 0.5
         self.kinds = rng.choice((["good"], ["good", "broken"], ["good", "good", "broken", "deadly", "unlucky"]))
@@ -82,6 +92,15 @@ class LifeWorld:
         self.lost_ns = 0
         self._pool = 1
         self.new_broker()
+
+    def _draw_groups(self) -> None:
+        """Groups of different sizes, some of which stop first; some models' versions hold state."""
+        rng = self.rng
+        self.sizes = [(rng.randint(1, 3), rng.choice((0, 4))) for _ in range(rng.randint(1, 3))]
+        self.stop_first = [rng.random() < 0.4 for _ in self.sizes]
+        self.in_group = {f"m{number}": rng.randrange(len(self.sizes)) for number in range(4)}
+        self.stateful = {name for name in self.in_group if rng.random() < 0.2}
+        self.resizes = True
 
     # ---------------------------------------------------------------------------------------------------- engine
 
@@ -112,7 +131,12 @@ class LifeWorld:
         self.rules.finished()
 
     def changing(self) -> bool:
-        return self.crew.following is not None or any(not member.kept for member in self.crew.old)
+        return any(
+            crew.following is not None
+            or any(not member.kept for member in crew.old)
+            or (self.resizes and crew.current is not None and crew.current.loading())
+            for crew in self.crews.crews
+        )
 
     def turn(self) -> None:
         for name in self.lifecycle.due_looks(self.now_ns):
@@ -133,14 +157,20 @@ class LifeWorld:
         self._broker += 1
         self.authors.broker_lost()
         self._looking.clear()
-        self.crew = Crew(self.workers_count)
-        self.generations = Generations(self.crew, (), 1)
+        found = []
+        first_seat = 0
+        for number, (size, stop_first) in enumerate(zip(self.sizes, self.stop_first, strict=True)):
+            crew = Crew(*size, first_seat)
+            first_seat += crew.workers_max
+            found.append(Group(str(number), Generations(crew, (), 1, stop_first=stop_first)))
+        self.groups = Groups(found, lambda model: str(self.in_group.get(model, 0)))
+        self.crews = self.groups.crew
         self.versions = Versions()
         self.lifecycle = Lifecycle(
-            Groups([Group("default", self.generations)], lambda model: "default"),
+            self.groups,
             self.versions,
             Retries(RETRIES_MAX, 60 * SECOND),
-            Preparation(Authors(5, (), 1, self.workers_count, AUTHOR_NS_MAX) if self.sharing else None),
+            Preparation(Authors(5, (), 1, self.places_count, AUTHOR_NS_MAX) if self.sharing else None),
             settle_ns=SETTLE_NS,
             incomplete_ns=INCOMPLETE_NS,
             unload_when_empty=self.unload_when_empty,
@@ -176,13 +206,13 @@ class LifeWorld:
 
     def move(self, moves: Moves) -> None:
         for plan in moves.forks:
-            assert self.crew.pool
+            assert self.crews.pool
             if self.sharing:
                 self.authors.fork(plan)
             else:
                 self.soon(lambda plan=plan: self.fork(plan))  # type: ignore[misc]
         for worker_id, place, _ in moves.serve:
-            assert 0 <= place < self.workers_count
+            assert 0 <= place < self.places_count
             assert self.by_id(worker_id) is None or self.by_id(worker_id).alive  # type: ignore[union-attr]
         for worker_id, kept in moves.drain:
             if not kept:
@@ -196,10 +226,10 @@ class LifeWorld:
                 self.at(MS, lambda pid=pid: self.kill(pid))  # type: ignore[misc]
 
     def drained(self, worker_id: int) -> None:
-        member = self.crew.find(worker_id)
+        member = self.crews.find(worker_id)
         # The core names a worker only while it is kept for nothing.
         if member is not None and member.kept == frozenset():
-            self.crew.worker_drained(worker_id, self.now_ns)
+            self.crews.worker_drained(worker_id, self.now_ns)
             self.lifecycle.touch()
 
     # --------------------------------------------------------------------------------------------------- workers
@@ -225,11 +255,11 @@ class LifeWorld:
         self._ids += 1
         worker.worker_id = self._ids
         plan = worker.plan
-        self.crew.worker_joined(worker.worker_id, plan.generation, plan.worker_index, worker.pid, self.now_ns)
+        self.crews.worker_joined(worker.worker_id, plan.generation, plan.worker_index, worker.pid, self.now_ns)
         for order, failure in worker.reports:
             self.tell_loaded(worker, order, failure)
         if worker.loading is not None:
-            self.crew.worker_loading(worker.worker_id, worker.loading.key, self.now_ns)
+            self.crews.worker_loading(worker.worker_id, worker.loading.key, self.now_ns)
         if worker.loaded or worker.complete:
             self.tell_ready(worker)
         self.lifecycle.touch()
@@ -252,7 +282,7 @@ class LifeWorld:
             self.load(worker, left)
             return
         worker.loading = order
-        self.tell(worker, lambda: self.crew.worker_loading(worker.worker_id, order.key, self.now_ns))
+        self.tell(worker, lambda: self.crews.worker_loading(worker.worker_id, order.key, self.now_ns))
         self.at(self.rng.randint(10 * MS, self.load_ns_max), lambda: self.loaded(worker, order, left))
 
     def loaded(self, worker: SimWorker, order: Order, left: list[tuple[Order, bool]]) -> None:
@@ -291,16 +321,18 @@ class LifeWorld:
         arrive()
 
     def tell_loaded(self, worker: SimWorker, order: Order, failure: Failure | None) -> None:
-        failed = self.crew.worker_loaded(worker.worker_id, order.key, failure)
+        failed = self.crews.worker_loaded(worker.worker_id, order.key, failure)
         if failed is not None:
             assert failed.order.key == order.key
             self.lifecycle.load_failed(failed, self.now_ns)
         elif failure is None:
             self.lifecycle.load_succeeded(order.key)
+            if order.name in self.stateful:
+                self.lifecycle.singles.add(order.key)
 
     def tell_ready(self, worker: SimWorker) -> None:
         keys = frozenset(ModelVersion(*key) for key in worker.loaded)
-        self.crew.worker_ready(worker.worker_id, keys, complete=worker.complete)
+        self.crews.worker_ready(worker.worker_id, keys, complete=worker.complete)
 
     def kill(self, pid: int) -> None:
         if pid in self.workers:
@@ -317,12 +349,12 @@ class LifeWorld:
         worker_id, index = worker.worker_id, worker.plan.worker_index
 
         def left() -> None:
-            self.crew.worker_left(worker_id, self.now_ns)
+            self.crews.worker_left(worker_id, self.now_ns)
             self.lifecycle.touch()
 
         def exited() -> None:
             assert status is not None
-            for failed in self.crew.worker_exited(index, worker.pid, status, self.now_ns):
+            for failed in self.crews.worker_exited(index, worker.pid, status, self.now_ns):
                 self.lifecycle.load_failed(failed, self.now_ns)
             self.lifecycle.touch()
 
@@ -359,11 +391,24 @@ class LifeWorld:
     def something(self) -> None:
         choices = [self.copy_version] * 5 + [self.disk.remove_version] * 2 + [self.change_config] * 2
         choices += [self.remove_base, lambda: self.disk.fix_version(self.now_ns)]
+        if self.resizes:
+            choices += [self.resize] * 4 + [self.renew] * 2
         if self.deaths:
             choices += [self.kill_some, self.kill_some, self.pool_dies]
         if self.broker_deaths:
             choices += [self.new_broker]
         self.rng.choice(choices)()
+
+    def resize(self) -> None:
+        """What the load may ask for, at any time, over and over."""
+        generations = self.rng.choice(self.groups.groups).generations
+        if generations.resize(self.rng.choice((1, 1, -1))):
+            self.lifecycle.touch()
+        assert generations.wanted <= generations.crew.workers_max
+
+    def renew(self) -> None:
+        self.rng.choice(self.groups.groups).generations.renew(self.rng.choice(("age", "memory")))
+        self.lifecycle.touch()
 
     def copy_version(self) -> None:
         if self.plans:

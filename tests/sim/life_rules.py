@@ -3,7 +3,9 @@
 never without               a model that serves goes on serving as long as nobody dies, whatever is copied, broken,
                             removed or configured (but when it is taken out, or unloading the empty was asked for)
 weights                     are there when a worker needs them (`authors.py`), and go with the last that maps them
+somebody serves it          whatever is published, but in a group of one place whose worker stops first
 two generations             of workers at most, beside those kept for what nobody can load any more
+one copy                    of what holds state: requests go to the same worker as long as that lives
 the end is right            when it is quiet every good version that is asked for serves, every bad one has ended with
                             its error, nothing drains or loads any more, and every place has its worker
 """
@@ -13,7 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ringserve.broker.aspired import VersionDirectory, choose
+from ringserve.broker.fleet import preference
+from ringserve.broker.generations import Generations
 from ringserve.broker.messages import Code, ModelVersion, VersionState
+from ringserve.broker.orders import Order
 
 if TYPE_CHECKING:
     from tests.sim.life import LifeWorld
@@ -28,6 +33,7 @@ class Rules:
     def __init__(self, world: LifeWorld) -> None:
         self._world = world
         self._available: dict[str, bool] = {}
+        self._holder: dict[Order, int] = {}
 
     def forget(self, name: str) -> None:
         """This model was taken out: it may go."""
@@ -35,34 +41,60 @@ class Rules:
 
     def check(self) -> None:
         world = self._world
-        crew = world.crew
+        if not world.deaths and "deadly" not in world.kinds:
+            for number, group in enumerate(world.groups.groups):
+                self._check_group(group.generations, stop_first=world.stop_first[number])
         if not world.deaths:
-            old = {member.pid for member in crew.old}
-            ending = {member.pid for member in crew.members() if member.killed}
+            old = {member.pid for crew in world.crews.crews for member in crew.old}
+            ending = {member.pid for member in world.crews.members() if member.killed}
             # A scout that was given up may not have heard of it.
-            assert len(world.workers.keys() - old - ending) <= 2 * world.workers_count + 1, "too many workers"
-        published = {key.name for key in world.generations.published()}
+            most = 2 * world.places_count + len(world.groups.groups)
+            assert len(world.workers.keys() - old - ending) <= most, "too many workers"
+        published = {key.name for key in world.groups.published()}
         serving = {key.name for key in world.versions.known() if self._state(key) is VersionState.AVAILABLE}
         for name in world.lifecycle.names():
             available = name in serving
             assert available == (name in published)
             if self._available.get(name) and not available:
                 empty = world.unload_when_empty and not self._aspired(name)
-                replaced = world.now_ns - world.lost_ns < _REPLACED_NS or crew.adoption is not None
-                assert empty or replaced, f"{name} served and does not, and nobody died"
+                replaced = world.now_ns - world.lost_ns < _REPLACED_NS or world.crews.adoption is not None
+                # The only worker made room for the next, and then the files were removed.
+                home = world.in_group.get(name, 0)
+                crew = world.crews.crews[home]
+                gap = world.stop_first[home] and crew.current is not None and len(crew.current.places) == 1
+                assert empty or replaced or gap, f"{name} served and does not, and nobody died"
             self._available[name] = available
+
+    def _check_group(self, generations: Generations, *, stop_first: bool) -> None:
+        """Where nobody dies."""
+        crew = generations.crew
+        members = [member for member in crew.members() if not (member.stopped_ns or member.killed)]
+        published = generations.published()
+        gap = stop_first and crew.current is not None and len(crew.current.places) == 1
+        for key in published if not gap else ():
+            assert any(key in member.serves for member in members), f"nobody serves {key}"
+        everywhere = set(self._world.groups.published().values())
+        self._holder = {order: worker for order, worker in self._holder.items() if order in everywhere}
+        for key in [key for key in self._world.lifecycle.singles if key in published and not gap]:
+            holders = [member for member in members if key in member.serves]
+            # As the fleet does: ready ones before those that drain.
+            holder = min(holders, key=lambda m: (m.told is not None, preference(key.name, m.seat), m.worker_id))
+            before = self._holder.get(published[key], holder.worker_id)
+            assert before == holder.worker_id, f"{key} moved from worker {before} to {holder.worker_id}"
+            if generations.settled:
+                self._holder[published[key]] = before
 
     def finished(self) -> None:
         world = self._world
-        crew = world.crew
-        assert crew.adoption is None
-        assert not [member for member in crew.old if not member.kept], "a worker drains for ever"
-        assert crew.following is None, "a change goes on for ever"
+        assert world.crews.adoption is None
+        for crew in world.crews.crews:
+            assert not [member for member in crew.old if not member.kept], "a worker drains for ever"
+            assert crew.following is None, "a change goes on for ever"
+            if crew.current is not None and crew.current.plan():
+                assert len(crew.current.members) == len(crew.current.places) >= crew.workers_min
+                assert all(member.complete for member in crew.current.members.values())
         for name in world.plans:
             self._model_finished(name)
-        if crew.current is not None and crew.current.plan():
-            assert len(world.workers) >= world.workers_count
-            assert all(member.complete for member in crew.current.members.values())
         assert VersionState.UNLOADING not in {self._state(key) for key in world.versions.known()}
         self._weights_finished()
 
@@ -72,8 +104,8 @@ class Rules:
         assert not world.authors.running, "an author goes on for ever"
         ids = {entry.weights_id for entry in preparation.entries() if entry.weights_id}
         assert world.authors.held.keys() == ids, "the pool holds what the broker does not know of, or the reverse"
-        needed = set(world.generations.published().values())
-        for member in world.crew.members():  # one that is kept for another version maps them yet
+        needed = set(world.groups.published().values())
+        for member in world.crews.members():  # one that is kept for another version maps them yet
             needed.update(member.loaded.values())
         unknown = {order.key for order in needed if not order.path}  # of an earlier broker's workers
         held = {entry.order for entry in preparation.entries() if entry.weights_id and entry.order.key not in unknown}

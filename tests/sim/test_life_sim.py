@@ -10,12 +10,17 @@ import sys
 
 import pytest
 
-from tests.sim.life import LifeWorld
+from tests.sim.life import MANY_GROUPS, LifeWorld
 
 SEEDS_COUNT = 120
 BLOCK = 20
 #: Found something once: a turn too few after a change, a scout without a plan, the same deadly load for ever.
 FOUND = (41, 20_196, 22_050, 31_242)
+
+
+#: The same with several groups: an old worker that waits for ever for a place that nothing fills, state that was lost
+#: while its worker waited, the only worker of a version that had to make room.
+FOUND_IN_GROUPS = (1_000_006, 1_000_011, 1_000_070)
 
 
 def run_seed(seed: int, *, sharing: bool = False) -> LifeWorld:
@@ -47,7 +52,17 @@ def test_life_with_weights_that_workers_share(block: int) -> None:
     assert sum(world.authors.ordered_count for world in worlds) > BLOCK
 
 
-@pytest.mark.parametrize("seed", FOUND)
+@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK), ids=lambda block: f"block{block}")
+def test_life_in_groups(block: int) -> None:
+    logging.disable()
+    try:
+        for seed in range(block * BLOCK, (block + 1) * BLOCK):
+            run_seed(MANY_GROUPS + seed, sharing=seed % 2 == 1)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", [*FOUND, *FOUND_IN_GROUPS])
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
 
