@@ -130,7 +130,7 @@ def test_state_stays_in_its_worker() -> None:
     assert life.states("m")[2] == "AVAILABLE"
     (keeper,) = life.old
     assert keeper in before
-    assert life.crew.old[0].kept == {("n", 1)}
+    assert life.crew.old[0].kept == frozenset({ModelVersion("n", 1)})
     assert all(("n", 1, False) not in life.orders(pid) for pid in life.current)
     # The one that keeps it was the last to drain: until then the fleet might have sent its requests to others.
     told = [worker for worker, _ in drains(life)]

@@ -25,6 +25,7 @@ from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from tests.sim.authors import SimAuthors
 from tests.sim.disk import Disk
+from tests.sim.life_events import change_config, something
 from tests.sim.life_rules import Rules
 
 MS = 1_000_000
@@ -115,9 +116,9 @@ class LifeWorld:
 
     def run(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
-            self.change_config()
+            change_config(self)
         for _ in range(self.rng.randint(5, 60)):
-            self.at(self.rng.randint(0, BUSY_NS), self.something)
+            self.at(self.rng.randint(0, BUSY_NS), lambda: something(self))
         self.poll()
         end_ns = self.busy_until_ns + QUIET_NS
         turns = 0
@@ -383,58 +384,5 @@ class LifeWorld:
 
         self.soon(arrive)
 
-    # -------------------------------------------------------------------------------------------- what happens
-
     def faulty(self, chance: float) -> bool:
         return self.deaths and self.now_ns < self.busy_until_ns and self.rng.random() < chance
-
-    def something(self) -> None:
-        choices = [self.copy_version] * 5 + [self.disk.remove_version] * 2 + [self.change_config] * 2
-        choices += [self.remove_base, lambda: self.disk.fix_version(self.now_ns)]
-        if self.resizes:
-            choices += [self.resize] * 4 + [self.renew] * 2
-        if self.deaths:
-            choices += [self.kill_some, self.kill_some, self.pool_dies]
-        if self.broker_deaths:
-            choices += [self.new_broker]
-        self.rng.choice(choices)()
-
-    def resize(self) -> None:
-        """What the load may ask for, at any time, over and over."""
-        generations = self.rng.choice(self.groups.groups).generations
-        if generations.resize(self.rng.choice((1, 1, -1))):
-            self.lifecycle.touch()
-        assert generations.wanted <= generations.crew.workers_max
-
-    def renew(self) -> None:
-        self.rng.choice(self.groups.groups).generations.renew(self.rng.choice(("age", "memory")))
-        self.lifecycle.touch()
-
-    def copy_version(self) -> None:
-        if self.plans:
-            base = self.rng.choice(list(self.plans.values())).base_path
-            finish = self.disk.copy(base, self.rng.choice(self.kinds), self.now_ns)
-            if finish is not None:
-                self.at(self.rng.randint(0, 6 * SECOND), lambda: finish(self.now_ns))
-
-    def remove_base(self) -> None:
-        restore = self.disk.remove_base()
-        if restore is not None and self.rng.random() < 0.5:
-            self.at(self.rng.randint(0, 5 * SECOND), restore)
-
-    def change_config(self) -> None:
-        rng = self.rng
-        name = f"m{rng.randint(0, 3)}"
-        if name in self.plans and rng.random() < 0.3:
-            del self.plans[name]
-            self.rules.forget(name)
-        else:
-            policy = rng.choice(("latest", "latest", "latest:2", "all", (1, 2, 3), (4,)))
-            base = f"/{name}" if rng.random() < 0.9 else f"/other-{name}"
-            self.plans[name] = ModelPlan(name, base, policy)
-        self.lifecycle.configure(self.plans.values(), self.now_ns)
-
-    def kill_some(self) -> None:
-        for pid in list(self.workers):
-            if self.rng.random() < 0.4:
-                self.kill(pid)
