@@ -48,14 +48,14 @@ class Report(NamedTuple):
 def run(settings: Settings, order: Author, weights_fd: int, report_fd: int, pool_fd: int) -> int:
     """Be an author, from the fork on. weights_fd: empty, to be filled and sealed. Returns the exit status."""
     process.begin(f"author-{order.weights_id}", settings.server.log_level, settings.server.log_format)
-    _end_with(pool_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the pool, which gets it too, ends its authors
     # Threads inherit these, so they come before TensorFlow starts its own.
     if order.gentle:
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     device.pin(order.cpus)
+    _end_with(pool_fd)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     name, version, path = order.order.name, order.order.version, Path(order.order.path)
     if settings.lifecycle.prefer_tflite_model and serves_tflite(path):
         report = Report()

@@ -134,6 +134,24 @@ def test_an_author_that_is_killed(pool: PoolEnd, dense: Path, name: str) -> None
     assert pool.author(name, dense).status == 0  # and the pool goes on
 
 
+def test_an_author_gives_way_with_all_its_threads(pool: PoolEnd, dense: Path, name: str) -> None:
+    """Stopped while it is looked at, which happens every two milliseconds of some hundreds."""
+    author = stopped_author(pool, name, dense)
+
+    def nice_threads() -> int | None:
+        os.kill(author, signal.SIGSTOP)
+        found = []
+        for thread in Path(f"/proc/{author}/task").iterdir():
+            fields = (thread / "stat").read_text().rpartition(")")[2].split()
+            found.append((int(fields[16]), int(fields[38])))
+        # One waits for the pool's end, one works, and TensorFlow has started some.
+        os.kill(author, signal.SIGCONT)
+        return len(found) if len(found) > 2 and set(found) == {(19, os.SCHED_BATCH)} else None
+
+    wait_for(nice_threads, "an author of low priority")
+    assert pool.next(Authored).bytes_shared > 0
+
+
 def test_weights_that_are_forgotten_while_they_are_written(pool: PoolEnd, dense: Path, name: str) -> None:
     author = stopped_author(pool, name, dense)
     forgotten = pool.weights_id
