@@ -150,6 +150,23 @@ def with_slots(directory: Path) -> Path:
     return save(directory, {"serving_default": signature}, w=w, slots=slots)
 
 
+def constants(directory: Path) -> Path:
+    """TF 1 without variables, int32 index [-1], float x [-1, 512]: rows of one large constant, products with another.
+
+    The first, 2 MB, may be lifted; the second may not, nor the third, which is read whole as well.
+    """
+    with graph_export(directory, variables=False) as (v1, signatures):
+        generator = np.random.default_rng(8)
+        index = v1.placeholder("int32", [None], name="index")
+        x = v1.placeholder("float32", [None, 512], name="x")
+        rows, factors, both = (v1.constant(generator.random((1024, 512), dtype=np.float32)) for _ in range(3))
+        taken = v1.gather(v1.identity(rows), index)
+        y = v1.matmul(x, factors, transpose_b=True)
+        z = v1.gather(both, index) + v1.reduce_sum(both)
+        signatures["serving_default"] = ({"index": index, "x": x}, {"taken": taken, "y": y, "z": z})
+    return directory
+
+
 def dense(directory: Path, side: int = 1280, layers: int = 10) -> Path:
     """float x [-1, side] -> y [-1]: `layers` matrices of side x side, 4 side^2 bytes each (64 MB in all by default)."""
     tf = tensorflow()

@@ -8,7 +8,7 @@ violation would end the process: the mapping cannot be written.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,21 +31,18 @@ class Assigner:
         if plan.fingerprint != shared.fingerprint(meta_graph):
             raise WeightsError("the model's files are not those that the weights were read from")
         self._weights = weights
-        #: Whether the restore op was left in place.
-        self.restores = plan.restores
         if plan.references:
             make_resources(meta_graph, plan)
         if not plan.restores:
             meta_graph.saver_def.ClearField("restore_op_name")
-        self._nodes = _add_assignments(meta_graph.graph_def, weights, plan.variables)
+        handles = {name: name for name in plan.variables} | _lift(meta_graph.graph_def, plan.constants)
+        self._nodes = _add_assignments(meta_graph.graph_def, weights, handles)
 
     def run(self, live_session: Any) -> None:
         """Assign all. Raises tf.errors.OpError."""
         feeds = {f"{node}/value:0": self._fed(name) for name, node in self._nodes.items()}
         if feeds:
             session.run_all_here(live_session, [f"{node}/assign" for node in self._nodes.values()], feeds)
-        if self.restores:
-            _give_memory_back()
 
     def _fed(self, name: str) -> Any:
         """The array as TensorFlow wants to be fed it: views of quantized types are structures of one integer."""
@@ -59,15 +56,37 @@ def feed_dtype(number: int) -> np.dtype[Any] | None:
     return gather.layout_of(InputSpec("", number, ())).dtype
 
 
-def _add_assignments(graph_def: Any, weights: Weights, names: Sequence[str]) -> dict[str, str]:
-    """Add a placeholder and an assignment for each; the folder of its two nodes, by name."""
+def _lift(graph_def: Any, names: Sequence[str]) -> dict[str, str]:
+    """Turn these Const nodes into ReadVariableOps of new variables, whose handles are returned, by name."""
+    nodes = {node.name: node for node in graph_def.node}
+    taken, handles = set(nodes), {}
+    for name in names:
+        node = nodes.get(name)
+        if node is None:
+            raise WeightsError(f"the graph has no constant {name}")
+        value = node.attr["value"].tensor
+        number, shape = value.dtype, value.tensor_shape.SerializeToString()
+        handle = handles[name] = _free_name(f"{name}/{_PREFIX}_handle", taken)
+        variable = graph_def.node.add(name=handle, op="VarHandleOp", device=node.device)
+        variable.attr["dtype"].type = number
+        variable.attr["shape"].shape.ParseFromString(shape)
+        variable.attr["shared_name"].s = f"{_PREFIX}/{name}".encode()
+        node.op = "ReadVariableOp"
+        node.attr.clear()
+        node.attr["dtype"].type = number
+        node.input[:] = [handle, *node.input]
+    return handles
+
+
+def _add_assignments(graph_def: Any, weights: Weights, handles: Mapping[str, str]) -> dict[str, str]:
+    """Add a placeholder and an assignment for each value to its handle; the folder of these two nodes, by name."""
     nodes = {node.name: node for node in graph_def.node}
     prefix = _PREFIX
     while any(name.startswith(prefix) for name in nodes):
         prefix += "_"
     added = {}
-    for number, name in enumerate(names):
-        variable, entry = nodes.get(name), weights.entry(name)
+    for number, (name, handle) in enumerate(handles.items()):
+        variable, entry = nodes.get(handle), weights.entry(name)
         if variable is None:
             raise WeightsError(f"the graph has no variable {name}")
         folder = added[name] = f"{prefix}/{number}"
@@ -77,7 +96,7 @@ def _add_assignments(graph_def: Any, weights: Weights, names: Sequence[str]) -> 
             value.attr["shape"].shape.dim.add(size=size)
         value.attr["shape"].shape.SetInParent()
         assign = graph_def.node.add(
-            name=f"{folder}/assign", op="AssignVariableOp", input=[name, value.name], device=variable.device
+            name=f"{folder}/assign", op="AssignVariableOp", input=[handle, value.name], device=variable.device
         )
         assign.attr["dtype"].type = entry.dtype
     return added
@@ -152,8 +171,8 @@ def _free_name(name: str, taken: set[str]) -> str:
     return name
 
 
-def _give_memory_back() -> None:
-    """What the restore read is replaced by now; glibc would keep the pages."""
+def give_memory_back() -> None:
+    """After a load: what a restore read is replaced, the graph's bytes are parsed, and glibc would keep the pages."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -115,7 +115,8 @@ _FAILED = "its weights are private to each worker: they could not be shared"
 
 def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, changes_state: bool, fd: int) -> Report:
     there = source.initialised(survey.variables)
-    if not there:
+    constants = survey.constants()
+    if not there and not constants:
         return Report(notes=["it has no weights to share"])
     if changes_state:
         nbytes = source.bytes_of(there)
@@ -124,6 +125,7 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
     plan = shared.Plan(
         [each.node for each in shared_there],
         [each.node for each in shared_there if each.reference],
+        [node.name for node in constants],
         survey.restores({each.node for each in shared_there}),
         fingerprint,
     )
@@ -137,6 +139,9 @@ def _share(survey: shared.Survey, source: _Variables, fingerprint: bytes, change
             private_bytes += entry.nbytes
         else:
             numeric_bytes += entry.nbytes
+    for node in constants:
+        array = shared.constant_value(node)
+        numeric_bytes += writer.add(node.name, node.attr["value"].tensor.dtype, array).nbytes
     for variable in there:
         if variable.why_not:
             log.debug("variable %s stays private: it %s", variable.node, variable.why_not)

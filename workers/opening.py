@@ -11,6 +11,7 @@ from pathlib import Path
 from ringserve.broker.messages import LoadOrder, ModelOptions
 from ringserve.config.schema import Batching, Lifecycle
 from ringserve.workers import synthetic, tflite, warmup
+from ringserve.workers.assigning import give_memory_back
 from ringserve.workers.failures import LoadError
 from ringserve.workers.interface import Model
 from ringserve.workers.loading import Opened
@@ -67,9 +68,11 @@ class Opener:
         try:
             weights = self._map(order)
             if weights is not None:
-                return Servable.load(
+                model = Servable.load(
                     path, order.name, order.version, tags=self.tags, threads=self.threads, weights=weights
                 )
+                give_memory_back()
+                return model
         except Exception as error:
             # Sharing never costs the model: whatever is wrong with it itself comes up again.
             if not isinstance(error, LoadError):

@@ -4,7 +4,8 @@ Pure reading of protos; the author does it once for all workers and writes what 
 
 A *resource* is what VarHandleOps of one container, name and device stand for. A *reference* is a variable of
 TensorFlow 1 (VariableV2), which hands out its own buffer; where the part of the graph that serves only reads it, it can
-be made a resource (`assigning.py`) and shared as well.
+be made a resource (`assigning.py`) and shared as well. So can a large constant of which only rows are taken: taking
+rows is copying, and the same bits whether TensorFlow knows that it is constant or not (of a product that is not so).
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
 from ringserve.shm import dtype as dtypes
 from ringserve.workers import loader
 from ringserve.workers.graph import GraphIndex, node_name
 
 _HANDLE = "VarHandleOp"
+#: Ops that copy rows of their first input.
+_GATHER_OPS = frozenset({"Gather", "GatherV2", "GatherNd"})
+_CONSTANT_BYTES_MIN = 1 << 20
 _REFERENCE_OPS = frozenset({"Variable", "VariableV2"})
 #: A VarHandleOp of this shared_name makes a new variable in each run.
 _ANONYMOUS = b"cd2c89b7-88b7-44c8-ad83-06c2a9158347"
@@ -38,12 +44,14 @@ class Plan(NamedTuple):
     """What is shared of a model, and what a worker does with it.
 
     variables: names of the nodes whose variables are assigned; each is the name of its value in the file, too.
-    references: those of them that are to be made resources. restores: whether the restore op must run nevertheless,
-    because it does more than to assign them. fingerprint: of the meta graph that this is about.
+    references: those of them that are to be made resources. constants: likewise, names of Const nodes and of values.
+    restores: whether the restore op must run nevertheless, because it does more than to assign the variables.
+    fingerprint: of the meta graph that this is about.
     """
 
     variables: list[str]
     references: list[str]
+    constants: list[str]
     restores: bool
     fingerprint: bytes
 
@@ -96,6 +104,24 @@ class Survey:
         self._why_nots = self._why_references_stay()
         #: In the order of the graph; one for each variable, however many nodes stand for it.
         self.variables = [self._variable(nodes) for nodes in self._by_identity.values()]
+
+    def constants(self) -> list[Any]:
+        """Large Const nodes of which the served part of the graph only takes rows."""
+        readers: dict[str, list[tuple[Any, int]]] = {}
+        for node in self._served.values():
+            for position, name in enumerate(node.input):
+                if not name.startswith("^"):
+                    readers.setdefault(node_name(name), []).append((node, position))
+        named = set(map(node_name, self._named))
+
+        def only_rows(name: str) -> bool:
+            return name not in named and all(
+                (reader.op in _GATHER_OPS and position == 0) or (reader.op == "Identity" and only_rows(reader.name))
+                for reader, position in readers.get(name, ())
+            )
+
+        large = [node for node in self._served.values() if node.op == "Const" and _is_large(node)]
+        return [node for node in large if only_rows(node.name)]
 
     def _variable(self, nodes: list[Any]) -> Variable:
         node = nodes[0]
@@ -187,6 +213,19 @@ def _declared_bytes(node: Any, number: int) -> int:
         count *= max(dim.size, 0)
     kind = dtypes.DTYPES.get(number)
     return count * kind.itemsize if kind is not None else 0
+
+
+def _is_large(node: Any) -> bool:
+    value = node.attr["value"].tensor
+    kind = dtypes.DTYPES.get(value.dtype)
+    return kind is not None and kind.numpy is not None and len(value.tensor_content) >= _CONSTANT_BYTES_MIN
+
+
+def constant_value(node: Any) -> Any:
+    """The array of a Const node that `Survey.constants` gave; it lies in the node."""
+    value = node.attr["value"].tensor
+    numpy = dtypes.dtype_of(value.dtype).numpy
+    return np.frombuffer(value.tensor_content, numpy).reshape([dim.size for dim in value.tensor_shape.dim])
 
 
 def needed_nodes(meta_graph: Any, index: GraphIndex, restores: bool) -> set[str]:

@@ -27,6 +27,7 @@ _OF_EXPORTERS = [
 _OF_VARIABLES = [
     "every_dtype", "two_nodes", "partitioned", "partitioned_references", "references", "reference_named", "tables",
     "string_variable", "with_slots", "found_by_name",
+    "constants",
 ]  # fmt: skip
 _OF_TFS = sorted(str(file.parent.relative_to(SHARED)) for file in SHARED.glob("*/*/saved_model.pb*"))
 
@@ -141,6 +142,13 @@ def test_what_is_shared(path_of: PathOf, name: str, shared: Any, references: int
     assert [entry.name for entry in weights] == plan.variables
     assert len(plan.references) == references
     assert plan.restores == restores
+
+
+def test_constants_of_which_rows_are_taken_are_shared(path_of: PathOf) -> None:
+    report, weights, plan = plan_of(path_of("constants"))
+    assert (plan.variables, plan.constants) == ([], ["Const"])
+    assert weights.entry("Const").shape == (1024, 512)
+    assert report.notes == ["its weights (2.1 MB) are shared by all workers"]
 
 
 def test_values_of_every_dtype(path_of: PathOf) -> None:
