@@ -146,6 +146,8 @@ def _refused(order: Order, need: Need, share: Share, left: int, limit: int, sour
 
 def mib(count_bytes: int) -> str:
     """An amount of memory as operators read it."""
-    if 0 < count_bytes < 10 * _MIB:
+    if 0 < count_bytes < _MIB:
+        return f"{count_bytes / 1024:.1f} KiB"
+    if count_bytes < 10 * _MIB:
         return f"{count_bytes / _MIB:.1f} MiB"
     return f"{count_bytes / _MIB:.0f} MiB"

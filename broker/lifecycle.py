@@ -193,8 +193,7 @@ class Lifecycle:
                 break  # otherwise what was done last may allow the next
         self._last_published = published
         self._serving = {key.name for key in published}
-        asked = {key: status.asked for key, status in statuses.items()}
-        for order in self.supply.end(self._sought, lambda order: asked.get(order.key) == order, now_ns):
+        for order in self.supply.end(self._sought, statuses, now_ns):
             self._retries.forget(order)
             self._think_of(order.name)
         wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns), self.supply.wake_ns)

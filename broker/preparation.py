@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -46,6 +46,7 @@ class Entry:
     weights were lost. deaths: of its authors, in a row."""
 
     order: Order
+    key: ModelVersion
     weight: Weight
     stage: Stage = Stage.QUEUED
     weights_id: int = 0
@@ -189,7 +190,7 @@ class Preparation:
         entry = self._entries.get(order)
         if entry is not None:
             return _READY if entry.stage is Stage.READY else _WAITS
-        entry = Entry(order, weight)
+        entry = Entry(order, order.key, weight)
         if self._claim(entry):
             self._entries[order] = entry
             return _READY
@@ -213,7 +214,7 @@ class Preparation:
         them by themselves."""
         entry = self._entries.get(order)
         if entry is None:
-            entry = self._entries[order] = Entry(order, weight)
+            entry = self._entries[order] = Entry(order, order.key, weight)
         elif entry.stage is not Stage.QUEUED or entry.anew:
             return
         if not self._claim(entry):
@@ -273,9 +274,11 @@ class Preparation:
             del self._refused[order.key]
         return fitting
 
-    def keep_only(self, needed: Callable[[Order], bool], now_ns: int) -> None:
-        """Give up what nobody needs. Call it only when it is known what serves."""
-        for entry in list(self._entries.values()):
+    def keep_only(self, wanted: Mapping[ModelVersion, Order], needed: Callable[[Order], bool], now_ns: int) -> None:
+        """Give up what is neither wanted nor needed. Call it only when it is known what serves."""
+        # Nearly all are wanted, and there may be a thousand.
+        others = [entry for order, entry in self._entries.items() if wanted.get(entry.key) != order]
+        for entry in others:
             if not needed(entry.order):
                 self._drop(entry)
         if self._held and now_ns >= self._unclaimed_ns:

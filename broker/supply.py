@@ -7,7 +7,7 @@ generation, rather than hold back the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from ringserve.broker.adoption import Adoption
@@ -15,6 +15,7 @@ from ringserve.broker.budget import Weight
 from ringserve.broker.members import Generation, Member, Phase
 from ringserve.broker.messages import Author, Authored, ModelVersion
 from ringserve.broker.orders import Aim, LoadFailure, Order
+from ringserve.broker.parts import Status
 from ringserve.broker.preparation import Preparation
 from ringserve.broker.roster import Place
 
@@ -97,9 +98,9 @@ class Supply:
                     generation.ready.pop(key, None)
         self._crew.pool_joined({}, now_ns)
 
-    def end(self, aim: Aim | None, asked: Callable[[Order], bool], now_ns: int) -> list[Order]:
-        """After all is decided in a turn. asked: this order is to be loaded. Returns orders that were refused, and for
-        which there is room now."""
+    def end(self, aim: Aim | None, statuses: Mapping[ModelVersion, Status], now_ns: int) -> list[Order]:
+        """After all is decided in a turn. statuses: of versions that do not serve; what they ask for is needed. Returns
+        orders that were refused, and for which there is room now."""
         preparation = self.preparation
         # From a pool without workers there is nothing to take over.
         known = self._adoption() is None or self._kept_back_until_ns > 0
@@ -109,7 +110,7 @@ class Supply:
                 for order in {order for each in self._crew.generations for order in each.orders.values()}:
                     if order.path:
                         preparation.adopt(order, self._weight_of(order))
-            preparation.keep_only(lambda order: asked(order) or self._is_needed(order, aim), now_ns)
+            preparation.keep_only(aim.orders, lambda order: self._is_needed(order, aim, statuses), now_ns)
             gentle = any(member.serves for member in self._crew.members())
             self._authors += preparation.order_authors(now_ns, gentle=gentle)
         self._forgets += preparation.take_forgets()
@@ -143,9 +144,10 @@ class Supply:
             return any(order in wanted for order in self.preparation.unready())
         return any(True for _ in self.preparation.unready())
 
-    def _is_needed(self, order: Order, aim: Aim) -> bool:
+    def _is_needed(self, order: Order, aim: Aim, statuses: Mapping[ModelVersion, Status]) -> bool:
         key = order.key
-        if order in (aim.orders.get(key), aim.fallbacks.get(key)):
+        status = statuses.get(key)
+        if aim.fallbacks.get(key) == order or (status is not None and status.asked == order):
             return True
         if any(order in (each.orders.get(key), each.fallbacks.get(key)) for each in self._crew.generations):
             return True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ringserve.broker.messages import Code, InputSpec, LaneSpec, Loaded
-from ringserve.broker.metrics import BrokerMetrics, gauges
+from ringserve.broker.metrics import BrokerMetrics, Memory, gauges
 from ringserve.broker.statistics import Queue
 from ringserve.config import metrics
 from ringserve.config.metric_family import HISTOGRAM, Family
@@ -203,10 +203,14 @@ def test_gauges_of_all_lanes_of_a_version_together() -> None:
         Queue(lane._replace(signature="t"), 1, 1, 90 * _MS, 2, 0),
         Queue(lane._replace(version=2), 0, 0, 0, 1, 0),
     ]
-    found = json.loads(gauges(queues, {"ready": 2, "draining": 1}, 4, 9, {"default": (3, 2)}))
+    memory = Memory([("m", 1, 300)], 5_000, 700)
+    found = json.loads(gauges(queues, {"ready": 2, "draining": 1}, 4, 9, {"default": (3, 2)}, memory))
     assert {(name, tuple(labels)): value for name, labels, value in found} == {
         ("ringserve_generation", ()): 4,
         ("ringserve_lanes", ()): 9,
+        ("ringserve_weights_shared_bytes", ("m", "1")): 300,
+        ("ringserve_memory_limit_bytes", ()): 5_000,
+        ("ringserve_memory_budgeted_bytes", ()): 700,
         ("ringserve_group_workers_wanted", ("default",)): 3,
         ("ringserve_group_workers_active", ("default",)): 2,
         ("ringserve_workers", ("ready",)): 2,
@@ -220,3 +224,9 @@ def test_gauges_of_all_lanes_of_a_version_together() -> None:
         ("ringserve_batches_running", ("m", "2")): 1,
         ("ringserve_queue_oldest_seconds", ("m", "2")): 0,
     }
+
+
+def test_authors_are_counted_by_how_they_ended(counts: BrokerMetrics, sums: Sums) -> None:
+    for end in ("ok", "died", "ok"):
+        counts.author_ended(end)
+    assert sums.cells(metrics.AUTHORS) == {("ok",): 2, ("died",): 1}

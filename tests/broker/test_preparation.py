@@ -259,9 +259,9 @@ def test_a_new_broker_takes_over_what_the_pool_holds() -> None:
     preparation.adopt(private, Weight(1_000, 1))
     assert preparation.is_ready(private)
     assert preparation.weights_id(private) == 0
-    preparation.keep_only(lambda order: True, 9 * S)
+    preparation.keep_only({}, lambda order: True, 9 * S)
     assert preparation.take_forgets() == []
-    preparation.keep_only(lambda order: True, 10 * S)
+    preparation.keep_only({}, lambda order: True, 10 * S)
     assert preparation.take_forgets() == [78]
     assert preparation.ask(Order("n", 2, "/n/2"), Weight(1_000, 1)).ready is False
     (author,) = preparation.order_authors(10 * S, gentle=False)
