@@ -101,10 +101,13 @@ class Core:
 
         Optional: a version that a worker has ever served counts as known until the next call of this.
         """
+        before = self._expected or frozenset()
         self._expected = None if versions is None else frozenset(ModelVersion(*version) for version in versions)
         self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
         for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:
             del self._orphaned_ns[servable]
+        for lane in [lane for lane in self._orphans if lane.servable in before and not self._known(lane.servable)]:
+            self._outcomes.fail(lane, lane.remove(lambda _: True), failures.replaced(lane.servable), "failed")
 
     def frontend_joined(self, frontend_id: int) -> None:
         self._outcomes.frontends.add(frontend_id)
@@ -151,9 +154,7 @@ class Core:
         for position, lease in reversed(list(enumerate(self._leases.revoke(worker_id)))):
             self._outcomes.take_back(lease, blamed=position == 0 and not blameless)
             self._list(lease.lane, now_ns)
-        for lane in self._lanes:
-            if worker_id in lane.recent:
-                lane.recent.remove(worker_id)
+        self._lanes.worker_left(worker_id)
         self._note_orphans(worker.loaded, now_ns)
 
     # -------------------------------------------------------------------------------------------------- requests
@@ -255,9 +256,7 @@ class Core:
                 wake_ns = earliest(wake_ns, ask_ns)
         for lane in declined:
             order.put_back(lane)
-        for at_ns in (expiry.look_ns, self._leases.wake_ns()):
-            if at_ns and (at_ns < wake_ns or not wake_ns):
-                wake_ns = at_ns
+        wake_ns = earliest(earliest(wake_ns, expiry.look_ns), self._leases.wake_ns())
         drained: list[int] = []
         if self._drains:
             drained, drains_wake_ns = self._drains.look(self._lanes, now_ns)

@@ -28,6 +28,13 @@ def not_found(servable: ModelVersion) -> Failure:
     return Failure(Code.NOT_FOUND, f"Servable not found for request: Specific({servable.name}, {servable.version})")
 
 
+def replaced(servable: ModelVersion) -> Failure:
+    return Failure(
+        Code.UNAVAILABLE,
+        f"Model {servable.name} version {servable.version} went while this request waited for a worker, try again",
+    )
+
+
 def no_worker(servable: ModelVersion, waited_ns: int) -> Failure:
     return Failure(
         Code.UNAVAILABLE,

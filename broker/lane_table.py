@@ -36,6 +36,12 @@ class LaneTable:
         for lane in self:
             lane.set_policy(by_model.get(lane.spec.model, default))
 
+    def worker_left(self, worker_id: int) -> None:
+        """No lane runs on that worker any more."""
+        for lane in self:
+            if worker_id in lane.recent:
+                lane.recent.remove(worker_id)
+
     def open(self, key: bytes) -> Lane | None:
         """The lane of a key that is not in the table; None when there are too many lanes and all are in use."""
         if len(self._lanes) >= self._lanes_max and not self._forget_idle():

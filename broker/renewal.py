@@ -21,7 +21,10 @@ _PAUSE_NS_MIN, _PAUSE_NS_MAX = 60 * _SECOND_NS, 3_600 * _SECOND_NS
 
 
 class Renewal:
-    """Decides for one group. bytes_max, age_ns_max: of one worker; 0 = no limit."""
+    """Decides for one group. bytes_max, age_ns_max: of one worker; 0 = no limit.
+
+    A generation that is too old is named once a minute, as it stays when its successor cannot load what it serves.
+    """
 
     def __init__(self, group: str, *, bytes_max: int, age_ns_max: int) -> None:
         self._group = group
@@ -31,6 +34,8 @@ class Renewal:
         self._renewed_ns = 0
         self._not_before_ns = 0
         self._told = False
+        self._aged = -1  # the generation that was too old last
+        self._age_again_ns = 0
 
     def look(self, members: Iterable[Member], bytes_of: Mapping[int, int], now_ns: int) -> str:
         """Why the workers are to be replaced now: "age" or "memory"; empty when they are not.
@@ -38,7 +43,9 @@ class Renewal:
         members: of the generation that serves. bytes_of: private memory by process id, as far as it is known.
         """
         members = list(members)
-        if any(0 < self.age_limit_ns(member.generation) <= now_ns - member.born_ns for member in members):
+        old = [each for each in members if 0 < self.age_limit_ns(each.generation) <= now_ns - each.born_ns]
+        if old and (old[0].generation != self._aged or now_ns >= self._age_again_ns):
+            self._aged, self._age_again_ns = old[0].generation, now_ns + _PAUSE_NS_MIN
             return "age"
         if not self._bytes_max:
             return ""

@@ -114,3 +114,15 @@ def test_one_that_makes_room_goes_at_once_where_others_serve() -> None:
     bench.core.worker_draining(10, bench.now_ns, None)
     assert bench.turn().drained == [10]
     assert [worker for worker, _ in sent(bench.submit((1, 1)))] == [11]
+
+
+def test_what_waits_for_a_version_that_goes_may_be_tried_again() -> None:
+    bench = Bench()
+    bench.core.set_versions([("m", 1)])
+    bench.core.worker_draining(10, bench.now_ns, None)
+    assert bench.turn().drained == [10]
+    assert told(bench.submit((1, 1))) == []
+    bench.left(10)
+    bench.core.set_versions([("m", 2)])
+    assert told(bench.turn()) == [(1, Code.UNAVAILABLE)]
+    assert told(bench.submit((2, 1))) == [(2, Code.NOT_FOUND)]

@@ -31,6 +31,14 @@ def test_age() -> None:
     assert renewal.look([], {}, NOW_NS + 1_000 * S) == ""
 
 
+def test_a_generation_that_stays_is_named_once_a_minute() -> None:
+    renewal = Renewal("g", bytes_max=0, age_ns_max=5 * S)
+    named = [second for second in range(100) if renewal.look([member(1)], {}, NOW_NS + second * S)]
+    assert len(named) == 2
+    assert named[1] - named[0] == 60
+    assert renewal.look([member(2, generation=1)], {}, NOW_NS + 100 * S) == "age"
+
+
 def test_groups_and_generations_do_not_go_at_the_same_time() -> None:
     limits = {Renewal(name, bytes_max=0, age_ns_max=1_000 * S).age_limit_ns(n) for name in "abcd" for n in range(4)}
     assert len(limits) == 16

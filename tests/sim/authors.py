@@ -68,7 +68,7 @@ class SimAuthors:
         world = self.world
         assert author.weights_id not in self.held
         assert author.weights_id not in self.running
-        assert len(self.running) < 2 * world.places_count + 2
+        assert len(self.running) < 2 * world.layout.places_count + 2
         self.running[author.weights_id] = author
         self.ordered_count += 1
         if not world.faulty(0.03):  # else it hangs

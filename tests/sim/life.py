@@ -13,10 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ringserve.broker.crew import Crew
 from ringserve.broker.directories import ModelPlan
-from ringserve.broker.generations import Generations
-from ringserve.broker.groups import Group, Groups
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Code, Failure, ModelVersion
 from ringserve.broker.orders import ForkPlan, Moves, Order
@@ -25,6 +22,7 @@ from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from tests.sim.authors import SimAuthors
 from tests.sim.disk import Disk
+from tests.sim.layout import Layout
 from tests.sim.life_events import change_config, something
 from tests.sim.life_rules import Rules
 
@@ -63,14 +61,7 @@ class LifeWorld:
         self.rng = rng = random.Random(seed)
         self.sharing = sharing
         self.authors = SimAuthors(self, seed)
-        self.sizes = [(rng.randint(1, 4), 0)]
-        self.stop_first = [False]
-        self.stateful: set[str] = set()
-        self.in_group: dict[str, int] = {}
-        self.resizes = False
-        if seed >= MANY_GROUPS:
-            self._draw_groups()
-        self.places_count = sum(max(size) for size in self.sizes)
+        self.layout = Layout(rng, many=seed >= MANY_GROUPS)
         self.deaths = rng.random() < 0.6
         self.broker_deaths = self.deaths and rng.random() < 0.5
         self.kinds = rng.choice((["good"], ["good", "broken"], ["good", "good", "broken", "deadly", "unlucky"]))
@@ -93,15 +84,6 @@ class LifeWorld:
         self.lost_ns = 0
         self._pool = 1
         self.new_broker()
-
-    def _draw_groups(self) -> None:
-        """Groups of different sizes, some of which stop first; some models' versions hold state."""
-        rng = self.rng
-        self.sizes = [(rng.randint(1, 3), rng.choice((0, 4))) for _ in range(rng.randint(1, 3))]
-        self.stop_first = [rng.random() < 0.4 for _ in self.sizes]
-        self.in_group = {f"m{number}": rng.randrange(len(self.sizes)) for number in range(4)}
-        self.stateful = {name for name in self.in_group if rng.random() < 0.2}
-        self.resizes = True
 
     # ---------------------------------------------------------------------------------------------------- engine
 
@@ -135,7 +117,7 @@ class LifeWorld:
         return any(
             crew.following is not None
             or any(not member.kept for member in crew.old)
-            or (self.resizes and crew.current is not None and crew.current.loading())
+            or (self.layout.many and crew.current is not None and crew.current.loading())
             for crew in self.crews.crews
         )
 
@@ -158,20 +140,14 @@ class LifeWorld:
         self._broker += 1
         self.authors.broker_lost()
         self._looking.clear()
-        found = []
-        first_seat = 0
-        for number, (size, stop_first) in enumerate(zip(self.sizes, self.stop_first, strict=True)):
-            crew = Crew(*size, first_seat)
-            first_seat += crew.workers_max
-            found.append(Group(str(number), Generations(crew, (), 1, stop_first=stop_first)))
-        self.groups = Groups(found, lambda model: str(self.in_group.get(model, 0)))
+        self.groups = self.layout.groups()
         self.crews = self.groups.crew
         self.versions = Versions()
         self.lifecycle = Lifecycle(
             self.groups,
             self.versions,
             Retries(RETRIES_MAX, 60 * SECOND),
-            Preparation(Authors(5, (), 1, self.places_count, AUTHOR_NS_MAX) if self.sharing else None),
+            Preparation(Authors(5, (), 1, self.layout.places_count, AUTHOR_NS_MAX) if self.sharing else None),
             settle_ns=SETTLE_NS,
             incomplete_ns=INCOMPLETE_NS,
             unload_when_empty=self.unload_when_empty,
@@ -213,7 +189,7 @@ class LifeWorld:
             else:
                 self.soon(lambda plan=plan: self.fork(plan))  # type: ignore[misc]
         for worker_id, place, _ in moves.serve:
-            assert 0 <= place < self.places_count
+            assert 0 <= place < self.layout.places_count
             assert self.by_id(worker_id) is None or self.by_id(worker_id).alive  # type: ignore[union-attr]
         for worker_id, kept in moves.drain:
             if not kept:
@@ -328,7 +304,7 @@ class LifeWorld:
             self.lifecycle.load_failed(failed, self.now_ns)
         elif failure is None:
             self.lifecycle.load_succeeded(order.key)
-            if order.name in self.stateful:
+            if order.name in self.layout.stateful:
                 self.lifecycle.singles.add(order.key)
 
     def tell_ready(self, worker: SimWorker) -> None:

@@ -22,7 +22,7 @@ def something(world: LifeWorld) -> None:
 
     choices = [here(copy_version)] * 5 + [world.disk.remove_version] * 2 + [here(change_config)] * 2
     choices += [here(remove_base), lambda: world.disk.fix_version(world.now_ns)]
-    if world.resizes:
+    if world.layout.many:
         choices += [here(resize)] * 4 + [here(renew)] * 2
     if world.deaths:
         choices += [here(kill_some), here(kill_some), world.pool_dies]

@@ -43,12 +43,12 @@ class Rules:
         world = self._world
         if not world.deaths and "deadly" not in world.kinds:
             for number, group in enumerate(world.groups.groups):
-                self._check_group(group.generations, stop_first=world.stop_first[number])
+                self._check_group(group.generations, stop_first=world.layout.stop_first[number])
         if not world.deaths:
             old = {member.pid for crew in world.crews.crews for member in crew.old}
             ending = {member.pid for member in world.crews.members() if member.killed}
             # A scout that was given up may not have heard of it.
-            most = 2 * world.places_count + len(world.groups.groups)
+            most = 2 * world.layout.places_count + len(world.groups.groups)
             assert len(world.workers.keys() - old - ending) <= most, "too many workers"
         published = {key.name for key in world.groups.published()}
         serving = {key.name for key in world.versions.known() if self._state(key) is VersionState.AVAILABLE}
@@ -59,9 +59,9 @@ class Rules:
                 empty = world.unload_when_empty and not self._aspired(name)
                 replaced = world.now_ns - world.lost_ns < _REPLACED_NS or world.crews.adoption is not None
                 # The only worker made room for the next, and then the files were removed.
-                home = world.in_group.get(name, 0)
+                home = world.layout.home(name)
                 crew = world.crews.crews[home]
-                gap = world.stop_first[home] and crew.current is not None and len(crew.current.places) == 1
+                gap = world.layout.stop_first[home] and crew.current is not None and len(crew.current.places) == 1
                 assert empty or replaced or gap, f"{name} served and does not, and nobody died"
             self._available[name] = available
 
