@@ -91,6 +91,16 @@ def cpu_between(before: list[Usage], after: list[Usage]) -> dict[str, float]:
     return spent
 
 
+def family_cpu_s(session: int) -> float:
+    """CPU seconds of that session's processes, those that ended and were waited for included."""
+    total = 0
+    for usage in usages(session):
+        stat = _stat(usage.pid)
+        if stat is not None:
+            total += sum(map(int, stat[1][11:15]))  # own and waited-for children's, user and system
+    return total * _TICK_S
+
+
 def memory(usage: Usage) -> Memory | None:
     """None when the process is gone."""
     try:
@@ -103,8 +113,9 @@ def memory(usage: Usage) -> Memory | None:
     return Memory(usage.pid, usage.role, kib["Pss"] / _MIB, private / _MIB, shm / _MIB, file / _MIB)
 
 
-def memories(session: int) -> list[Memory]:
-    found = (memory(usage) for usage in usages(session))
+def memories(session: int, members: list[Usage] | None = None) -> list[Memory]:
+    """Of every process of that session; `members`: when they are known already."""
+    found = (memory(usage) for usage in (usages(session) if members is None else members))
     return sorted((m for m in found if m is not None), key=lambda m: (m.role, m.pid))
 
 
@@ -120,10 +131,10 @@ class SharedFiles:
     unmapped_mib: float = 0.0
 
 
-def shared_files(session: int, mapped_mib: float) -> SharedFiles:
+def shared_files(members: list[Usage], mapped_mib: float) -> SharedFiles:
     """`mapped_mib`: the sum of these processes' Pss_Shmem at the same moment."""
     blocks: dict[int, int] = {}
-    for usage in usages(session):
+    for usage in members:
         folder = Path(f"/proc/{usage.pid}/fd")
         try:
             for entry in folder.iterdir():

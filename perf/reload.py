@@ -114,16 +114,14 @@ def measure(server: Ringserve, load: Load, kind: str, change: Callable[[], None]
     repeated = Repeated(change, every_s) if change is not None else None
 
     def at_edge() -> None:
-        ours_s = sum(usage.cpu_s for usage in processes.usages(server.session))
-        busy.append((processes.machine_busy_s(), ours_s))
+        busy.append((processes.machine_busy_s(), processes.family_cpu_s(server.session) + time.process_time()))
         if repeated is not None:
             repeated.start() if len(busy) == 1 else repeated.end()
 
     with repeated or nullcontext():
         figures = loadgen.run(load, at_start=at_edge, at_end=at_edge)
     (busy_from_s, ours_from_s), (busy_until_s, ours_until_s) = busy
-    # Of processes that ended meanwhile the CPU time is missing in ours, so with reloads this is an upper bound.
-    ours_s = max(ours_until_s - ours_from_s, 0.0) + figures.cpu_us_per_call * figures.calls / 1e6
+    ours_s = ours_until_s - ours_from_s + figures.cpu_us_per_call * figures.calls / 1e6
     others = max(busy_until_s - busy_from_s - ours_s, 0.0) / figures.seconds
     for failure, example in figures.examples.items():
         count = figures.failures_by_kind[failure]
@@ -259,7 +257,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="calls a second on A; 0: --share of the capacity")
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--megabytes", type=int, default=300, help="of model B")
-    parser.add_argument("--sample_s", type=float, default=0.5, help="from memory sample to memory sample")
+    parser.add_argument("--sample_s", type=float, default=2.0, help="from memory sample to memory sample")
     parser.add_argument("--reloads", type=int, default=0, help="only load and unload B so many times")
     add_server_options(parser, "reload")
     options = parser.parse_args()

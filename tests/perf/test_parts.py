@@ -148,7 +148,7 @@ def test_shared_memory_is_counted_once_mapped_or_not(how: str, unmapped_mib: flo
         assert process.stdout.readline() == "ready\n"
         one = sampling.sample(process.pid)
         mapped_mib = sum(memory.shm_mib for memory in processes.memories(process.pid))
-        shared = processes.shared_files(process.pid, mapped_mib)
+        shared = processes.shared_files(processes.usages(process.pid), mapped_mib)
         process.communicate("")
     assert shared.count == 1
     assert shared.allocated_mib == pytest.approx(8.0)

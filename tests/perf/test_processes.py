@@ -106,3 +106,25 @@ def test_own_usage_is_found() -> None:
     assert memory is not None
     assert memory.pss_mib >= memory.private_mib > 1
     assert processes.memory(Usage(2**22 + 1, "gone", 0, 0.0)) is None
+
+
+PARENT = """
+import os, sys, time
+if os.fork() == 0:
+    while time.process_time() < 0.3: pass
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_cpu_time_of_ended_children_is_not_lost() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        alive = sum(usage.cpu_s for usage in processes.usages(process.pid))
+        assert processes.family_cpu_s(process.pid) >= alive + 0.28
+        process.communicate("")
