@@ -75,6 +75,14 @@ class ComingAndGoing:
         self.unload()
 
 
+def _link(source: str, target: str) -> None:
+    """The same file again: hundreds of versions take no room, and their pages are cached already."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)  # another file system
+
+
 class Versions:
     """A model's base path in which versions appear, each complete at once, and the ones before the last disappear.
 
@@ -99,7 +107,7 @@ class Versions:
     def appear(self) -> None:
         version = self.newest + 1
         made = self.base_path.with_name(f"{self.base_path.name}-made")
-        shutil.copytree(self.source(version).version_path, made)
+        shutil.copytree(self.source(version).version_path, made, copy_function=_link)
         made.rename(self.base_path / str(version))
         self.newest = version
 
@@ -118,6 +126,7 @@ class Versions:
         server.wait_until(alone, f"version {self.newest} of {name} to serve alone", PATIENCE_S, pause_s=0.05)
         server.settle(PATIENCE_S)
         self.events.append(Event(start_s, "switch", time.monotonic() - start_s))
+        check(server, self.exchanges(self.newest)[:4])
         old = self.base_path / str(self.newest - 2)
         if old.exists():
             os.rename(old, self.base_path.with_name("gone"))

@@ -91,6 +91,41 @@ def cpu_between(before: list[Usage], after: list[Usage]) -> dict[str, float]:
     return spent
 
 
+@dataclass(frozen=True)
+class CoreTime:
+    """Of a role's threads, summed: seconds on a core, and seconds that they were ready to run and no core was free."""
+
+    run_s: float = 0.0
+    wait_s: float = 0.0
+
+
+#: (role, pid, thread) -> nanoseconds on a core, nanoseconds of waiting for one.
+ThreadTimes = dict[tuple[str, int, str], tuple[int, int]]
+
+
+def thread_times(session: int) -> ThreadTimes:
+    """Of every thread; empty where the kernel does not count it."""
+    found: ThreadTimes = {}
+    for usage in usages(session):
+        try:
+            for thread in os.listdir(f"/proc/{usage.pid}/task"):
+                run, wait, _ = Path(f"/proc/{usage.pid}/task/{thread}/schedstat").read_text().split()
+                found[usage.role, usage.pid, thread] = int(run), int(wait)
+        except OSError:
+            continue  # the process or that thread is gone, or nothing is counted
+    return found
+
+
+def core_time(before: ThreadTimes, after: ThreadTimes) -> dict[str, CoreTime]:
+    """By role, of the threads that were there at both times."""
+    total: dict[str, CoreTime] = {}
+    for key in before.keys() & after.keys():
+        one = total.get(key[0], CoreTime())
+        run_s, wait_s = ((later - earlier) / 1e9 for earlier, later in zip(before[key], after[key], strict=True))
+        total[key[0]] = CoreTime(one.run_s + run_s, one.wait_s + wait_s)
+    return total
+
+
 def family_cpu_s(session: int) -> float:
     """CPU seconds of that session's processes, those that ended and were waited for included."""
     total = 0

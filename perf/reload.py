@@ -66,6 +66,7 @@ class Run:
     figures: Figures
     events: Sequence[Event]
     others_cpus: float
+    core_time: dict[str, processes.CoreTime]
 
     @property
     def from_s(self) -> float:
@@ -110,11 +111,13 @@ def measure(server: Ringserve, load: Load, kind: str, change: Callable[[], None]
             every_s: float) -> Run:  # fmt: skip
     """One window; changes begin with it."""
     busy: list[tuple[float, float]] = []
+    threads: list[processes.ThreadTimes] = []
     seen = len(events)
     repeated = Repeated(change, every_s) if change is not None else None
 
     def at_edge() -> None:
         busy.append((processes.machine_busy_s(), processes.family_cpu_s(server.session) + time.process_time()))
+        threads.append(processes.thread_times(server.session))
         if repeated is not None:
             repeated.start() if len(busy) == 1 else repeated.end()
 
@@ -126,7 +129,7 @@ def measure(server: Ringserve, load: Load, kind: str, change: Callable[[], None]
     for failure, example in figures.examples.items():
         count = figures.failures_by_kind[failure]
         print(f"  FAILED in {kind}: {count} x {failure}, for example: {example}", file=sys.stderr)
-    return Run(kind, figures, tuple(events[seen:]), others)
+    return Run(kind, figures, tuple(events[seen:]), others, processes.core_time(*threads))
 
 
 def run_course(plan: Plan, folder: Path) -> Course:
@@ -202,6 +205,7 @@ def print_course(course: Course, report: Report) -> None:
         if done:
             report.figure(f"{kind} {what} time", median(done), "s")
     print_answers(course)
+    print_core_time(course, report)
     failed = sum(run.figures.failures for run in course.runs)
     report.budget("failed or wrong calls", report.figure("failed", failed, "calls"), 0, "calls")
 
@@ -212,6 +216,20 @@ def print_answers(course: Course) -> None:
         for run in course.of("switches")
     ]
     print_table("Switches of A, and how many answers each version gave", ["switches", "answers"], rows)
+
+
+def print_core_time(course: Course, report: Report) -> None:
+    """A broker that waits for a core lets every request wait."""
+    rows = []
+    for kind in KINDS:
+        row = [kind]
+        for role in ("broker", "frontend"):  # workers are replaced, and nobody waits for a loading one
+            found = [(run.core_time.get(role, processes.CoreTime()), run.figures.seconds) for run in course.of(kind)]
+            waits = report.figure(f"{kind} {role} waits", median(1e3 * one.wait_s / s for one, s in found), "ms/s")
+            row += [f"{median(1e3 * one.run_s / s for one, s in found):,.0f}", f"{waits:,.0f}"]
+        rows.append(row)
+    header = ["", "broker runs", "waits", "frontend runs", "waits"]
+    print_table("Threads' time on a core, and ready without one, ms per second", header, rows)
 
 
 def print_memory(course: Course, report: Report) -> None:
@@ -259,6 +277,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=300, help="of model B")
     parser.add_argument("--sample_s", type=float, default=2.0, help="from memory sample to memory sample")
     parser.add_argument("--reloads", type=int, default=0, help="only load and unload B so many times")
+    parser.add_argument("--by", choices=sorted(churn.WAYS), default="rest", help="how --reloads reloads B")
     add_server_options(parser, "reload")
     options = parser.parse_args()
     flags = server_flags(options)
@@ -273,7 +292,7 @@ def main() -> int:
         loadgen.build()
         options.output.mkdir(parents=True, exist_ok=True)
         if options.reloads:
-            return churn.run(options.reloads, other, flags, options.rate or 200.0, options.output, report)
+            return churn.run(options.reloads, options.by, other, flags, options.rate or 200.0, options.output, report)
         plan = Plan(options.runs, options.duration_s, options.every, options.rate, options.share, other,
                     options.sample_s, flags)  # fmt: skip
         began_s = time.monotonic()

@@ -128,3 +128,19 @@ def test_cpu_time_of_ended_children_is_not_lost() -> None:
         alive = sum(usage.cpu_s for usage in processes.usages(process.pid))
         assert processes.family_cpu_s(process.pid) >= alive + 0.28
         process.communicate("")
+
+
+def test_time_on_cores_is_told_by_role(family: servers.Child) -> None:
+    try:
+        assert family.process.stdout is not None
+        first = processes.thread_times(family.session)
+        assert family.process.stdout.readline() == "ready\n"
+        times = processes.thread_times(family.session)
+        assert {role for role, _, _ in times} == {"pool", "worker"}
+        spent = processes.core_time(dict.fromkeys(times, (0, 0)), times)
+        assert spent["worker"].run_s >= 0.19
+        assert spent["worker"].wait_s >= 0.0
+        assert processes.core_time(first, times).keys() <= spent.keys()
+        assert processes.core_time(times, times)["pool"] == processes.CoreTime()
+    finally:
+        family.stop()
