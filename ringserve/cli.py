@@ -12,6 +12,7 @@ from ringserve import __version__
 from ringserve.commands.bench import bench
 from ringserve.commands.completion import completion
 from ringserve.commands.config import config
+from ringserve.commands.convert import convert
 from ringserve.commands.doctor import doctor
 from ringserve.commands.inspect import inspect
 from ringserve.commands.models import models
@@ -137,5 +138,5 @@ def pool(resolved: str, name: str, death_fd: int) -> None:
 for _command in (broker, frontend, pool):
     _child(_command)
 
-for _command in (bench, completion, config, doctor, inspect, models, predict, top, warmup):
+for _command in (bench, completion, config, convert, doctor, inspect, models, predict, top, warmup):
     main.add_command(_command)

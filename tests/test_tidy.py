@@ -122,6 +122,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
         *("config", "broker.messages", "shm.dtype"),
         *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
     ),
+    "ringserve/commands/convert_models": ("broker.aspired", "workers.device", "workers.quiet"),
     "ringserve/commands/": (
         *("config", "ringserve", "shm.dtype", "broker.messages", "broker.aspired", "broker.stability"),
         *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
@@ -153,7 +154,7 @@ def test_the_broker_decides_without_clock_sockets_or_tensors(path: Path) -> None
 
 #: The only places that import these.
 _OWNERS: dict[str, tuple[str, ...]] = {
-    "tensorflow": ("workers/", "ringserve/sample_model.py"),
+    "tensorflow": ("workers/", "ringserve/sample_model.py", "ringserve/commands/convert_models.py"),
     "msgpack": ("broker/wire.py", "broker/control.py"),
     "zmq": ("broker/mailbox.py",),
     "grpc": ("frontend/grpcio_engine.py", "ringserve/commands/grpc_calls.py", "ringserve/commands/bench_load.py"),
