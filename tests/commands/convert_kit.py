@@ -1,11 +1,19 @@
-"""Models of the kinds that `ringserve convert` reads, written by a process of its own: `python -m ... FOLDER`."""
+"""Models of the kinds that `ringserve convert` reads, and its command run on them, all in one process of its own.
+
+    python -m tests.commands.convert_kit FOLDER     commands as JSON on standard input, what became of each on output
+
+TensorFlow and Keras take seconds to load, once here; and the command sets them up for itself.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from click.testing import CliRunner
 
 from ringserve.workers import device
 
@@ -38,5 +46,17 @@ def write(folder: Path) -> None:
         (folder / f"{name}.pb").write_bytes(graph.as_graph_def().SerializeToString())
 
 
+def run(commands: list[list[str]]) -> list[tuple[int, Any]]:
+    """Exit status and JSON, or the last line, of each command."""
+    from ringserve.cli import main
+
+    found: list[tuple[int, Any]] = []
+    for command in commands:
+        done = CliRunner().invoke(main, ["convert", *command, "--json"])
+        found.append((done.exit_code, json.loads(done.stdout) if done.exit_code == 0 else done.output.splitlines()[-1]))
+    return found
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    json.dump(run(json.load(sys.stdin)), sys.stdout)
