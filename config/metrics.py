@@ -174,6 +174,14 @@ PENDING: Final = Family(
 CONNECTIONS: Final = Family(
     "ringserve_connections", GAUGE, ("process", "protocol"), "open client connections of a frontend", FRONTEND
 )
+REFUSALS: Final = Family(
+    "ringserve_client_refusals_total",
+    COUNTER,
+    ("process", "protocol", "reason"),
+    "connections ended for what their clients did or did not do: HTTP/2's error, or REST's HTTP status; `unread`: "
+    "answers not taken; `address`: too many connections of one",
+    FRONTEND,
+)
 LOOP_LAG: Final = Family(
     "ringserve_event_loop_lag_seconds",
     HISTOGRAM,

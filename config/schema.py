@@ -70,6 +70,24 @@ class Server:
     connections_max: int = setting(
         10_000, "connections of one frontend; one more is closed at once, so that memory stays bounded", low=1
     )
+    connections_per_address_max: int = setting(
+        0, "the same of one client address (of IPv6, one /64); 0: no other limit, as behind a proxy"
+    )
+    client_stall_ms_max: int = setting(
+        50_000,
+        "a client that sends or takes less than 16 KiB of a message under way in this time is cut off; 0: never",
+    )
+    inflated_bytes_max: int = setting(
+        100 * MIB, "largest compressed request after decompression, gRPC and REST", low=1 * KIB, shown="100MiB"
+    )
+    held_bytes_max: int = setting(
+        1 * GIB, "bytes of requests not yet complete that one frontend holds, of gRPC and of REST each", low=1 * MIB,
+        shown="1GiB",
+    )
+    unsent_bytes_max: int = setting(
+        1 * GIB, "bytes of gRPC answers that one frontend holds for clients that do not take them", low=1 * MIB,
+        shown="1GiB",
+    )
     rest_body_bytes_max: int = setting(
         256 * MIB, "largest REST request body; a larger one is answered 413", low=1 * KIB, shown="256MiB"
     )

@@ -82,17 +82,27 @@ class Methods:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Bounds of a gRPC engine. Zero means "no limit" for `connection_age_ms_max` alone.
+    """Bounds of a gRPC engine. Zero means "no limit" for `connection_age_ms_max`, `connections_per_address_max` and
+    `stall_ms_max` alone.
 
-    message_bytes_max: largest request message after decompression. concurrent_streams_max: per connection.
+    message_bytes_max: largest request message. inflated_bytes_max: largest one that came compressed, decompressed.
+    held_bytes_max: of requests that are not complete, all connections together. concurrent_streams_max: per connection.
+    unsent_bytes_max: answers that wait for their clients' windows, all connections together; one connection's: a
+    quarter. stall_ms_max: a client that neither sends the rest of a request nor takes its answers, 16 KiB at least in
+    so long, is cut off; 0: never.
     header_list_bytes_max: RFC 9113 6.5.2. write_buffer_bytes_max: unsent answers of a connection above which its
-    reading stops. connections_max: per frontend process. connection_age_ms_max: a connection about that old is asked
-    to go, and its calls may finish.
+    reading stops. connections_max: per frontend process; connections_per_address_max: of one client address (of IPv6, a
+    /64). connection_age_ms_max: a connection about that old is asked to go, and its calls may finish.
     """
 
     message_bytes_max: int = 2**31 - 1
+    inflated_bytes_max: int = 100 * 2**20
+    held_bytes_max: int = 2**30
+    unsent_bytes_max: int = 2**30
+    stall_ms_max: int = 50_000
     concurrent_streams_max: int = 1024
     header_list_bytes_max: int = 65_536
     write_buffer_bytes_max: int = 8 * 2**20
     connections_max: int = 10_000
+    connections_per_address_max: int = 0
     connection_age_ms_max: int = 0

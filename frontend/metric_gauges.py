@@ -28,7 +28,8 @@ class Watched(Protocol):
 
 
 class Gauges:
-    """Sets the gauges of one frontend. `connections`: how many are open, by protocol. Lives on one event loop."""
+    """Sets the gauges of one frontend. `connections`: how many are open, by protocol; `refusals`: how many clients
+    were refused or cut off, by protocol and reason. Lives on one event loop."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Gauges:
         client: Watched,
         connections: Callable[[], Mapping[str, int]],
         clock_ns: Callable[[], int],
+        refusals: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     ) -> None:
         self._file = file
         self._process = process
@@ -44,6 +46,8 @@ class Gauges:
         self._connections = connections
         self._clock_ns = clock_ns
         self._full_count = 0
+        self._refusals = refusals
+        self._refused: dict[tuple[str, str], int] = {}
         self._loop = asyncio.get_running_loop()
         self._plan()
 
@@ -59,6 +63,12 @@ class Gauges:
         self._full_count = ring.full_count
         for protocol, count in self._connections().items():
             file.set(metrics.CONNECTIONS, (self._process, protocol), count)
+        for protocol, reasons in self._refusals().items():
+            for reason, count in reasons.items():
+                before = self._refused.get((protocol, reason), 0)
+                if count > before:
+                    file.add(metrics.REFUSALS, (self._process, protocol, reason), count - before)
+                    self._refused[protocol, reason] = count
 
     def close(self) -> None:
         """Stop looking."""

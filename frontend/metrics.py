@@ -19,12 +19,19 @@ from ringserve.frontend.tally import Tally
 class FrontendMetrics:
     """Everything about metrics that one frontend process holds. Lives on its event loop.
 
-    process: its name (`frontend-0`). connections: open client connections by protocol.
+    process: its name (`frontend-0`). connections: open client connections by protocol. refusals: clients refused or cut
+    off, by protocol and reason.
     tally: give it to the APIs. exposition: writes the pages.
     """
 
     def __init__(
-        self, client: Client, *, run_dir: str, process: str, connections: Callable[[], Mapping[str, int]]
+        self,
+        client: Client,
+        *,
+        run_dir: str,
+        process: str,
+        connections: Callable[[], Mapping[str, int]],
+        refusals: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     ) -> None:
         self._file = MetricFile(run_dir, process)
         self._file.add(metrics.PROCESS_STARTS, (process,))
@@ -32,7 +39,7 @@ class FrontendMetrics:
         sums = MetricSums(run_dir)
         self.tally = Tally(self._file, scope, asyncio.get_running_loop().call_later, sums)
         self.exposition = Exposition(sums, self.tally, scope=scope, look=self._look)
-        self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns)
+        self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns, refusals)
         self._lookup = Look(client.catalog, client.ask)
 
     async def _look(self) -> Found:

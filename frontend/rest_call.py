@@ -161,15 +161,27 @@ class Side:
         """Run a function on the slow side thread."""
         return await asyncio.get_running_loop().run_in_executor(self._slow, function, *arguments)
 
-    def run(self, call: RestCall, work: Coroutine[Any, Any, None]) -> None:
-        """Go on with a call in a task of its own, which is to answer it."""
-        self.spawn(self._answer(call, work))
+    def run(self, call: RestCall, work: Coroutine[Any, Any, None], *, can_cancel: bool = False) -> None:
+        """Go on with a call in a task of its own, which is to answer it.
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        can_cancel: the task ends when the client goes, and lets go of what it holds.
+        """
+        task = self.spawn(self._answer(call, work))
+        task.add_done_callback(lambda _: work.close())  # a task that is cancelled before its first step leaves it
+
+        def cancel() -> None:
+            call.cancel()
+            task.cancel()
+
+        if can_cancel:
+            call.on_cancel(cancel)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that catches whatever it raises."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _answer(self, call: RestCall, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -5,6 +5,7 @@ In TF Serving's order: the text, then the model, then its signature, then the te
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import Final, NamedTuple
 
@@ -30,6 +31,8 @@ _HURRY_BYTES_MIN: Final = 32_768
 #: Compressed bodies above this are expanded on a side thread.
 _GUNZIP_BYTES_MIN: Final = 4_096
 _LANES_MAX: Final = 4_096
+#: Bodies that are expanded or parsed on a side at a time: one thread's, and one that is ready for it.
+_READ_AT_ONCE_MAX: Final = 2
 
 _Text = bytes | bytearray
 
@@ -61,6 +64,9 @@ class Inference:
         #: (signature, shapes of its inputs) -> (lane, rows), as `LaneTable.bind` found it in this epoch.
         self._known: dict[tuple[SignatureView, tuple[tuple[int, ...], ...]], tuple[Lane, int]] = {}
         self._epoch = -1
+        # A body takes many times its size while it is read. The others wait as they came, which is counted.
+        self._quick_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
+        self._slow_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
 
     def predict(self, call: RestCall, ask: Ask) -> None:
         """Answer a predict, now or later."""
@@ -148,43 +154,57 @@ class Inference:
     # --------------------------------------------------------------------------------------------------- elsewhere
 
     def _aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
-        call.on_cancel(call.cancel)
-        self._side.run(call, self._predict_aside(call, ask, body))
+        self._side.run(call, self._predict_aside(call, ask, body), can_cancel=True)
 
     async def _predict_aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
-        if ask.is_gzip:
-            body = await self._expanded(body)
-        found: _Bound | Failure | None = await self._quick_aside(ask.route, body)
+        found: _Bound | Failure | None
+        async with self._quick_room:
+            found = await self._quick_aside(ask, body)
         if found is None:
-            found = await self._ordinary_aside(ask.route, body)
+            # Only the body as it came waits for the slow side; it is expanded and read again there.
+            async with self._slow_room:
+                found = await self._slowly_aside(ask, body)
         del body
         if not call.is_over:
             self._run(call, ask, found)
 
-    async def _quick_aside(self, route: Route, body: _Text) -> _Bound | None:
-        if len(body) <= _SIDE_BYTES_MIN:
-            return self._quick(route, body)
-        quick = await self._side.quick(quick_body, body)
-        signature = self._look_up(route, quick)
-        if quick is None or signature is None:
-            return None
-        inputs = await self._side.quick(quick_inputs, quick, signature[1])
-        return None if inputs is None else self._bind_known(*signature, inputs)
-
-    async def _ordinary_aside(self, route: Route, data: _Text) -> _Bound | Failure:
-        """What C code can read is read on the quick thread; only what it cannot goes to the slow one."""
+    async def _quick_aside(self, ask: Ask, data: _Text) -> _Bound | Failure | None:
+        """What C code can read is read on the quick thread; None: only the slow one can."""
+        route = ask.route
+        if ask.is_gzip:
+            data = await self._expanded(data)
+        if len(data) <= _SIDE_BYTES_MIN:
+            bound = self._quick(route, data)
+        else:
+            quick = await self._side.quick(quick_body, data)
+            signature = self._look_up(route, quick)
+            bound = None
+            if quick is not None and signature is not None:
+                quickly = await self._side.quick(quick_inputs, quick, signature[1])
+                bound = None if quickly is None else self._bind_known(*signature, quickly)
+            del quick
+        if bound is not None:
+            return bound
         body = await self._side.quick(lambda: read_body(data, hurry=True))
-        if body is None:
-            body = await self._side.slow(read_body, bytes(data))
-        assert body is not None
-        if isinstance(body, Failure):
+        if body is None or isinstance(body, Failure):
             return body
         found = self._find(route, body)
         if isinstance(found, Failure):
             return found
         inputs = await self._side.quick(lambda: read_inputs(body, found[1], hurry=True))
-        if inputs is None:
-            inputs = await self._side.slow(read_inputs, body, found[1])
+        return inputs if inputs is None or isinstance(inputs, Failure) else self._bind(*found, inputs)
+
+    async def _slowly_aside(self, ask: Ask, data: _Text) -> _Bound | Failure:
+        if ask.is_gzip:
+            data = await self._expanded(data)
+        body = await self._side.slow(read_body, bytes(data))
+        assert body is not None
+        if isinstance(body, Failure):
+            return body
+        found = self._find(ask.route, body)
+        if isinstance(found, Failure):
+            return found
+        inputs = await self._side.slow(read_inputs, body, found[1])
         assert inputs is not None
         return inputs if isinstance(inputs, Failure) else self._bind(*found, inputs)
 
@@ -204,17 +224,18 @@ class Inference:
             assert found is not None
             self._run_examples(call, ask, found if isinstance(found, Failure) else _examples(found))
         else:
-            call.on_cancel(call.cancel)
-            self._side.run(call, self._examples_aside(call, ask, body))
+            self._side.run(call, self._examples_aside(call, ask, body), can_cancel=True)
 
     async def _examples_aside(self, call: RestCall, ask: Ask, data: _Text) -> None:
-        if ask.is_gzip:
-            data = await self._expanded(data)
-        body = await self._side.quick(lambda: read_body(data, hurry=True))
-        if body is None:
-            body = await self._side.slow(read_body, bytes(data))
-        assert body is not None
-        found = body if isinstance(body, Failure) else await self._side.slow(_examples, body)
+        async with self._slow_room:
+            if ask.is_gzip:
+                data = await self._expanded(data)
+            body = await self._side.quick(lambda: read_body(data, hurry=True))
+            if body is None:
+                body = await self._side.slow(read_body, bytes(data))
+            assert body is not None
+            found = body if isinstance(body, Failure) else await self._side.slow(_examples, body)
+            del body
         if not call.is_over:
             self._run_examples(call, ask, found)
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ringserve.config.schema import Server, Settings
@@ -30,6 +30,8 @@ from ringserve.shm.segment import Segment
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+#: What a limit of 0 (none) is for those who know no such thing.
+_FOREVER_S = 1e9
 
 
 class Listening(Protocol):
@@ -82,11 +84,13 @@ class Service:
         )
         #: Open connections of the servers that can tell, by protocol.
         self._connections: dict[str, Callable[[], int]] = {}
+        self._refusals: dict[str, Mapping[str, int]] = {}
         self._metrics = FrontendMetrics(
             self._client,
             run_dir=run_dir,
             process=name,
             connections=lambda: {protocol: count() for protocol, count in self._connections.items()},
+            refusals=lambda: self._refusals,
         )
         self._draining = Draining()
         self._servers: list[Listening] = []
@@ -118,6 +122,7 @@ class Service:
 
     async def _start_rest(self, server: Server) -> None:
         settings = RestSettings(
+            gunzip_bytes_max=server.inflated_bytes_max,
             timeout_ms=server.rest_timeout_ms,
             cors=server.rest_api_enable_cors_support,
             check_method_name=server.enable_signature_method_name_check,
@@ -125,11 +130,20 @@ class Service:
             metrics_path=server.metrics_path,
         )
         app = make_app(self._client, settings, tally=self._metrics.tally, metrics=self._metrics.exposition)
-        limits = Http1Limits(connections_max=server.connections_max, body_bytes_max=server.rest_body_bytes_max)
+        stall_s = server.client_stall_ms_max / 1000 or _FOREVER_S
+        limits = Http1Limits(
+            connections_max=server.connections_max,
+            connections_per_address_max=server.connections_per_address_max,
+            body_bytes_max=server.rest_body_bytes_max,
+            bodies_bytes_max=server.held_bytes_max,
+            body_window_s=stall_s,
+            write_s=stall_s,
+        )
         sockets = [listen(server.host, server.rest_api_port)]
         engine = await serve_http1(app.handle, sockets, limits, error_page)
         self._rest_app = app
         self._connections["rest"] = lambda: engine.connections_count
+        self._refusals["rest"] = engine.refusals
         self._servers.append(engine)
 
     async def _start_grpc(self, server: Server) -> None:
@@ -146,6 +160,11 @@ class Service:
             message_bytes_max=server.message_bytes_max,
             concurrent_streams_max=server.concurrent_streams_max,
             connections_max=server.connections_max,
+            connections_per_address_max=server.connections_per_address_max,
+            inflated_bytes_max=server.inflated_bytes_max,
+            held_bytes_max=server.held_bytes_max,
+            unsent_bytes_max=server.unsent_bytes_max,
+            stall_ms_max=server.client_stall_ms_max,
             connection_age_ms_max=server.grpc_connection_age_ms_max,
         )
         tls = read_ssl_config(server.ssl_config_file) if server.ssl_config_file else None
@@ -158,6 +177,7 @@ class Service:
             context = server_context(tls) if tls else None
             engine = await serve_native(methods, sockets, limits, tls=context)
             self._connections["grpc"] = lambda: engine.connections_count
+            self._refusals["grpc"] = engine.account.refusals
             self._servers.append(engine)
         else:
             host = f"[{server.host}]" if ":" in server.host else server.host

@@ -71,7 +71,7 @@ class Http1Connection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        welcome = self._server.joined(self)
+        welcome = self._server.joined(self, transport)
         if welcome is None:
             self._phase = _CLOSED
             self._transport.abort()
@@ -318,6 +318,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""
+        self._server.refusals[str(status)] += 1
         is_head = self._head is not None and self._head.method == "HEAD"
         self._drop_body()
         self._unread = b""
@@ -363,10 +364,11 @@ class Http1Connection(asyncio.Protocol):
             self._close()
 
     def _watch_writing(self, tick: int) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        if not unsent or unsent != self._unsent_bytes:
+        unsent, before = self._transport.get_write_buffer_size(), self._unsent_bytes
+        if not unsent or unsent > before or before - unsent >= self._server.limits.write_window_bytes_min:
             self._unsent_bytes, self._unsent_since = unsent, tick
         elif tick - self._unsent_since > self._server.ticks(self._server.limits.write_s):
+            self._server.refusals["unread"] += 1
             self._transport.abort()
 
     def drain(self) -> None:

@@ -82,19 +82,22 @@ ErrorPage = Callable[[int, str], tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class Http1Limits:
-    """Bounds of the HTTP/1.1 server. Zero never means "no limit".
+    """Bounds of the HTTP/1.1 server. Zero means "no limit" for `connections_per_address_max` alone.
 
-    connections_max: of this process; some more are answered 503, and beyond these none is taken. body_bytes_max: of one
-    request, as sent. bodies_bytes_max: of all requests that are not answered yet, but for those below 256 KiB.
-    header_bytes_max, headers_max: of a request line with its headers; how many lines. requests_at_once_max: requests
-    answered on one connection before others get their turn.
+    connections_max: of this process; some more are answered 503, and beyond these none is taken.
+    connections_per_address_max: of one client address (of IPv6, a /64); 0: no limit but the other.
+    body_bytes_max: of one request, as sent. bodies_bytes_max: of all requests that are not answered yet, but for those
+    below 256 KiB. header_bytes_max, headers_max: of a request line with its headers; how many lines.
+    requests_at_once_max: requests answered on one connection before others get their turn.
     idle_s: how long a connection may wait for its next request. head_s: how long a request's head may take.
-    body_window_s, body_window_bytes_min: what a body must bring in every window of that length. write_s: how long a
-    client may take nothing of its answers. linger_s: how long the rest of a refused request is read and dropped.
+    body_window_s, body_window_bytes_min: what a body must bring in every window of that length. write_s,
+    write_window_bytes_min: what a client must take of its answer in every window of that length.
+    linger_s: how long the rest of a refused request is read and dropped.
     tick_s: how often all of these are looked at.
     """
 
     connections_max: int = 10_000
+    connections_per_address_max: int = 0
     body_bytes_max: int = 256 * 2**20
     bodies_bytes_max: int = 2**30
     header_bytes_max: int = 65_536
@@ -105,5 +108,6 @@ class Http1Limits:
     body_window_s: float = 50.0
     body_window_bytes_min: int = 16_384
     write_s: float = 50.0
+    write_window_bytes_min: int = 16_384
     linger_s: float = 3.0
     tick_s: float = 1.0

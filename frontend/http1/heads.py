@@ -7,6 +7,7 @@ in chunks, reach the parser.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,6 +20,13 @@ END_OF_HEAD: Final = b"\r\n\r\n"
 #: Heads longer than this are read anew each time, and so many are kept at most (a few MB).
 _KEPT_BYTES_MAX: Final = 2048
 _KEPT_MAX: Final = 4096
+
+#: What a Host may consist of (RFC 3986 3.2.2, 3.2.3), roughly: nothing that ends an authority or begins another part.
+_HOST: Final = re.compile(rb"[0-9A-Za-z\-._~!$&'()*+;=%:\[\]]*")
+
+#: What a chunked body may have beside its content: so much (extensions, trailers), and so much more for every piece.
+FRAMING_BYTES_MAX: Final = 65_536
+_FRAMING_BYTES_PER_PIECE: Final = 16
 
 #: What the decoder of chunked bodies is told in place of the real head.
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -79,6 +87,7 @@ class HeadParser:
             raise BadRequestError(505, f"HTTP/{version} is not served here")
         if method == "CONNECT":
             raise BadRequestError(501, "this is no proxy")
+        self._check_host(version)
         length, expects_continue = 0, False
         for name, value in self._headers:
             if name == b"content-length":
@@ -101,6 +110,14 @@ class HeadParser:
             keeps_alive=self._keeps_alive,
             expects_continue=expects_continue,
         )
+
+    def _check_host(self, version: str) -> None:
+        """RFC 9112 3.2: exactly one Host over HTTP/1.1, and never two, which two servers may choose between."""
+        hosts = [value for name, value in self._headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            raise BadRequestError(400, "a request must say Host, once")
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            raise BadRequestError(400, "this is no Host")
 
 
 def _without_host(target: str) -> str:
@@ -154,11 +171,13 @@ class ChunkedBody:
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_CHUNKED_HEAD)
         self._last = b""
+        self._spare_bytes = FRAMING_BYTES_MAX
         self.pieces: list[bytes] = []
         self.is_complete = False
 
     def on_body(self, data: bytes) -> None:
         self.pieces.append(data)
+        self._spare_bytes += len(data) + _FRAMING_BYTES_PER_PIECE
 
     def on_message_complete(self) -> None:
         self.is_complete = True
@@ -176,4 +195,7 @@ class ChunkedBody:
             self._parser.feed_data(data[:size])
         except httptools.HttpParserError as error:
             raise BadRequestError(400, str(error)) from None
+        self._spare_bytes -= size
+        if self._spare_bytes < 0:
+            raise BadRequestError(400, "a body's chunks have too much beside their content")
         return size

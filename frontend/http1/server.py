@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from ringserve.frontend.addresses import Addresses
 from ringserve.frontend.http1.answers import AnswerHeads, plain_page
 from ringserve.frontend.http1.connection import Http1Connection
 from ringserve.frontend.http1.exchange import ErrorPage, Handler, Http1Limits
@@ -30,6 +32,9 @@ class Http1Server:
         self.tick = 0
         self.is_draining = False
         self.bodies_bytes = 0
+        #: How often the engine itself refused something, by HTTP status.
+        self.refusals: Counter[str] = Counter()
+        self._addresses = Addresses(limits.connections_per_address_max)
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
         self._connections: set[Http1Connection] = set()
@@ -57,16 +62,20 @@ class Http1Server:
     def _connection(self) -> Http1Connection:
         return Http1Connection(self, self._loop)
 
-    def joined(self, connection: Http1Connection) -> bool | None:
+    def joined(self, connection: Http1Connection, transport: asyncio.BaseTransport) -> bool | None:
         """Count a new connection. False: there are too many, tell it so; None: close it without a word."""
         self._connections.add(connection)
         self._empty.clear()
+        if not self._addresses.join(connection, transport):
+            self.refusals["address"] += 1
+            return None
         surplus = len(self._connections) - self.limits.connections_max
         return None if surplus > _REFUSED_MAX else surplus <= 0
 
     def left(self, connection: Http1Connection) -> None:
         """A connection is over."""
         self._connections.discard(connection)
+        self._addresses.leave(connection)
         if not self._connections:
             self._empty.set()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader, RawMessage
-from ringserve.frontend.http2.request import INTERNAL, UNIMPLEMENTED, Request
+from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, Request
 from ringserve.frontend.http2.sending import Transfer
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class UnaryCall(Exchange):
 
     def _finish_slowly(self, message: bytes) -> None:
         connection = self.connection
+        if not connection.has_room(len(message)):
+            self.is_done = False
+            self.fail(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them")
+            return
         connection.write_headers(self.stream_id, frames.RESPONSE_BLOCK, end_stream=False)
         tail = frames.answer_tail(self.stream_id)
         connection.transfer(Transfer(self, message, tail, self._close))
@@ -143,6 +147,7 @@ class UnaryCall(Exchange):
         if self.is_done:
             return
         self.is_done = True
+        self._raw = None
         if self._on_cancel is not None:
             try:
                 self._on_cancel()
@@ -162,7 +167,26 @@ class UnaryCall(Exchange):
             raise MessageFault(INTERNAL, "the stream ended inside a message")
         if self._raw is None:
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
-        message = reader.decoded(self._raw)
+        if reader.is_long_work(self._raw):
+            self.connection.host.aside(self._decode, self._decoded)
+        else:
+            self._run(reader.decoded(self._raw))
+
+    def _decode(self) -> bytes:
+        """Runs on a thread. A call that is over by then has let go of its message."""
+        raw, reader = self._raw, self.reader
+        return b"" if raw is None or reader is None else reader.decoded(raw)
+
+    def _decoded(self, message: bytes | None, error: Exception | None) -> None:
+        if self.is_done:
+            return
+        if message is None:
+            code, text = (error.code, error.text) if isinstance(error, MessageFault) else (INTERNAL, "internal error")
+            self.fail(code, text)
+        else:
+            self._run(message)
+
+    def _run(self, message: bytes) -> None:
         self._raw = None
         self.unread_bytes = 0
         self.connection.count_held(self)

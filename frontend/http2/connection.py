@@ -22,12 +22,12 @@ from ringserve.frontend.http2.frames import (
     END_STREAM,
     FRAME_HEADER,
     HEADERS,
-    PADDED,
     PREFACE,
     PRIORITY_FLAG,
     ConnectionFault,
     ErrorCode,
     StreamFault,
+    unpadded,
 )
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
 from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
@@ -44,6 +44,8 @@ _HEAD_PREFIXED: Final = 5 << 8
 _HELD_BYTES_MIN: Final = 256 * 2**20
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
+#: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
+_PIECES_MAX: Final = 64
 
 _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
@@ -53,7 +55,7 @@ class Connection(Control):
     """The server's side of one connection. peer: `handler.Call.peer`."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
-        super().__init__(host)
+        super().__init__(host, limits.unsent_bytes_max)
         self.peer = peer
         self.is_short_way_on = True
         self._limits = limits
@@ -101,6 +103,8 @@ class Connection(Control):
             missing = self._partial_need - self._partial_bytes
             piece = data[at : at + missing]
             self._partial.append(piece)
+            if len(self._partial) > _PIECES_MAX:
+                self._partial[:] = [b"".join(self._partial)]
             self._partial_bytes += len(piece)
             whole = len(piece) == missing
             if not self._preface_seen:
@@ -118,6 +122,10 @@ class Connection(Control):
         if len(data) == len(PREFACE):
             self._preface_seen = True
             self._hold(b"", 0)
+
+    def beginning(self) -> list[bytes]:
+        """The header block or the frame that the client has begun, always the same list until it is complete."""
+        return self._block or self._partial
 
     def _hold(self, rest: bytes, need_bytes: int) -> None:
         """Keeps the beginning of a frame until `need_bytes` of it are there."""
@@ -202,19 +210,19 @@ class Connection(Control):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         rule = _RULES.get(kind)
         if rule is None:
+            self._noise.add()
             return  # an extension (RFC 9113 5.5)
         try:
             rule(self, flags, stream_id, payload)
         except StreamFault as fault:
             self.reset_stream(stream_id, fault.code)
-            self._noise.add()
 
     # HEADERS and CONTINUATION.
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        block = _unpadded(flags, payload)
+        block = unpadded(flags, payload)
         if flags & PRIORITY_FLAG:
             if len(block) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
@@ -264,11 +272,9 @@ class Connection(Control):
         self.last_stream_id = stream_id
         details = request.details
         if details.malformed:
-            self._noise.add()
             self.reset_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
         if len(self.streams) >= self._limits.concurrent_streams_max:
-            self._noise.add()
             self.reset_stream(stream_id, ErrorCode.REFUSED_STREAM)
             return
         if details.refusal:
@@ -297,7 +303,7 @@ class Connection(Control):
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
         self._received_bytes += len(payload)  # padding and all, and whatever becomes of the stream
-        data = _unpadded(flags, payload)
+        data = unpadded(flags, payload)
         call = self.streams.get(stream_id)
         if call is None:
             self._must_not_be_idle(stream_id, "DATA")
@@ -317,7 +323,9 @@ class Connection(Control):
         """Input of an open stream: its bytes, its end, or both."""
         reader = call.reader
         if reader is None:
-            reader = call.reader = MessageReader(call.request.details.encoding, self._limits.message_bytes_max)
+            limits = self._limits
+            encoding = call.request.details.encoding
+            reader = call.reader = MessageReader(encoding, limits.message_bytes_max, limits.inflated_bytes_max)
             call.is_fresh = False
         call.is_half_closed = ends_stream
         call.body_bytes += len(data)
@@ -332,7 +340,7 @@ class Connection(Control):
         if call.is_done:
             return
         self.count_held(call)
-        if self.held_bytes > self._held_bytes_max:
+        if self.held_bytes > self._held_bytes_max or self.host.account.input_bytes > self._limits.held_bytes_max:
             call.fail(RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
         else:
             self.return_stream_window(call)
@@ -341,6 +349,7 @@ class Connection(Control):
         """Brings the account of held input up to date with one stream."""
         held = call.unread_bytes + (call.reader.held_bytes if call.reader is not None else 0)
         self.held_bytes += held - call.held_bytes
+        self.host.account.input_bytes += held - call.held_bytes
         call.held_bytes = held
 
     # Handlers.
@@ -357,16 +366,6 @@ class Connection(Control):
         """A handler raised: this call fails, and the host decides what becomes of the process."""
         call.fail(INTERNAL, "internal error")
         self.host.bug(error)
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    if not flags & PADDED:
-        return payload
-    if not payload:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without its padding's length")
-    if payload[0] >= len(payload):
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
-    return payload[1 : len(payload) - payload[0]]
 
 
 _RULES: Final[dict[int, Callable[[Any, int, int, bytes], None]]] = {

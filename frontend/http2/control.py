@@ -13,7 +13,6 @@ from typing import Final
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.calls import Exchange
 from ringserve.frontend.http2.frames import ACK, ConnectionFault, ErrorCode, StreamFault
-from ringserve.frontend.http2.noise import Noise
 from ringserve.frontend.http2.sending import Host, Sending
 
 #: Streams that we have reset and whose late frames are therefore ignored (RFC 9113 5.1, closed).
@@ -23,8 +22,15 @@ _RESET_STREAMS_MAX: Final = 1_024
 STREAM_WINDOW_BYTES: Final = 4 * 2**20
 CONNECTION_WINDOW_BYTES: Final = frames.WINDOW_BYTES_CEILING
 _DRAIN_PING: Final = b"draining"
+#: Settings in one frame. RFC 9113 names six; a client may send each once, and some that we do not know.
+_SETTINGS_MAX: Final = 64
 
 _setting = Struct(">HI")
+
+
+def _weight(call: Exchange) -> int:
+    """What undoing a call counts: a call whose request is complete was counted as an ordinary one already."""
+    return 2 if call.is_half_closed else 1
 
 
 class Control(Sending):
@@ -33,13 +39,12 @@ class Control(Sending):
     is_closing: write what is in `out`, then close the socket. last_stream_id: the highest stream opened by the client.
     """
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(host)
+    def __init__(self, host: Host, unsent_bytes_max: int) -> None:
+        super().__init__(host, unsent_bytes_max)
         self.is_closing = False
         self.is_draining = False
         self.last_stream_id = 0
         self.held_bytes = 0
-        self._noise = Noise(host.now)
         self._is_plain = False  # nothing is the case that every frame must be checked for by `Connection._frame`
         self._settings_seen = False
         self._settings_acknowledged = False
@@ -55,16 +60,28 @@ class Control(Sending):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            if not self._settings_acknowledged:
+            if self._settings_acknowledged:
+                self._noise.add()
+            else:
                 self._settings_acknowledged = True
                 self._table_is_off()
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
+        if len(payload) > 6 * _SETTINGS_MAX:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"more than {_SETTINGS_MAX} settings in a frame")
         if self._settings_seen:
             self._noise.add()
+        initial_window = -1
         for number, value in _setting.iter_unpack(payload):
-            self._apply_setting(number, value)
+            if number != frames.SETTINGS_INITIAL_WINDOW_SIZE:
+                self._apply_setting(number, value)
+            elif value > frames.WINDOW_BYTES_CEILING:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE is {value}")
+            else:
+                initial_window = value  # only the last one counts, and applying it takes a look at every stream
+        if initial_window >= 0:
+            self.set_peer_initial_window(initial_window)
         self._settings_seen = True
         self._is_plain = self._final_stream_id < 0
         self.write(frames.SETTINGS_ACK)
@@ -75,10 +92,6 @@ class Control(Sending):
         elif number == frames.SETTINGS_ENABLE_PUSH:
             if value > 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
-        elif number == frames.SETTINGS_INITIAL_WINDOW_SIZE:
-            if value > frames.WINDOW_BYTES_CEILING:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE is {value}")
-            self.set_peer_initial_window(value)
         elif number == frames.SETTINGS_MAX_FRAME_SIZE:
             if not frames.FRAME_BYTES_DEFAULT <= value <= frames.FRAME_BYTES_CEILING:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE is {value}")
@@ -92,8 +105,8 @@ class Control(Sending):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PING of {len(payload)} bytes")
+        self._noise.add()
         if not flags & ACK:
-            self._noise.add()
             self.write(frames.ping(payload, ack=True))
         elif payload == _DRAIN_PING and self.is_draining and self._final_stream_id < 0:
             self._go_away_finally()
@@ -104,10 +117,12 @@ class Control(Sending):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {len(payload)} bytes")
+        self._noise.add()
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE of {len(payload)} bytes")
+        self._noise.add_update()
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
         if not stream_id:
             if not increment:
@@ -135,7 +150,7 @@ class Control(Sending):
             self._must_not_be_idle(stream_id, "RST_STREAM")
             self._noise.add()
             return
-        self._noise.add()
+        self._noise.add(_weight(call))
         self._forget_stream(call)
         call.gone()
 
@@ -143,6 +158,7 @@ class Control(Sending):
         """Deprecated by RFC 9113 5.3 and ignored, except for what makes it malformed."""
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self._noise.add()
         if len(payload) != 5:
             if stream_id in self.streams:
                 raise StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {len(payload)} bytes")
@@ -184,7 +200,13 @@ class Control(Sending):
         self._forget_stream(call)
 
     def reset_stream(self, stream_id: int, code: ErrorCode) -> None:
-        """Ends a stream for an error of the client."""
+        """Ends a stream for an error of the client, which counts as if it had reset the stream. ConnectionFault."""
+        call = self.streams.get(stream_id)
+        self.drop_stream(stream_id, code)
+        self._noise.add(_weight(call) if call is not None else 1)
+
+    def drop_stream(self, stream_id: int, code: ErrorCode) -> None:
+        """Resets a stream, whoever is to blame."""
         self._remember_reset(stream_id)
         self.write(frames.rst_stream(stream_id, code))
         call = self.streams.get(stream_id)
@@ -200,6 +222,7 @@ class Control(Sending):
     def _forget_stream(self, call: Exchange) -> None:
         del self.streams[call.stream_id]
         self.held_bytes -= call.held_bytes
+        self.host.account.input_bytes -= call.held_bytes
         call.held_bytes = 0
         if call.transfer is not None:
             self.drop_transfer(call)
@@ -228,6 +251,8 @@ class Control(Sending):
     def close(self, code: ErrorCode, text: str = "") -> None:
         """Ends the connection now, with a last GOAWAY. Calls that are open learn that the client is gone."""
         if not self.is_closing:
+            if code:
+                self.host.account.refusals[code.name.lower()] += 1
             self.write(frames.goaway(self.last_stream_id, code, text))
             self.disconnected()
 
@@ -237,7 +262,9 @@ class Control(Sending):
         calls = list(self.streams.values())
         self.streams.clear()
         self._queue.clear()
-        self.held_bytes = 0
+        self.host.account.input_bytes -= self.held_bytes
+        self.host.account.output_bytes -= self.queued_bytes
+        self.held_bytes = self.queued_bytes = 0
         for call in calls:
             call.transfer = None
             call.gone()

@@ -13,6 +13,8 @@ from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMP
 PREFIX_BYTES: Final = 5
 #: What a held piece costs beside its bytes; it is counted, so that tiny frames cannot hold much memory.
 _PIECE_BYTES: Final = 64
+#: Compressed messages up to this are decompressed at once: they hold 4 MiB at most, which take milliseconds.
+_QUICK_BYTES_MAX: Final = 4_096
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # zlib's: 16 + 15 expects gzip's wrapper, 15 zlib's
 
 
@@ -35,11 +37,20 @@ class MessageReader:
     held_bytes: memory that the pieces of the incomplete message take.
     """
 
-    __slots__ = ("_encoding", "_message_bytes_max", "_need_bytes", "_piece_bytes", "_pieces", "held_bytes")
+    __slots__ = (
+        "_encoding",
+        "_inflated_bytes_max",
+        "_message_bytes_max",
+        "_need_bytes",
+        "_piece_bytes",
+        "_pieces",
+        "held_bytes",
+    )
 
-    def __init__(self, encoding: str, message_bytes_max: int) -> None:
+    def __init__(self, encoding: str, message_bytes_max: int, inflated_bytes_max: int) -> None:
         self._encoding = encoding
         self._message_bytes_max = message_bytes_max
+        self._inflated_bytes_max = min(inflated_bytes_max, message_bytes_max)
         self._pieces: list[bytes] = []
         self._piece_bytes = 0
         self._need_bytes = PREFIX_BYTES
@@ -94,6 +105,10 @@ class MessageReader:
     def is_inside_message(self) -> bool:
         return self._piece_bytes > 0
 
+    def is_long_work(self, raw: RawMessage) -> bool:
+        """Whether `decoded` may take so long that others would have to wait for it."""
+        return bool(raw[0]) and len(raw[1]) > _QUICK_BYTES_MAX
+
     def decoded(self, raw: RawMessage) -> bytes:
         """The message itself. MessageFault: it cannot be decompressed, or not within the limit."""
         flag, message = raw
@@ -103,7 +118,7 @@ class MessageReader:
             raise MessageFault(INTERNAL, f"bad compressed flag {flag} of a message")
         if not self._encoding:
             raise MessageFault(INTERNAL, "compressed message without grpc-encoding")
-        return decompress(self._encoding, message, self._message_bytes_max)
+        return decompress(self._encoding, message, self._inflated_bytes_max)
 
 
 def decompress(encoding: str, data: bytes, bytes_max: int) -> bytes:

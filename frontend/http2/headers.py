@@ -30,6 +30,8 @@ _ENTRIES_MAX: Final = 1_024
 _KEY_BYTES_MAX: Final = 2_048
 #: How many prefix lengths one connection tries: its methods, and clients behind one proxy connection.
 _PREFIXES_MAX: Final = 4
+#: Decoding stops at so many times the allowed header list: up to there the call is refused, beyond it the connection.
+_DECODED_LISTS_MAX: Final = 4
 _STATIC: Final = HeaderTable.STATIC_TABLE
 _PLAIN_KINDS: Final = (IGNORED, METADATA, TIMEOUT)
 #: First byte of a literal with a new name: not indexed, never indexed, indexed (all the same while the table is off).
@@ -77,7 +79,7 @@ class HeaderDecoder:
         self._stateless = False
         self._prefix_lengths: list[int] = []
         self.blocks: dict[bytes, Request] = {}
-        self._library: hpack.Decoder = hpack.Decoder(max_header_list_size=4 * cache.list_bytes_max)
+        self._library: hpack.Decoder = hpack.Decoder(max_header_list_size=_DECODED_LISTS_MAX * cache.list_bytes_max)
         self._library.max_allowed_table_size = HEADER_TABLE_BYTES_DEFAULT
 
     def table_is_off(self) -> None:
@@ -159,7 +161,7 @@ class HeaderDecoder:
         """The request of any block, representation by representation; leaves a prefix for its like."""
         cache = self._cache
         fields: list[Field] = []
-        prefix_length, prefix_fields = 0, 0
+        prefix_length, prefix_fields, list_bytes = 0, 0, 0
         plain_tail = True
         at, end = 0, len(block)
         while at < end:
@@ -172,6 +174,9 @@ class HeaderDecoder:
             if prefix_length and field.kind not in _PLAIN_KINDS:
                 plain_tail = False
             fields.append(field)
+            list_bytes += field.list_bytes
+            if list_bytes > _DECODED_LISTS_MAX * cache.list_bytes_max:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header list is far too large")
             at = stop
         if prefix_length and plain_tail:
             self._learn_prefix(block[:prefix_length], fields[:prefix_fields])

@@ -12,12 +12,14 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
+from ringserve.frontend.http2.stalls import Stalls
 
 if TYPE_CHECKING:
     from ringserve.frontend.http2.server import NativeEngine
@@ -43,12 +45,16 @@ def peer_text(transport: asyncio.BaseTransport) -> str:
 class HostOfTheGone:
     """The `Host` of connections whose socket is closed, for handlers that still hold their calls."""
 
-    def __init__(self, now: Callable[[], float], bug: Callable[[BaseException], None]) -> None:
+    def __init__(self, now: Callable[[], float], bug: Callable[[BaseException], None], account: Account) -> None:
         self.now = now
         self.bug = bug
+        self.account = account
 
     def wake(self) -> None:
         """Nobody reads what is written to a connection that is gone."""
+
+    def aside(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
+        """Nobody waits for it."""
 
 
 class EngineProtocol(asyncio.Protocol):
@@ -62,6 +68,10 @@ class EngineProtocol(asyncio.Protocol):
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.bug = engine.bug
+        self.account = engine.account
+        self.aside = engine.aside
+        self._stalls = Stalls()
+        self._written_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -73,7 +83,7 @@ class EngineProtocol(asyncio.Protocol):
         self._handshake_timer = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
         age_s = self._limits.connection_age_ms_max / 1000 * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)
         self._age_timer = self._loop.call_later(age_s, self.connection.drain) if age_s else None
-        if not self._engine.joined(self):
+        if not self._engine.joined(self, transport):
             self.connection.close(ErrorCode.ENHANCE_YOUR_CALM, "too many connections")
         self.flush()
 
@@ -104,9 +114,12 @@ class EngineProtocol(asyncio.Protocol):
             if not out:
                 break
             if is_long:
+                self._written_bytes += sum(map(len, out))
                 self._transport.writelines(out)  # not joined: the pieces are long
             else:
-                self._transport.write(b"".join(out))
+                data = b"".join(out)
+                self._written_bytes += len(data)
+                self._transport.write(data)
             out.clear()
         if connection.is_closing or connection.is_drained:
             self._transport.close()
@@ -120,9 +133,11 @@ class EngineProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._can_write = False
+        self.connection.set_blocked(True)
 
     def resume_writing(self) -> None:
         self._can_write = True
+        self.connection.set_blocked(False)
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -136,6 +151,15 @@ class EngineProtocol(asyncio.Protocol):
         # The connection and its host refer to each other, and the process may run without a cyclic collector.
         self.connection.host = self._engine.host_of_the_gone
         self._engine.left(self)
+
+    def look_for_stalls(self) -> None:
+        """Ends what the client keeps waiting; called every `stall_ms_max`."""
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if self._stalls.look(self.connection, unsent_bytes, self._written_bytes - unsent_bytes):
+            self.flush()
+        else:
+            self.account.refusals["unread"] += 1
+            self._transport.abort()
 
     def abort(self) -> None:
         """Ends the connection at once; a client that reads still gets the last frames."""

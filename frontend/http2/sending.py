@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.frames import (
     DATA,
     FRAME_BYTES_DEFAULT,
@@ -21,6 +22,7 @@ from ringserve.frontend.http2.frames import (
     ConnectionFault,
     ErrorCode,
 )
+from ringserve.frontend.http2.noise import Noise
 
 if TYPE_CHECKING:
     from ringserve.frontend.http2.calls import Exchange
@@ -36,7 +38,13 @@ Piece = bytes | memoryview
 
 
 class Host(Protocol):
-    """What a connection needs from the outside. All of it is called on the event loop."""
+    """What a connection needs from the outside. All of it is called on the event loop.
+
+    account: of all connections of the engine.
+    """
+
+    @property
+    def account(self) -> Account: ...
 
     def wake(self) -> None:
         """Output is waiting: collect it (`Sending.collect`) before the loop sleeps."""
@@ -46,6 +54,9 @@ class Host(Protocol):
 
     def bug(self, error: BaseException) -> None:
         """A handler raised. The call has been answered INTERNAL."""
+
+    def aside(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
+        """Does what would hold up the loop elsewhere, then calls `done` with its outcome on the loop."""
 
 
 class Transfer:
@@ -79,11 +90,17 @@ class Sending:
 
     out: frames for the socket, complete and in order. send_window: the connection's window. inline_bytes_max: largest
     DATA payload that may go to `out` at once if `send_window` has room; -1 while it must not.
-    streams: the open streams by identifier.
+    streams: the open streams by identifier. queued_bytes: of answers that wait in transfers. pumped_bytes: of those
+    that have left, since the beginning.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, unsent_bytes_max: int) -> None:
         self.host = host
+        self._unsent_bytes_max = unsent_bytes_max
+        self._noise = Noise(host.now)
+        self.queued_bytes = 0
+        self.pumped_bytes = 0
+        self._is_blocked = False  # the socket takes nothing more
         self.out: list[Piece] = []
         self.is_awake = False  # the host already knows that output may be waiting
         self.streams: dict[int, Exchange] = {}
@@ -111,6 +128,8 @@ class Sending:
         """Queues a message whose stream has its response headers."""
         transfer.call.transfer = transfer
         self._queue.append(transfer)
+        self.queued_bytes += transfer.left_bytes
+        self.host.account.output_bytes += transfer.left_bytes
         self.inline_bytes_max = -1
         if not self.is_awake:
             self.is_awake = True
@@ -119,9 +138,28 @@ class Sending:
     def drop_transfer(self, call: Exchange) -> None:
         """The stream was reset."""
         transfer, call.transfer = call.transfer, None
-        if transfer is not None and not transfer.is_parked:
+        if transfer is None:
+            return
+        self._left(transfer.left_bytes)
+        if not transfer.is_parked:
             self._queue.remove(transfer)
             self._tune_inline()
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether one more answer may wait. One alone always may, unless all connections together hold too much."""
+        limit, account = self._unsent_bytes_max, self.host.account
+        if account.output_bytes + nbytes > limit and account.output_bytes:
+            return False
+        return not self.queued_bytes or self.queued_bytes + nbytes <= limit // 4
+
+    def set_blocked(self, is_blocked: bool) -> None:
+        """Whether the socket takes nothing more: then answers wait as transfers, which are counted."""
+        self._is_blocked = is_blocked
+        self._tune_inline()
+
+    def _left(self, nbytes: int) -> None:
+        self.queued_bytes -= nbytes
+        self.host.account.output_bytes -= nbytes
 
     def has_transfers(self) -> bool:
         """True when `pump` may have something to do."""
@@ -131,6 +169,7 @@ class Sending:
         """Moves up to PUMP_BYTES_MAX of the queued transfers into `out`, a frame of each in turn."""
         queue = self._queue
         room = PUMP_BYTES_MAX
+        sent = 0
         while queue and self.send_window > 0 and room > 0:
             transfer = queue.popleft()
             call = transfer.call
@@ -149,6 +188,7 @@ class Sending:
             self.send_window -= nbytes
             call.credit -= nbytes
             room -= nbytes
+            sent += nbytes
             if transfer.left_bytes:
                 queue.append(transfer)
                 continue
@@ -157,6 +197,10 @@ class Sending:
                 self.out.append(transfer.tail)
             if transfer.on_sent is not None:
                 transfer.on_sent()
+        if sent:
+            self._left(sent)
+            self.pumped_bytes += sent
+            self._noise.sent(sent)
         self._tune_inline()
 
     def unpark(self, call: Exchange) -> None:
@@ -189,5 +233,5 @@ class Sending:
             self._tune_inline()
 
     def _tune_inline(self) -> None:
-        blocked = self._queue or self._header_table_update
+        blocked = self._queue or self._header_table_update or self._is_blocked
         self.inline_bytes_max = -1 if blocked else min(self.peer_initial_window, self.peer_frame_bytes_max)

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from ringserve.frontend.addresses import Addresses
 from ringserve.frontend.handler import EngineLimits, Methods
+from ringserve.frontend.http2.account import Account
+from ringserve.frontend.http2.aside import Aside
 from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
@@ -36,12 +39,18 @@ class NativeEngine:
         self.limits = limits
         self.cache = HeaderCache(methods, limits.header_list_bytes_max)
         self.bug = on_bug
-        self.host_of_the_gone = HostOfTheGone(asyncio.get_running_loop().time, on_bug)
+        self.account = Account()
+        self._loop = asyncio.get_running_loop()
+        self.aside = Aside(self._loop, on_bug).do
+        self.host_of_the_gone = HostOfTheGone(self._loop.time, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
         self._protocols: set[EngineProtocol] = set()
         self._is_draining = False
+        self._addresses = Addresses(limits.connections_per_address_max)
         self._empty = asyncio.Event()
         self._empty.set()
+        self._stall_s = limits.stall_ms_max / 1000
+        self._timer = self._loop.call_later(self._stall_s, self._look_for_stalls) if self._stall_s else None
 
     @property
     def connections_count(self) -> int:
@@ -63,18 +72,25 @@ class NativeEngine:
             else:
                 self._servers.append(await loop.create_server(protocol, sock=sock, **options))
 
-    def joined(self, protocol: EngineProtocol) -> bool:
+    def joined(self, protocol: EngineProtocol, transport: asyncio.BaseTransport) -> bool:
         """Counts a new connection. False: there are too many, it must be closed."""
         self._protocols.add(protocol)
         self._empty.clear()
         if self._is_draining:
             protocol.connection.drain()
-        return len(self._protocols) <= self.limits.connections_max
+        is_welcome = self._addresses.join(protocol, transport)
+        return is_welcome and len(self._protocols) <= self.limits.connections_max
 
     def left(self, protocol: EngineProtocol) -> None:
         self._protocols.discard(protocol)
+        self._addresses.leave(protocol)
         if not self._protocols:
             self._empty.set()
+
+    def _look_for_stalls(self) -> None:
+        self._timer = self._loop.call_later(self._stall_s, self._look_for_stalls)
+        for protocol in list(self._protocols):
+            protocol.look_for_stalls()
 
     async def drain(self, timeout_s: float) -> None:
         """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
@@ -92,6 +108,8 @@ class NativeEngine:
 
     async def close(self) -> None:
         """Ends everything at once. Open calls see a lost connection."""
+        if self._timer is not None:
+            self._timer.cancel()
         for server in self._servers:
             server.close()
         for protocol in list(self._protocols):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ringserve.frontend.handler import StreamFailure
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.calls import Exchange
-from ringserve.frontend.http2.grpc_messages import MessageFault, RawMessage
-from ringserve.frontend.http2.request import DEADLINE_EXCEEDED, INTERNAL, Request
+from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader, RawMessage
+from ringserve.frontend.http2.request import DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, Request
 from ringserve.frontend.http2.sending import Transfer
 
 if TYPE_CHECKING:
@@ -66,9 +66,29 @@ class StreamingCall(Exchange):
             self.connection.return_stream_window(self)
         assert self.reader is not None
         try:
+            if self.reader.is_long_work(raw):
+                return await self._decoded_aside(self.reader, raw)
             return self.reader.decoded(raw)
         except MessageFault as fault:
             raise StreamFailure(fault.code, fault.text) from fault
+
+    async def _decoded_aside(self, reader: MessageReader, raw: RawMessage) -> bytes:
+        decoded: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def done(message: bytes, error: Exception | None) -> None:
+            if decoded.done():
+                return
+            if error is not None:
+                decoded.set_exception(error)
+            else:
+                decoded.set_result(message)
+
+        box = [raw]
+        self.connection.host.aside(lambda: reader.decoded(box.pop()) if box else b"", done)
+        try:
+            return await decoded
+        finally:
+            box.clear()  # a call that is over by then does not hold its message
 
     async def send(self, message: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -78,6 +98,8 @@ class StreamingCall(Exchange):
             await waiter
         if self.is_done:
             raise CallGone
+        if not self.connection.has_room(len(message)):
+            raise StreamFailure(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them")
         self._send_headers()
         sent = loop.create_future()
         self._write_waiters.append(sent)

@@ -26,6 +26,7 @@ _COUNTS = {
     "threads_per_worker",
     "concurrent_streams_max",
     "connections_max",
+    "connections_per_address_max",
     "start_failures_max",
     "workers_max",
     "queue_batches_max",

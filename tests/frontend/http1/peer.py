@@ -11,17 +11,18 @@ from ringserve.frontend.http1.connection import Http1Connection
 from ringserve.frontend.http1.exchange import Exchange, Handler, Http1Limits
 from ringserve.frontend.http1.server import Http1Server
 
-GET = b"GET /x HTTP/1.1\r\n\r\n"
+HOST = b"Host: a\r\n"
+GET = b"GET /x HTTP/1.1\r\n%b\r\n" % HOST
 
 
 def post(body: bytes, headers: bytes = b"", target: bytes = b"/p") -> bytes:
-    return b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (target, headers, len(body), body)
+    return b"POST %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (target, HOST, headers, len(body), body)
 
 
 def chunked(body: bytes, size: int = 3, target: bytes = b"/c") -> bytes:
     chunks = [body[at : at + size] for at in range(0, len(body), size)]
     text = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n" % (target, text)
+    return b"POST %b HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n" % (target, HOST, text)
 
 
 class FakeTransport(asyncio.Transport):

@@ -20,13 +20,13 @@ BODIES = st.sampled_from(
     [b"", b"a", b"hello", b"\r\n\r\n", b"x\r\n\r\nGET / HTTP/1.1\r\n\r\n", b"0\r\n\r\n", b"z" * 500]
 )
 REQUESTS = st.one_of(
-    st.just((GET, "GET", b"GET /x 0 ")),
-    st.just((b"HEAD /h HTTP/1.1\r\nA: b\r\n\r\n", "HEAD", b"")),
-    st.just((b"\r\n\r\nGET /n HTTP/1.1\r\n\r\n", "GET", b"GET /n 0 ")),
-    BODIES.map(lambda body: (post(body), "POST", b"POST /p 1 " + body)),
-    BODIES.map(lambda body: (post(body, b"Expect: 100-continue\r\n"), "POST", b"POST /p 2 " + body)),
+    st.just((GET, "GET", b"GET /x 1 ")),
+    st.just((b"HEAD /h HTTP/1.1\r\nHost: b\r\n\r\n", "HEAD", b"")),
+    st.just((b"\r\n\r\nGET /n HTTP/1.1\r\nHost: b\r\n\r\n", "GET", b"GET /n 1 ")),
+    BODIES.map(lambda body: (post(body), "POST", b"POST /p 2 " + body)),
+    BODIES.map(lambda body: (post(body, b"Expect: 100-continue\r\n"), "POST", b"POST /p 3 " + body)),
     st.builds(
-        lambda body, size: (chunked(body, size), "POST", b"POST /c 1 " + body), BODIES, st.sampled_from([1, 2, 5, 1000])
+        lambda body, size: (chunked(body, size), "POST", b"POST /c 2 " + body), BODIES, st.sampled_from([1, 2, 5, 1000])
     ),
 )
 
@@ -192,8 +192,8 @@ def test_long_answers_are_not_joined_with_their_head() -> None:
 @pytest.mark.parametrize(
     ("request_", "connection", "closes"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", None, False),
-        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "close", True),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", None, False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "close", True),
         (b"GET / HTTP/1.0\r\n\r\n", "close", True),
         (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "keep-alive", False),
         (b"POST / HTTP/1.0\r\nContent-Length: 1\r\n\r\nx", "close", True),
@@ -215,10 +215,10 @@ def test_who_closes(request_: bytes, connection: str | None, closes: bool) -> No
 def test_head_has_no_body_and_its_length() -> None:
     async def test() -> None:
         peer = Peer(mirror)
-        peer.push(b"HEAD /x HTTP/1.1\r\n\r\n" + GET)
+        peer.push(b"HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
         first, second = read_answers(peer.take(), ["HEAD", "GET"])
         assert (first.body, first.headers["content-length"]) == (b"", "10")
-        assert second.body == b"GET /x 0 "
+        assert second.body == b"GET /x 1 "
 
     on_loop(test)
 

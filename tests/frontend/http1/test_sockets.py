@@ -132,7 +132,7 @@ def test_many_pipelined_requests_whose_answers_are_not_read_at_once() -> None:
 
         async def send() -> None:
             for _ in range(count // 100):
-                writer.write(b"GET /v1/models/default HTTP/1.1\r\n\r\n" * 100)
+                writer.write(b"GET /v1/models/default HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
                 await writer.drain()
 
         sending = asyncio.create_task(send())

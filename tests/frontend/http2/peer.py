@@ -5,12 +5,14 @@ It keeps no rules, so that it can break all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import hpack
 
 from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Stream
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import END_HEADERS, END_STREAM, ErrorCode
 from ringserve.frontend.http2.headers import HeaderCache
@@ -41,6 +43,7 @@ class Host:
         self.wakes = 0
         self.seconds = 0.0
         self.bugs: list[BaseException] = []
+        self.account = Account()
 
     def wake(self) -> None:
         self.wakes += 1
@@ -50,6 +53,14 @@ class Host:
 
     def bug(self, error: BaseException) -> None:
         self.bugs.append(error)
+
+    def aside(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
+        try:
+            result = work()
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)
 
 
 def request_fields(path: str = ECHO, *more: tuple[str, str]) -> Fields:

@@ -19,7 +19,7 @@ from tests.frontend.http2.peer import message
 @given(st.lists(st.tuples(st.integers(0, 1), st.binary(max_size=50)), max_size=8), st.lists(st.integers(0, 300)))
 def test_messages_come_out_whole(messages: list[tuple[int, bytes]], cuts: list[int]) -> None:
     data = b"".join(message(body, flag) for flag, body in messages)
-    reader = MessageReader("gzip", 50)
+    reader = MessageReader("gzip", 100, 50)
     found = []
     points = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     for start, stop in itertools.pairwise(points):
@@ -30,7 +30,7 @@ def test_messages_come_out_whole(messages: list[tuple[int, bytes]], cuts: list[i
 
 
 def test_a_long_message_is_joined_once() -> None:
-    reader = MessageReader("", 10**9)
+    reader = MessageReader("", 10**9, 10**9)
     body = bytes(range(256)) * 1000
     data = message(body)
     pieces = [data[at : at + 100] for at in range(0, len(data), 100)]
@@ -39,7 +39,7 @@ def test_a_long_message_is_joined_once() -> None:
 
 
 def test_what_is_held_is_counted_with_its_overhead() -> None:
-    reader = MessageReader("", 1_000)
+    reader = MessageReader("", 1_000, 1_000)
     reader.feed(message(bytes(500))[:5])
     for _ in range(100):
         reader.feed(b"x")
@@ -48,11 +48,11 @@ def test_what_is_held_is_counted_with_its_overhead() -> None:
 
 @pytest.mark.parametrize("nbytes", [5, 105])
 def test_a_message_over_the_limit_is_refused_at_its_prefix(nbytes: int) -> None:
-    reader = MessageReader("", 100)
+    reader = MessageReader("", 100, 100)
     with pytest.raises(MessageFault) as caught:
         reader.feed(message(bytes(101))[:nbytes])
     assert (caught.value.code, caught.value.text) == (8, "Received message larger than max (101 vs. 100)")
-    assert MessageReader("", 100).feed(message(bytes(100))) == [(0, bytes(100))]
+    assert MessageReader("", 100, 100).feed(message(bytes(100))) == [(0, bytes(100))]
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])

@@ -196,7 +196,7 @@ def test_a_request_leaves_nothing_for_the_collector(body: bytes) -> None:
 
     async def run() -> None:
         peer = Peer(make_app(RestLoopback(model=default_model)).handle)
-        request = b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (PREDICT.encode(), len(body)) + body
+        request = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (PREDICT.encode(), len(body)) + body
         peer.push(request * 3)
         gc.collect()
         gc.disable()

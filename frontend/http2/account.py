@@ -1,0 +1,19 @@
+"""What all connections of an engine hold together, so that many of them cannot hold what one may not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Account:
+    """input_bytes: of messages that are not complete or not taken. output_bytes: of answers that wait to be sent.
+
+    refusals: how many connections were ended for what their clients did, by the error that they were told.
+    """
+
+    __slots__ = ("input_bytes", "output_bytes", "refusals")
+
+    def __init__(self) -> None:
+        self.input_bytes = 0
+        self.output_bytes = 0
+        self.refusals: Counter[str] = Counter()
