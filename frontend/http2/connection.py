@@ -46,6 +46,8 @@ _HELD_BYTES_MIN: Final = 256 * 2**20
 _FRAGMENTS_MAX: Final = 64
 #: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
 _PIECES_MAX: Final = 64
+#: DATA that come late for a stream that we have reset cost a client nothing when they are smaller.
+_LATE_BYTES_MIN: Final = 256
 
 _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
@@ -255,11 +257,13 @@ class Connection(Control):
                 return  # the client will try it elsewhere: we said so in GOAWAY
             self._open(stream_id, request, self._block_ends_stream)
             return
+        self._noise.add(len(block) >> 6)
         well_formed = self._decoder.decode_trailers(block)
         call = self.streams.get(stream_id)
         if call is None:
             if stream_id not in self._reset_streams:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            self._noise.add()
             return
         if call.is_half_closed:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end of the stream")
@@ -272,12 +276,14 @@ class Connection(Control):
         self.last_stream_id = stream_id
         details = request.details
         if details.malformed:
+            self._noise.add(details.weight)
             self.reset_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
         if len(self.streams) >= self._limits.concurrent_streams_max:
             self.reset_stream(stream_id, ErrorCode.REFUSED_STREAM)
             return
         if details.refusal:
+            self._noise.add(details.weight)
             self.write_headers(stream_id, details.refusal, end_stream=True)
             if not ends_stream:
                 self._remember_reset(stream_id)
@@ -308,6 +314,8 @@ class Connection(Control):
         if call is None:
             self._must_not_be_idle(stream_id, "DATA")
             if stream_id in self._reset_streams or 0 <= self._final_stream_id < stream_id:
+                if len(payload) < _LATE_BYTES_MIN:
+                    self._noise.add()
                 return
             raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
         if call.is_half_closed:

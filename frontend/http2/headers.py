@@ -32,6 +32,8 @@ _KEY_BYTES_MAX: Final = 2_048
 _PREFIXES_MAX: Final = 4
 #: Decoding stops at so many times the allowed header list: up to there the call is refused, beyond it the connection.
 _DECODED_LISTS_MAX: Final = 4
+#: Fields of one header list, which may be written with a byte each and cost some microseconds each.
+FIELDS_MAX: Final = 512
 _STATIC: Final = HeaderTable.STATIC_TABLE
 _PLAIN_KINDS: Final = (IGNORED, METADATA, TIMEOUT)
 #: First byte of a literal with a new name: not indexed, never indexed, indexed (all the same while the table is off).
@@ -175,7 +177,7 @@ class HeaderDecoder:
                 plain_tail = False
             fields.append(field)
             list_bytes += field.list_bytes
-            if list_bytes > _DECODED_LISTS_MAX * cache.list_bytes_max:
+            if list_bytes > _DECODED_LISTS_MAX * cache.list_bytes_max or len(fields) > FIELDS_MAX:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header list is far too large")
             at = stop
         if prefix_length and plain_tail:
@@ -204,6 +206,8 @@ class HeaderDecoder:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from error
         except Exception as error:  # a decoder that other clients' bytes can break must not end the process
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error!r}") from error
+        if len(pairs) > FIELDS_MAX:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"more than {FIELDS_MAX} headers")
         return [judge(bytes(name), bytes(value)) for name, value in pairs]
 
 

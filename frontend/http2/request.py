@@ -74,6 +74,7 @@ class Details(NamedTuple):
     encoding: str  # "", "gzip" or "deflate"
     malformed: str  # why the request is malformed, or ""
     refusal: bytes  # header block of the trailers-only answer, or b""
+    weight: int  # what reading it counts for when it becomes no call: long lists cost more than they show
 
 
 class Request:
@@ -165,11 +166,12 @@ def binary_pairs(key: str, value: bytes) -> Metadata:
 def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Request:
     """The request that judged fields make. Never raises: what is wrong with it stands in its details."""
     special: dict[bytes, bytes] = {}
-    timeout_ns, list_bytes, regular_seen = 0, 0, False
+    timeout_ns, list_bytes, fields_count, regular_seen = 0, 0, 0, False
     metadata: list[tuple[str, bytes]] = []
     malformed = refused = ""
     for field in fields:
         list_bytes += field.list_bytes
+        fields_count += 1
         if field.name[:1] != b":":
             regular_seen = True
         elif regular_seen:
@@ -202,6 +204,7 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
         "" if encoding == "identity" else encoding,
         malformed,
         refusal,
+        fields_count >> 4,
     )
     unary = methods.unary.get(path) if sound else None
     return Request(unary, body_bytes, timeout_ns, tuple(metadata), details)

@@ -97,7 +97,11 @@ CASES: dict[str, tuple[bytes, int, bool]] = {
     "6.2 beyond 64 bits": (post(b"Content-Length: 18446744073709551619", body=b"abc"), 400, False),
     "6.2 more than is taken": (post(b"Content-Length: 9999999999"), 413, False),
     "6.3 both": (post(b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"), 400, False),
-    "6.3 both, the other way": (post(b"Transfer-Encoding: chunked", b"Content-Length: 3", body=b"0\r\n\r\n"), 400, False),
+    "6.3 both, the other way": (
+        post(b"Transfer-Encoding: chunked", b"Content-Length: 3", body=b"0\r\n\r\n"),
+        400,
+        False,
+    ),
     "6.3 two lengths": (post(b"Content-Length: 3", b"Content-Length: 4", body=b"abcd"), 400, False),
     "6.3 two lengths, alike": (post(b"Content-Length: 3", b"Content-Length: 3", body=b"abc"), 400, False),
     "6.3 a list of lengths": (post(b"Content-Length: 3, 3", body=b"abc"), 400, False),
