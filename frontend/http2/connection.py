@@ -254,6 +254,7 @@ class Connection(Control):
         if stream_id > self.last_stream_id:
             request = self._decoder.blocks.get(block) or self._decoder.decode(block)
             if self._final_stream_id >= 0:
+                self._noise.add()
                 return  # the client will try it elsewhere: we said so in GOAWAY
             self._open(stream_id, request, self._block_ends_stream)
             return

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -41,6 +42,16 @@ def data(stream_id: int, payload: bytes, flags: int = END_STREAM) -> bytes:
 
 def message(payload: bytes, flag: int = 0) -> bytes:
     return struct.pack(">BI", flag, len(payload)) + payload
+
+
+def arguments(models: Path, limits: dict[str, str]) -> list[str]:
+    """A server's command line: the model that honest clients call, the one for attackers, and these settings."""
+    config = models.parent / "attacked.config"
+    entry = 'config {{ name: "{0}" base_path: "{1}" model_platform: "tensorflow" }} '
+    named = "".join(entry.format(name, models / name) for name in ("half", "echo"))
+    config.write_text(f"model_config_list {{ {named}}}")
+    flags = [word for name, value in limits.items() for word in (f"--{name}", value)]
+    return ["--model_config_file", str(config), "--workers", "1", *flags]
 
 
 class Attacker:

@@ -16,7 +16,7 @@ import pytest
 
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.frames import CONTINUATION, END_HEADERS, PRIORITY, ErrorCode, frame
-from tests.e2e.attackers import MIB, Attacker, block, bounded, data, headers, message
+from tests.e2e.attackers import MIB, Attacker, arguments, block, bounded, data, headers, message
 from tests.e2e.clients import make_request
 from tests.e2e.server import Server, wait_until
 from tests.e2e.traffic import Traffic
@@ -36,17 +36,15 @@ WIDE = {frames.SETTINGS_INITIAL_WINDOW_SIZE: 2**31 - 1}
 
 @pytest.fixture(scope="module")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    arguments = ["--model_name", "half", "--model_base_path", str(models / "half"), "--workers", "1"]
-    for name, value in LIMITS.items():
-        arguments += [f"--{name}", value]
-    with Server(tmp_path_factory.mktemp("server"), *arguments) as server:
+    with Server(tmp_path_factory.mktemp("server"), *arguments(models, LIMITS)) as server:
         server.wait_available("half")
+        server.wait_available("echo")
         yield server
 
 
 def call_bytes(megabytes: float = 0.0) -> bytes:
-    """A Predict of that size; its answer is as large."""
-    request = make_request("half", x=np.zeros(max(1, int(megabytes * MIB / 4)), np.float32))
+    """A Predict of one row of that size; its answer is as large. Not of the model that the honest clients call."""
+    request = make_request("echo", x=np.zeros((1, max(1, int(megabytes * MIB / 4))), np.float32))
     return message(request.SerializeToString())
 
 
@@ -117,9 +115,9 @@ def test_empty_requests(server: Server) -> None:
     """HEADERS without a field, each on a stream of its own."""
     with Traffic(server, "half", 2), bounded(server, 40 * MIB), Attacker(server.grpc_target, {}) as attacker:
         streams = iter(IDS)
-        assert any(
-            not attacker.send(b"".join(headers(next(streams), b"") for _ in range(1_000))) for _ in range(100)
-        )
+        for _ in range(20):
+            attacker.send(b"".join(headers(next(streams), b"") for _ in range(1_000)))
+        attacker.read()
 
 
 @pytest.mark.parametrize("window", [0, 1, 100])
@@ -206,14 +204,14 @@ def test_calls_without_a_request(server: Server) -> None:
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
 def test_compressed_bombs(server: Server, encoding: bytes) -> None:
-    """100 messages of 64 MiB in 64 KiB: none is inflated beyond 16 MiB, one at a time."""
+    """40 messages of 64 MiB in 64 KiB: none is inflated beyond 16 MiB, one at a time."""
     packer = zlib.compressobj(9, wbits=31 if encoding == b"gzip" else 15)
     bomb = message(b"".join([*(packer.compress(bytes(MIB)) for _ in range(64)), packer.flush()]), 1)
     start = block("/tensorflow.serving.PredictionService/Predict", (b"grpc-encoding", encoding))
     with Traffic(server, "half", 2), bounded(server, 60 * MIB), Attacker(server.grpc_target, {}) as attacker:
-        for stream_id in IDS[:100]:
+        for stream_id in IDS[:40]:
             assert attacker.send(headers(stream_id, start) + data(stream_id, bomb))
-        wait_until(lambda: _statuses(attacker).count(8) == 100, "every bomb to be refused")
+        wait_until(lambda: _statuses(attacker).count(8) == 40, "every bomb to be refused")
 
 
 def test_more_connections_than_allowed(server: Server) -> None:
@@ -232,7 +230,7 @@ def test_the_refusals_are_counted(server: Server) -> None:
 
 
 def _page(server: Server) -> bytes:
-    with urllib.request.urlopen(f"{server.rest_url}/ringserve/v1/metrics", timeout=20) as response:
+    with urllib.request.urlopen(f"{server.rest_url}/metrics", timeout=20) as response:
         page: bytes = response.read()
     return page
 
