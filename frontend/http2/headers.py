@@ -199,7 +199,7 @@ class HeaderDecoder:
 
     def _decode_by_library(self, block: bytes) -> list[Field]:
         try:
-            pairs = self._library.decode(block, raw=True)
+            pairs = list(self._library.decode(block, raw=True))
         except hpack.OversizedHeaderListError as error:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from error
         except hpack.HPACKError as error:
