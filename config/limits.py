@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from ringserve.config.devices import DeviceError, Request, Slot, parse_devices, place, slots
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
-from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Settings
+from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Server, Settings
 from ringserve.config.topology import Topology
 
 #: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
@@ -48,6 +48,8 @@ def mistakes(settings: Settings) -> list[Broken]:
     if len(os.fsencode(server.grpc_socket_path)) > SOCKET_PATH_BYTES_MAX:
         text = f"grpc_socket_path is longer than {SOCKET_PATH_BYTES_MAX} bytes: no UNIX socket can have that name"
         broken(text, "grpc_socket_path")
+    for text, *keys in _mistakes_of_tls(server):
+        broken(text, *keys)
     if server.metrics_path and not server.metrics_path.startswith("/"):
         broken(f"metrics_path: {server.metrics_path!r} does not start with a slash", "metrics_path")
     if not server.host:
@@ -81,6 +83,31 @@ def mistakes(settings: Settings) -> list[Broken]:
         broken(f"no model to serve: give {ways}", "models", "model_config_file")
     for text in _mistakes_of_models(settings.models):
         broken(text, "models", *rows_keys)
+    return found
+
+
+def _mistakes_of_tls(server: Server) -> list[tuple[str, ...]]:
+    """(text, keys) of what does not hold between the settings of TLS. What is in the files is looked at elsewhere."""
+    found: list[tuple[str, ...]] = []
+    for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
+        if getattr(server, one) and not getattr(server, other):
+            found.append((f"{one} without {other}: TLS needs both", "tls_cert_file", "tls_key_file"))
+    if server.ssl_config_file and server.tls_cert_file and server.tls_ports != "rest":
+        text = "ssl_config_file and tls_cert_file are both about gRPC: give one of them, or set tls_ports to rest"
+        found.append((text, "ssl_config_file", "tls_cert_file", "tls_ports"))
+    if server.tls_client_verify != "none":
+        if not server.tls_client_ca_file:
+            text = f"tls_client_verify is {server.tls_client_verify}, and no tls_client_ca_file says whom to trust"
+            found.append((text, "tls_client_verify", "tls_client_ca_file"))
+        if not server.tls_cert_file:
+            text = f"tls_client_verify is {server.tls_client_verify}, and there is no tls_cert_file: without TLS"
+            found.append((f"{text} nobody can be verified", "tls_client_verify", "tls_cert_file"))
+        if server.tls_client_verify == "optional" and server.grpc_engine == "grpcio" and server.tls_ports != "rest":
+            text = "tls_client_verify: the engine grpcio knows no optional certificates; take grpc_engine=native"
+            found.append((text, "tls_client_verify", "grpc_engine", "tls_ports"))
+    elif server.tls_client_ca_file:
+        text = "tls_client_ca_file is given, and tls_client_verify is none: nobody would be verified"
+        found.append((text, "tls_client_verify", "tls_client_ca_file"))
     return found
 
 

@@ -304,6 +304,15 @@ def _check_tls(server: Server, mistakes: list[str]) -> None:
             read_ssl_config(server.ssl_config_file)
         except ModelConfigError as error:
             mistakes.append(f"ssl_config_file: {': '.join(filter(None, (error.text, error.detail)))}")
+    if server.tls_cert_file and server.tls_key_file and (server.tls_client_verify == "none") == (
+        not server.tls_client_ca_file
+    ):
+        from ringserve.config.tls import ModelConfigError, read_pem_files, source_of_files
+
+        try:
+            read_pem_files(source_of_files(server))
+        except ModelConfigError as error:
+            mistakes.append(error.text)
 
 
 def absolute(base_path: str) -> str:

@@ -203,6 +203,13 @@ RING_USED: Final = Family(
 RING_FULL: Final = Family(
     "ringserve_ring_full_total", COUNTER, ("ring",), "claims that found no room, which were refused", FRONTEND
 )
+CERTIFICATE_END: Final = Family(
+    "ringserve_tls_certificate_end_time_seconds",
+    GAUGE,
+    ("process",),
+    "when the certificate in use ends, in seconds since 1970 began; only with TLS",
+    FRONTEND,
+)
 QUEUE_DURATION: Final = _seconds(
     "ringserve_queue_duration_seconds", _LANE, BROKER, "from a request's arrival at the broker until its batch went out"
 )

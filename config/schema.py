@@ -104,6 +104,14 @@ class Server:
     enable_grpc_reflection: bool = setting(True, "serve grpc.reflection, so that grpcurl needs no .proto files")
     enable_profiler: bool = setting(True, "serve tensorflow.ProfilerService, which profiles one worker")
     ssl_config_file: str = setting("", "text-format SSLConfig with PEM texts: TLS for gRPC; empty: none")
+    tls_cert_file: str = setting("", "PEM file of this server's certificate and its chain: turns TLS on; empty: none")
+    tls_key_file: str = setting("", "PEM file of its private key, which is not encrypted")
+    tls_ports: str = setting("both", "which ports speak TLS with these two files", choices=("both", "grpc", "rest"))
+    tls_client_ca_file: str = setting("", "PEM file of the authorities that clients' certificates are verified with")
+    tls_client_verify: str = setting(
+        "none", "whether a client must, or may, show a certificate (mTLS)", choices=("none", "optional", "required")
+    )
+    tls_check_ms: int = setting(5000, "how often TLS's files are read again; new ones hold from then on", low=10)
     metrics_path: str = setting(
         "/monitoring/prometheus/metrics", "REST path of the metrics under TF Serving's names; empty: none"
     )

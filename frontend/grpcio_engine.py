@@ -196,13 +196,14 @@ async def serve_grpcio(
     on_bug: Callable[[BaseException], None] = report_bug,
     options: Sequence[tuple[str, int | str]] = (),
     *,
-    tls: SslConfig | None = None,
+    tls: Callable[[], SslConfig] | None = None,
     relayed: tuple[socket.socket, str] | None = None,
 ) -> GrpcioEngine:
     """Starts serving on addresses in gRPC's notation (`host:port`, `unix:path`); port 0 picks one, see `ports`.
 
-    `options` are gRPC channel arguments and win over those made from `limits`. tls: for all addresses. relayed: a
-    listening socket to serve, too, and the name of a UNIX socket of our own that its connections are passed on to.
+    `options` are gRPC channel arguments and win over those made from `limits`. tls: what holds when it is called,
+    which every handshake does, from other threads; for all addresses. relayed: a listening socket to serve, too, and
+    the name of a UNIX socket of our own that its connections are passed on to.
     OSError: an address cannot be bound.
     """
     arguments: dict[str, int | str] = {
@@ -230,8 +231,23 @@ async def serve_grpcio(
     return GrpcioEngine(server, ports, relay)
 
 
-def _credentials(tls: SslConfig) -> Any:
+def _credentials(tls: Callable[[], SslConfig]) -> Any:
     """With no certificates to verify clients with, the library takes its own list, as TF Serving does."""
-    return grpc.ssl_server_credentials(
-        [(tls.key.encode(), tls.cert.encode())], tls.ca.encode() or None, tls.client_verify
+    used = tls()
+    first = used
+
+    def fetch() -> Any:
+        nonlocal used
+        newest = tls()
+        if newest == used:
+            return None
+        used = newest
+        return _certificates(newest)
+
+    return grpc.dynamic_ssl_server_credentials(_certificates(first), fetch, first.client_verify)
+
+
+def _certificates(tls: SslConfig) -> Any:
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.key.encode(), tls.cert.encode())], tls.ca.encode() or None
     )

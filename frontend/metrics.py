@@ -34,6 +34,7 @@ class FrontendMetrics:
         refusals: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     ) -> None:
         self._file = MetricFile(run_dir, process)
+        self._process = process
         self._file.add(metrics.PROCESS_STARTS, (process,))
         scope = MetricScope(client.catalog)
         sums = MetricSums(run_dir)
@@ -41,6 +42,10 @@ class FrontendMetrics:
         self.exposition = Exposition(sums, self.tally, scope=scope, look=self._look)
         self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns, refusals)
         self._lookup = Look(client.catalog, client.ask)
+
+    def certificate(self, end_s: float) -> None:
+        """The certificate that TLS uses from now on ends then (seconds since 1970 began)."""
+        self._file.set(metrics.CERTIFICATE_END, (self._process,), end_s)
 
     async def _look(self) -> Found:
         self._gauges.update()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ringserve.config.schema import Server, Settings
-from ringserve.config.tls import read_ssl_config, server_context
+from ringserve.config.tls import GRPC_ALPN, REST_ALPN, Source, source_of_grpc, source_of_rest
 from ringserve.frontend.client import Client
 from ringserve.frontend.grpc_api import GrpcSettings, make_methods
 from ringserve.frontend.grpc_draining import Draining
@@ -25,6 +25,7 @@ from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.metrics import FrontendMetrics
 from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
+from ringserve.frontend.tls_keeper import TlsKeeper
 from ringserve.shm.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class Service:
         )
         self._draining = Draining()
         self._servers: list[Listening] = []
+        #: One keeper for what both ports may share.
+        self._keepers: dict[Source, TlsKeeper] = {}
         self._rest_app: RestApp | None = None
         self._unwatch: Callable[[], None] = lambda: None
 
@@ -101,7 +104,7 @@ class Service:
         """Open the ports."""
         server = self._settings.server
         await self._start_grpc(server)
-        log.info("Using %s", "SSL credentials" if server.ssl_config_file else "InsecureServerCredentials")
+        log.info("Using %s", "SSL credentials" if source_of_grpc(server) else "InsecureServerCredentials")
         if server.rest_api_port > 0:
             await self._start_rest(server)
         log.info("listening: %s", ", ".join(_places(server)))
@@ -119,6 +122,15 @@ class Service:
             log.info("Running gRPC ModelServer at UNIX socket %s ...", server.grpc_socket_path)
         if server.rest_api_port > 0:
             log.info("Exporting HTTP/REST API at:localhost:%d ...", server.rest_api_port)
+
+    def _tls(self, source: Source | None) -> TlsKeeper | None:
+        if source is None:
+            return None
+        if source not in self._keepers:
+            period_s = self._settings.server.tls_check_ms / 1000
+            told = self._metrics.certificate
+            self._keepers[source] = TlsKeeper(source, (GRPC_ALPN, REST_ALPN), period_s, told)
+        return self._keepers[source]
 
     async def _start_rest(self, server: Server) -> None:
         settings = RestSettings(
@@ -140,7 +152,9 @@ class Service:
             write_s=stall_s,
         )
         sockets = [listen(server.host, server.rest_api_port)]
-        engine = await serve_http1(app.handle, sockets, limits, error_page)
+        tls = self._tls(source_of_rest(server))
+        context = tls.contexts[REST_ALPN] if tls else None
+        engine = await serve_http1(app.handle, sockets, limits, error_page, context)
         self._rest_app = app
         self._connections["rest"] = lambda: engine.connections_count
         self._refusals["rest"] = engine.refusals
@@ -167,14 +181,14 @@ class Service:
             stall_ms_max=server.client_stall_ms_max,
             connection_age_ms_max=server.grpc_connection_age_ms_max,
         )
-        tls = read_ssl_config(server.ssl_config_file) if server.ssl_config_file else None
+        tls = self._tls(source_of_grpc(server))
         shared = socket.socket(fileno=self._grpc_socket_fd) if self._grpc_socket_fd >= 0 else None
         if shared is not None:
             shared.setblocking(False)
         if server.grpc_engine == "native":
             sockets = [listen(server.host, server.port)] if server.port >= 0 else []
             sockets += [shared] if shared is not None else []
-            context = server_context(tls) if tls else None
+            context = tls.contexts[GRPC_ALPN] if tls else None
             engine = await serve_native(methods, sockets, limits, tls=context)
             self._connections["grpc"] = lambda: engine.connections_count
             self._refusals["grpc"] = engine.account.refusals
@@ -183,7 +197,8 @@ class Service:
             host = f"[{server.host}]" if ":" in server.host else server.host
             addresses = [f"{host}:{server.port}"] if server.port >= 0 else []
             relayed = (shared, self._inner_socket_path) if shared is not None else None
-            self._servers.append(await serve_grpcio(methods, addresses, limits, tls=tls, relayed=relayed))
+            current = (lambda: tls.config) if tls else None
+            self._servers.append(await serve_grpcio(methods, addresses, limits, tls=current, relayed=relayed))
 
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""
@@ -194,6 +209,8 @@ class Service:
         await asyncio.gather(*(server.drain(drain_s) for server in self._servers))
         for server in self._servers:
             await server.close()
+        for keeper in self._keepers.values():
+            keeper.close()
         if self._rest_app is not None:
             self._rest_app.close()
         self._client.close()

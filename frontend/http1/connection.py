@@ -88,8 +88,10 @@ class Http1Connection(asyncio.Protocol):
             self._refuse(503, f"there are {self._server.limits.connections_max} connections already")
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; whether it still listens, nobody knows."""
+        """The client sends nothing more; whether it still listens, nobody knows. (TLS has no half-closed state.)"""
         self._is_half_closed = True
+        if not self._transport.can_write_eof():
+            return False
         if self._phase == _BUSY:
             if self._exchange is not None and self._exchange.head.is_1_1:
                 self._probe(again=True)

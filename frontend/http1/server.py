@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ringserve.frontend.addresses import Addresses
 from ringserve.frontend.http1.answers import AnswerHeads, plain_page
@@ -18,6 +20,10 @@ from ringserve.frontend.http1.heads import HeadTable
 _REFUSED_MAX: Final = 128
 #: Connections that may wait to be accepted. The loop listens again with its own, smaller number if it is not told.
 _BACKLOG: Final = 1024
+#: How long a client may take to begin TLS, and to end it.
+_TLS_S: Final = 20.0
+#: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
+_KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Http1Server:
@@ -51,13 +57,17 @@ class Http1Server:
         """How many ticks make so many seconds, at least."""
         return max(1, round(seconds / self.limits.tick_s))
 
-    async def listen(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept from sockets that listen already. Raises OSError when that fails."""
+    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """Accept from sockets that listen already. Raises OSError when that fails. tls: a server's context."""
+        options: dict[str, Any] = {"backlog": _BACKLOG}
+        if tls is not None:
+            options |= {"ssl": tls, "ssl_handshake_timeout": _TLS_S, "ssl_shutdown_timeout": _TLS_S}
         for sock in sockets:
             if sock.family == socket.AF_UNIX:
-                self._servers.append(await self._loop.create_unix_server(self._connection, sock=sock, backlog=_BACKLOG))
+                options_unix = options | _KEEP_FILE
+                self._servers.append(await self._loop.create_unix_server(self._connection, sock=sock, **options_unix))
             else:
-                self._servers.append(await self._loop.create_server(self._connection, sock=sock, backlog=_BACKLOG))
+                self._servers.append(await self._loop.create_server(self._connection, sock=sock, **options))
 
     def _connection(self) -> Http1Connection:
         return Http1Connection(self, self._loop)
@@ -121,11 +131,12 @@ async def serve_http1(
     sockets: Sequence[socket.socket],
     limits: Http1Limits | None = None,
     error_page: ErrorPage = plain_page,
+    tls: ssl.SSLContext | None = None,
 ) -> Http1Server:
     """Serve on listening sockets (TCP or UNIX); returns when it accepts. Raises OSError when it cannot.
 
-    handler: must not raise. error_page: what the engine's own refusals look like.
+    handler: must not raise. error_page: what the engine's own refusals look like. tls: for all of the sockets.
     """
     server = Http1Server(handler, limits or Http1Limits(), error_page)
-    await server.listen(sockets)
+    await server.listen(sockets, tls)
     return server

@@ -81,10 +81,21 @@ def _readable(folder: Path, key: str) -> Path:
     return path
 
 
+#: Settings that mean nothing alone, and what goes with them.
+_FILES_OF_TLS = {"tls_cert_file": "/tmp/c", "tls_key_file": "/tmp/k"}
+_COMPANIONS = {
+    "tls_cert_file": _FILES_OF_TLS,
+    "tls_key_file": _FILES_OF_TLS,
+    "tls_client_ca_file": _FILES_OF_TLS | {"tls_client_verify": "required"},
+    "tls_client_verify": _FILES_OF_TLS | {"tls_client_ca_file": "/tmp/a"},
+}
+
+
 @pytest.fixture(autouse=True)
 def any_file_is_an_ssl_config(monkeypatch: pytest.MonkeyPatch) -> None:
     """test_tls.py has real ones."""
     monkeypatch.setattr(tls, "read_ssl_config", lambda path: None)
+    monkeypatch.setattr(tls, "read_pem_files", lambda source: None)
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.flag)
@@ -98,7 +109,8 @@ def test_every_setting_by_every_way(tmp_path: Path, row: Setting) -> None:
         ({}, {row.environment: text}, None),
         ({}, {}, str(path)),
     ):
-        settings = load_settings(_MODEL | flags, environ, file)
+        companions = {flag: other for flag, other in _COMPANIONS.get(row.flag, {}).items() if flag != row.flag}
+        settings = load_settings(_MODEL | companions | flags, environ, file)
         assert getattr(getattr(settings, row.section), row.key) == value
 
 
@@ -280,6 +292,17 @@ def test_one_mistake_in_a_file(tmp_path: Path, text: str, expected: str) -> None
         ({"model_version_policy": "newest", **_MODEL}, "--model_version_policy: 'newest' is not its versions: latest,"),
         ({"port": "-1", "rest_api_port": "0", **_MODEL}, "nobody could reach the server"),
         ({"grpc_socket_path": "/" + "x" * 107, **_MODEL}, "grpc_socket_path is longer than 107 bytes"),
+        ({"tls_cert_file": "/c", **_MODEL}, "tls_cert_file without tls_key_file: TLS needs both"),
+        ({"tls_key_file": "/k", **_MODEL}, "tls_key_file without tls_cert_file: TLS needs both"),
+        ({"ssl_config_file": "/s", **_FILES_OF_TLS, **_MODEL}, "are both about gRPC"),
+        ({"tls_client_verify": "required", **_FILES_OF_TLS, **_MODEL}, "no tls_client_ca_file says whom to trust"),
+        ({"tls_client_verify": "required", "tls_client_ca_file": "/a", **_MODEL}, "there is no tls_cert_file"),
+        ({"tls_client_ca_file": "/a", **_FILES_OF_TLS, **_MODEL}, "nobody would be verified"),
+        (
+            {"grpc_engine": "grpcio", **_FILES_OF_TLS, **_COMPANIONS["tls_client_verify"], **_MODEL}
+            | {"tls_client_verify": "optional"},
+            "the engine grpcio knows no optional certificates",
+        ),
         ({"metrics_path": "metrics", **_MODEL}, "metrics_path: 'metrics' does not start with a slash"),
         ({"batch_rows_allowed": "1,x", **_MODEL}, "batch_rows_allowed: '1,x' is not a list such as '1,8,32'"),
         ({"batch_rows_allowed": "0,128", **_MODEL}, "batch_rows_allowed: '0,128' is not a list"),

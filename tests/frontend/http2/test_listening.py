@@ -62,8 +62,9 @@ class Listening:
         if shared is not None:
             shared.setblocking(False)
             relayed = (shared, f"{shared.getsockname()}.{id(self)}")
+        now = (lambda: tls) if tls else None
         engine = await serve_grpcio(
-            self.service.methods(), ["127.0.0.1:0"], limits, self.service.on_bug, tls=tls, relayed=relayed
+            self.service.methods(), ["127.0.0.1:0"], limits, self.service.on_bug, tls=now, relayed=relayed
         )
         self.port = engine.ports[0]
         return engine
