@@ -161,7 +161,8 @@ def test_an_ssl_config_is_about_grpc_only_and_the_metrics_tell_the_end(kit: Kit,
         page = subprocess.run(
             ["curl", "-sS", f"{server.rest_url}/metrics"], capture_output=True, text=True, check=True, timeout=60
         ).stdout
-        assert re.search(r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$', page, re.M)
+        pattern = r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$'
+        assert re.search(pattern, page, re.M)
 
 
 def test_a_start_without_a_right_key_says_so(kit: Kit, models: Path) -> None:
