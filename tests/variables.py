@@ -128,6 +128,22 @@ def tables(directory: Path) -> Path:
     return save(directory, {"serving_default": concrete(forward, word=([None], "string"))}, table=table, w=w)
 
 
+def table_and_weight(directory: Path) -> Path:
+    """word string [-1] -> value float [-1] of a variable, by the word's line in an asset that the init op reads."""
+    tf = tensorflow()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    words = directory.parent / f"{directory.name}.words.txt"
+    words.write_text("zero\none\ntwo\n")
+    whole, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+    lines = tf.lookup.TextFileInitializer(str(words), tf.string, whole, tf.int64, number)
+    table = tf.lookup.StaticHashTable(lines, default_value=0)
+    w = tf.Variable([10.0, 11.0, 12.0])
+    signature = concrete(lambda word: {"value": tf.gather(w, table.lookup(word))}, word=([None], "string"))
+    save(directory, {"serving_default": signature}, table=table, w=w)
+    words.unlink()
+    return directory
+
+
 def string_variable(directory: Path) -> Path:
     """index int32 [-1] -> word string [-1] of a variable of strings, and value float [-1] of one of floats."""
     tf = tensorflow()

@@ -74,20 +74,21 @@ def run(settings: Settings, order: Author, weights_fd: int, report_fd: int, pool
 def write_weights(path: Path, name: str, tags: Sequence[str], threads: int, fd: int) -> Report:
     """Load the version in `path` and fill `fd` with its weights where they can be shared. Raises LoadError."""
     meta_graph = loader.read_meta_graph(path, tags)
-    fingerprint = shared.fingerprint(meta_graph)
+    fingerprint = shared.fingerprint(meta_graph)  # before the import, which changes it
     graph = loader.import_graph(meta_graph, name)
     index = GraphIndex(meta_graph.graph_def)
-    source = _Variables(graph)
-    survey = None
+    survey = source = None
     try:
+        source = _Variables(graph)
         survey = shared.Survey(meta_graph, index, source.takes_references)
         source.add_reads(survey.variables)
     except Exception:
         log.exception("model %s: its variables cannot be told apart", name)
-    source.session = _restored(graph, meta_graph, index, path, threads)
-    if survey is None:
+    live_session = _restored(graph, meta_graph, index, path, threads)
+    if survey is None or source is None:
         return Report(notes=[_FAILED])
     try:
+        source.session = live_session
         entries = signature.signatures_of(meta_graph).values()
         changes_state = any(index.traits(e.outputs.values(), e.inputs.values()).changes_state for e in entries)
         return _share(survey, source, fingerprint, changes_state, fd)

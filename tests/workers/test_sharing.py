@@ -27,7 +27,7 @@ _OF_EXPORTERS = [
 _OF_VARIABLES = [
     "every_dtype", "two_nodes", "partitioned", "partitioned_references", "references", "reference_named", "tables",
     "string_variable", "with_slots", "found_by_name",
-    "constants",
+    "constants", "table_and_weight",
 ]  # fmt: skip
 _OF_TFS = sorted(str(file.parent.relative_to(SHARED)) for file in SHARED.glob("*/*/saved_model.pb*"))
 
@@ -95,7 +95,8 @@ def test_answers_are_equal_bit_for_bit(tf: Any, path_of: PathOf, name: str) -> N
         return
     own, mapped = load(path), load(path, weights=weights)
     assert mapped.signature_defs == own.signature_defs
-    assert mapped.traits.keys() == own.traits.keys()
+    assert mapped.changes_state == own.changes_state is False
+    assert {key: each.loops for key, each in mapped.traits.items()} == {k: e.loops for k, e in own.traits.items()}
     assert mapped.not_per_row == own.not_per_row
     answered = 0
     for key, entry in own.signatures.items():
@@ -216,6 +217,51 @@ def open_with(path: Path, fds: dict[int, int], weights_id: int) -> Any:
     opened = opener(LoadOrder("m", 1, str(path), False, [], weights_id))
     opener.close()
     return opened
+
+
+@pytest.mark.parametrize("what", ["workers.weights.WeightsWriter.finish", "workers.shared.Survey.__init__"])
+def test_an_author_that_fails_at_sharing(path_of: PathOf, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(f"ringserve.{what}", fail)
+    report, weights = written(path_of("half"))
+    assert weights is None
+    assert (report.error_code, report.error_text, report.bytes_private) == (0, "", 0)
+    (note,) = report.notes
+    assert note.startswith("its weights are private to each worker: they could not be shared")
+
+
+def test_a_worker_that_fails_at_assigning(path_of: PathOf, monkeypatch: pytest.MonkeyPatch, tf: Any) -> None:
+    from ringserve.workers import assigning, author
+
+    def fail(*_: Any) -> None:
+        raise tf.errors.InternalError(None, None, "no such kernel")
+
+    with memfd() as fd:
+        author.write_weights(path_of("half"), "m", ("serve",), 1, fd)
+        monkeypatch.setattr(assigning.Assigner, "run", fail)
+        opened = open_with(path_of("half"), {3: reader_of(fd)}, 3)
+    assert opened.notes[0] == "its weights are private to this worker: no such kernel"
+    x = np.ones(1, np.float32)
+    assert opened.model.plan(lane(opened.model, {"x": x}, ["y"])).run([x])[0].tolist() == [2.5]
+
+
+def test_what_does_not_load_with_shared_weights_fails_in_the_usual_words(path_of: PathOf, tmp_path: Path) -> None:
+    """Its init op fails with them and without them; that is told, and nothing about the weights."""
+    from ringserve.workers import author
+    from ringserve.workers.failures import LoadError
+
+    def error(weights_id: int, fds: dict[int, int]) -> tuple[Code, str]:
+        with pytest.raises(LoadError) as caught:
+            open_with(path, fds, weights_id)
+        return caught.value.code, caught.value.text
+
+    path = Path(shutil.copytree(path_of("table_and_weight"), tmp_path / "1"))
+    with memfd() as fd:
+        assert author.write_weights(path, "m", ("serve",), 1, fd).bytes_shared
+        shutil.rmtree(path / "assets")
+        assert error(3, {3: reader_of(fd)}) == error(0, {})
 
 
 def test_weights_that_the_pool_does_not_have(path_of: PathOf) -> None:
