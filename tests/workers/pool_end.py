@@ -89,8 +89,13 @@ class PoolEnd:
     def author(self, name: str, path: Path) -> Authored:
         """Have the weights of a version written."""
         weights_id = self.begin_author(name, path)
-        authored = self.next(Authored)
+        authored = self.authored()
         assert authored.weights_id == weights_id
+        return authored
+
+    def authored(self) -> Authored:
+        """The next answer for an author."""
+        authored = self.next(Authored)
         if authored.bytes_shared:
             self.held.append(authored)
         return authored

@@ -128,7 +128,7 @@ def stopped_author(pool: PoolEnd, name: str, path: Path) -> int:
 def test_an_author_that_is_killed(pool: PoolEnd, dense: Path, name: str) -> None:
     author = stopped_author(pool, name, dense)
     os.kill(author, signal.SIGKILL)
-    authored = pool.next(Authored)
+    authored = pool.authored()
     assert (authored.status, authored.error_code, authored.bytes_shared) == (-signal.SIGKILL, 0, 0)
     gone(name)
     assert pool.author(name, dense).status == 0  # and the pool goes on
@@ -149,7 +149,7 @@ def test_an_author_gives_way_with_all_its_threads(pool: PoolEnd, dense: Path, na
         return len(found) if len(found) > 2 and set(found) == {(19, os.SCHED_BATCH)} else None
 
     wait_for(nice_threads, "an author of low priority")
-    assert pool.next(Authored).bytes_shared > 0
+    assert pool.authored().bytes_shared > 0
 
 
 def test_weights_that_are_forgotten_while_they_are_written(pool: PoolEnd, dense: Path, name: str) -> None:
