@@ -240,8 +240,9 @@ class Preparation:
         """All that is being or has been prepared."""
         return list(self._entries.values())
 
-    def __contains__(self, order: Order) -> bool:
-        return order in self._entries
+    def refused(self) -> Sequence[tuple[Order, Need]]:
+        """What waits for more room, and how much it needs."""
+        return list(self._refused.values())
 
     def unready(self) -> Iterator[Order]:
         """What is being prepared."""

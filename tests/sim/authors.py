@@ -6,11 +6,15 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ringserve.broker.budget import Budget, Limits, Share
 from ringserve.broker.messages import Author, Authored, Code, Failure
 from ringserve.broker.orders import ForkPlan, Order
+from ringserve.broker.preparation import Authors, Preparation
 
 if TYPE_CHECKING:
     from tests.sim.life import LifeWorld
+
+AUTHOR_NS_MAX = 30_000_000_000
 
 
 class SimAuthors:
@@ -22,8 +26,18 @@ class SimAuthors:
         self.held: dict[int, Authored] = {}
         self.running: dict[int, Author] = {}
         self.incarnation = 0
+        #: In half of the worlds there is room for a few versions only.
+        self.limit_bytes = self.rng.choice((0, 2_500))
         self._arrives_ns = 0
         self.ordered_count = 0
+
+    def preparation(self) -> Preparation:
+        """Of a new broker: weights are shared, and there may be a limit; without sharing there is neither."""
+        if not self.world.sharing:
+            return Preparation()
+        workers_count = self.world.layout.places_count
+        budget = Budget(Limits(self.limit_bytes, "the test"), lambda _: Share("", workers_count))
+        return Preparation(Authors(5, (), 1, workers_count, AUTHOR_NS_MAX), budget)
 
     # ------------------------------------------------------------------------------------------------- the channel
 
@@ -68,7 +82,7 @@ class SimAuthors:
         world = self.world
         assert author.weights_id not in self.held
         assert author.weights_id not in self.running
-        assert len(self.running) < 2 * world.layout.places_count + 2
+        assert len(self.running) < world.layout.places_count
         self.running[author.weights_id] = author
         self.ordered_count += 1
         if not world.faulty(0.03):  # else it hangs

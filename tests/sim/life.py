@@ -17,7 +17,6 @@ from ringserve.broker.directories import ModelPlan
 from ringserve.broker.lifecycle import Lifecycle
 from ringserve.broker.messages import Code, Failure, ModelVersion
 from ringserve.broker.orders import ForkPlan, Moves, Order
-from ringserve.broker.preparation import Authors, Preparation
 from ringserve.broker.retries import Retries
 from ringserve.broker.versions import Versions
 from tests.sim.authors import SimAuthors
@@ -34,7 +33,6 @@ QUIET_NS = 300 * SECOND
 SETTLE_NS = 2 * SECOND
 INCOMPLETE_NS = 8 * SECOND
 RETRIES_MAX = 3
-AUTHOR_NS_MAX = 30 * SECOND
 #: Seeds from here on are of lives with several groups.
 MANY_GROUPS = 1_000_000
 
@@ -147,7 +145,7 @@ class LifeWorld:
             self.groups,
             self.versions,
             Retries(RETRIES_MAX, 60 * SECOND),
-            Preparation(Authors(5, (), 1, self.layout.places_count, AUTHOR_NS_MAX) if self.sharing else None),
+            self.authors.preparation(),
             settle_ns=SETTLE_NS,
             incomplete_ns=INCOMPLETE_NS,
             unload_when_empty=self.unload_when_empty,

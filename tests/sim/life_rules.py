@@ -50,6 +50,9 @@ class Rules:
             # A scout that was given up may not have heard of it.
             most = 2 * world.layout.places_count + len(world.groups.groups)
             assert len(world.workers.keys() - old - ending) <= most, "too many workers"
+        budget = world.lifecycle.preparation.budget
+        if budget.limits.host_bytes and not world.deaths:
+            assert budget.used_bytes <= budget.limits.host_bytes, "more was loaded than there is room for"
         published = {key.name for key in world.groups.published()}
         serving = {key.name for key in world.versions.known() if self._state(key) is VersionState.AVAILABLE}
         for name in world.lifecycle.names():
@@ -102,6 +105,8 @@ class Rules:
         world = self._world
         preparation = world.lifecycle.preparation
         assert not world.authors.running, "an author goes on for ever"
+        for order, need in preparation.refused():
+            assert preparation.budget.refusal(order, need) is not None, f"there is room for {order}, and nobody tries"
         ids = {entry.weights_id for entry in preparation.entries() if entry.weights_id}
         assert world.authors.held.keys() == ids, "the pool holds what the broker does not know of, or the reverse"
         needed = set(world.groups.published().values())
@@ -132,6 +137,8 @@ class Rules:
         """Killed twice while it was loaded, by chance; or its files were away just when it was loaded."""
         world = self._world
         code = world.versions.failure(ModelVersion(name, version)).code
+        if code is Code.RESOURCE_EXHAUSTED and world.authors.limit_bytes:
+            return True  # and `_weights_finished` looks whether there is no room indeed
         return (world.deaths and code is Code.INTERNAL) or (name, version) in world.unseen
 
     def _state(self, key: ModelVersion) -> VersionState:
