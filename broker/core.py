@@ -34,7 +34,7 @@ from ringserve.broker.policy import LanePolicy
 from ringserve.broker.sizes import rows_fitting
 from ringserve.broker.statistics import Queue, Usage, held, queues, usage
 
-_AGAIN = -1
+_AGAIN, _REPLACED_MAX = -1, 100
 
 
 class Turn(NamedTuple):
@@ -82,6 +82,7 @@ class Core:
         self._drains = Drains(self._fleet)
         self._expected: frozenset[ModelVersion] | None = frozenset()
         self._served: set[ModelVersion] = set()
+        self._replaced: set[ModelVersion] = set()  # they went, and their last worker before them: tell who asked late
         self._expiry = Expiry()
         self.ran_last = -1  # the worker whose batch ended last
         self._counters = dict.fromkeys(
@@ -106,8 +107,8 @@ class Core:
         self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
         for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:
             del self._orphaned_ns[servable]
-        for lane in [lane for lane in self._orphans if lane.servable in before and not self._known(lane.servable)]:
-            self._outcomes.fail(lane, lane.remove(lambda _: True), failures.replaced(lane.servable), "failed")
+        went = {servable for servable in before if not self._known(servable)}
+        self._replaced = went | (self._replaced if len(self._replaced) < _REPLACED_MAX else set())
 
     def frontend_joined(self, frontend_id: int) -> None:
         self._outcomes.frontends.add(frontend_id)
@@ -334,7 +335,7 @@ class Core:
         """What a request is told that no worker can run now; None = it may wait for one."""
         servable = lane.servable
         if not self._known(servable):
-            return failures.not_found(servable)
+            return failures.replaced(servable) if servable in self._replaced else failures.not_found(servable)
         waited_ns = now_ns - self._orphaned_ns.get(servable, now_ns)
         return failures.no_worker(servable, waited_ns) if waited_ns >= lane.policy.no_worker_ns_max else None
 

@@ -31,7 +31,7 @@ def not_found(servable: ModelVersion) -> Failure:
 def replaced(servable: ModelVersion) -> Failure:
     return Failure(
         Code.UNAVAILABLE,
-        f"Model {servable.name} version {servable.version} went while this request waited for a worker, try again",
+        f"Model {servable.name} version {servable.version} was replaced while this request was on its way, try again",
     )
 
 

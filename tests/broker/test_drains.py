@@ -125,4 +125,14 @@ def test_what_waits_for_a_version_that_goes_may_be_tried_again() -> None:
     bench.left(10)
     bench.core.set_versions([("m", 2)])
     assert told(bench.turn()) == [(1, Code.UNAVAILABLE)]
+    assert told(bench.submit((2, 1))) == [(2, Code.UNAVAILABLE)]  # its frontend has not heard of it yet
+
+
+def test_what_never_served_is_not_found_all_the_same() -> None:
+    bench = Bench()
+    bench.core.worker_draining(10, bench.now_ns)
+    assert bench.turn(QUIET_NS).drained == [10]
+    bench.core.set_versions([("m", 2)])
+    bench.left(10)
+    bench.core.set_versions([("m", 2)])
     assert told(bench.submit((2, 1))) == [(2, Code.NOT_FOUND)]
