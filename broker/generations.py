@@ -311,6 +311,8 @@ class Generations:
         if generation.reason in RENEWALS and all(key in scout.loaded for key in generation.orders):
             return True
         drops = any(not aim.wants(key) for key in current.orders)
+        if drops and self._pause_ns >= _PAUSE_NS_MAX:
+            return True  # it was tried often enough: what it could not load, old workers are kept for
         return bool(scout.loaded) and (drops or current.lacks())
 
     def _publish(self, generation: Generation) -> None:

@@ -172,3 +172,18 @@ def test_1_4_what_is_wrong_with_a_base_path_is_said_once(caplog: pytest.LogCaptu
         "No versions of servable m found under base path /m. Did you forget to name your leaf directory as a number "
         "(eg. '/1/')?",
     ]
+
+
+def test_a_model_that_was_taken_out_goes_in_the_end_though_the_others_cannot_be_loaded_again() -> None:
+    life = started(2, m="latest", n="latest")
+    before = life.current
+    del life.plans["n"]
+    life.configure()
+    life.turn()
+    for _ in range(10):
+        life.load_all(m_1=BROKEN)
+        life.turn(61 * S)
+    assert life.states("m") == {1: "AVAILABLE"}
+    assert not life.groups.serves(ModelVersion("n", 1))
+    assert set(life.old) <= set(before)
+    assert all(member.kept == {("m", 1)} for member in life.crew.old)
