@@ -47,9 +47,8 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
     if everything:
         for line in resolved_lines(settings):
             click.echo(line)
-    click.echo(
-        f"{settings.workers.workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs"
-    )
+    workers = sum(group.workers for group in limits.groups_of(settings))
+    click.echo(f"{workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs")
     for line in bill:
         click.echo(f"  {line}")
     click.echo("the configuration is right")

@@ -36,6 +36,14 @@ class Layout:
         """The position of a model's group."""
         return self._in_group.get(name, 0)
 
+    def move(self, rng: random.Random) -> None:
+        """A model belongs to another group from now on."""
+        self._in_group[rng.choice(list(self._in_group))] = rng.randrange(len(self.sizes))
+
+    def group_of(self, name: str) -> str:
+        """The name of a model's group."""
+        return str(self.home(name))
+
     def groups(self) -> Groups:
         """These, without workers."""
         found = []
@@ -44,4 +52,4 @@ class Layout:
             crew = Crew(*size, first_seat)
             first_seat += crew.workers_max
             found.append(Group(str(number), Generations(crew, (), 1, stop_first=stop_first)))
-        return Groups(found, lambda model: str(self.home(model)))
+        return Groups(found, self.group_of)

@@ -28,13 +28,11 @@ from tests.sim.life_rules import Rules
 MS = 1_000_000
 SECOND = 1_000 * MS
 BUSY_NS = 120 * SECOND
-#: Long enough for every back-off that is tried here.
-QUIET_NS = 300 * SECOND
+QUIET_NS = 300 * SECOND  # long enough for every back-off that is tried here
 SETTLE_NS = 2 * SECOND
 INCOMPLETE_NS = 8 * SECOND
 RETRIES_MAX = 3
-#: Seeds from here on are of lives with several groups.
-MANY_GROUPS = 1_000_000
+MANY_GROUPS = 1_000_000  # seeds from here on are of lives with several groups
 
 BROKEN = Failure(Code.INVALID_ARGUMENT, "broken")
 UNLUCKY = Failure(Code.UNAVAILABLE, "bad luck")
@@ -112,12 +110,9 @@ class LifeWorld:
         self.rules.finished()
 
     def changing(self) -> bool:
-        return any(
-            crew.following is not None
-            or any(not member.kept for member in crew.old)
-            or (self.layout.many and crew.current is not None and crew.current.loading())
-            for crew in self.crews.crews
-        )
+        if self.layout.many and any(generation.loading() for generation in self.crews.generations):
+            return True
+        return any(crew.following or any(not member.kept for member in crew.old) for crew in self.crews.crews)
 
     def turn(self) -> None:
         for name in self.lifecycle.due_looks(self.now_ns):

@@ -23,7 +23,7 @@ def something(world: LifeWorld) -> None:
     choices = [here(copy_version)] * 5 + [world.disk.remove_version] * 2 + [here(change_config)] * 2
     choices += [here(remove_base), lambda: world.disk.fix_version(world.now_ns)]
     if world.layout.many:
-        choices += [here(resize)] * 4 + [here(renew)] * 2
+        choices += [here(resize)] * 4 + [here(renew)] * 2 + [here(move_model)]
     if world.deaths:
         choices += [here(kill_some), here(kill_some), world.pool_dies]
     if world.broker_deaths:
@@ -37,6 +37,12 @@ def resize(world: LifeWorld) -> None:
     if generations.resize(world.rng.choice((1, 1, -1))):
         world.lifecycle.touch()
     assert generations.wanted <= generations.crew.workers_max
+
+
+def move_model(world: LifeWorld) -> None:
+    world.layout.move(world.rng)
+    world.groups.regroup(world.layout.group_of)
+    world.lifecycle.touch()
 
 
 def renew(world: LifeWorld) -> None:
