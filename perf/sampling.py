@@ -18,8 +18,8 @@ from typing import Self
 
 from perf import processes
 
-#: Columns of roles in tables and plots, in this order; others follow.
-ROLES = ("supervisor", "broker", "frontend", "pool", "worker")
+#: Columns of roles in tables and plots, in this order. An author is a process that loads weights and ends.
+ROLES = ("supervisor", "broker", "frontend", "pool", "worker", "author")
 
 
 NICENESS = 15

@@ -209,11 +209,16 @@ class Ringserve(PredictServer):
         return {int(one["version"]): str(one["state"]) for one in summary["versions"]}
 
     def settle(self, patience_s: float = 60.0) -> None:
-        """Waits until every worker is ready and none is coming or going."""
+        """Waits until every worker is ready and none is coming or going: the processes that there are, are those.
+
+        The broker forgets a worker when it has said good-bye, but its memory is there until its process has ended.
+        """
 
         def settled() -> bool:
             states = self.worker_states()
-            return bool(states) and all(worker["state"] == "ready" for worker in states)
+            ready = {worker["pid"] for worker in states if worker["state"] == "ready"}
+            loading = [usage for usage in processes.usages(self.session) if usage.role == "author"]
+            return bool(states) and len(ready) == len(states) and ready == set(self.workers()) and not loading
 
         self.wait_until(settled, "all workers to be ready, none coming or going", patience_s, pause_s=0.05)
 
