@@ -186,4 +186,4 @@ def test_a_model_that_was_taken_out_goes_in_the_end_though_the_others_cannot_be_
     assert life.states("m") == {1: "AVAILABLE"}
     assert not life.groups.serves(ModelVersion("n", 1))
     assert set(life.old) <= set(before)
-    assert all(member.kept == {("m", 1)} for member in life.crew.old)
+    assert all(member.kept == frozenset({ModelVersion("m", 1)}) for member in life.crew.old)
