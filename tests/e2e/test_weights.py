@@ -114,8 +114,15 @@ def test_old_weights_are_given_up_when_their_workers_are_gone(models: Path, tmp_
         assert "are given up" in server.log
 
 
-def _member(server: Server, role: str) -> psutil.Process | None:
-    return next(iter(server.members(role)), None)
+def _author(server: Server, killed: frozenset[int] = frozenset()) -> psutil.Process | None:
+    """One that lives, and not a process of its own making, which has its name."""
+    pool = server.members("pool")[0].pid
+    try:
+        return next(
+            (each for each in server.members("author") if each.ppid() == pool and each.pid not in killed), None
+        )
+    except psutil.NoSuchProcess:
+        return None
 
 
 @pytest.mark.parametrize("role", ["author", "worker", "broker"])
@@ -128,7 +135,7 @@ def test_a_death_while_weights_are_loaded_costs_no_call(models: Path, tmp_path: 
         settle(server)
         with Traffic(server, "m") as traffic:
             put(models, base, 2)
-            author = wait_until(lambda: _member(server, "author"), "the author")
+            author = wait_until(functools.partial(_author, server), "the author")
             victim = author if role == "author" else server.members(role)[0]
             victim.kill()
             traffic.wait_for_version(2)
@@ -154,7 +161,7 @@ def test_after_the_pool_was_killed_every_worker_maps_the_same_weights(
         if moment != "at rest":
             version = 2
             put(models, base, 2)
-            wait_until(lambda: _member(server, "author"), "the author")
+            wait_until(functools.partial(_author, server), "the author")
         pool = server.members("pool")[0]
         pool.kill()
         wait_until(lambda: not pool.is_running(), "the pool to be gone")
@@ -167,10 +174,6 @@ def test_after_the_pool_was_killed_every_worker_maps_the_same_weights(
         assert inodes[0] == inodes[1]
         assert len(inodes[0]) == 1
         assert not inodes[0] & before
-
-
-def _stuck_author(server: Server, killed: set[int]) -> psutil.Process | None:
-    return next((process for process in server.members("author") if process.pid not in killed), None)
 
 
 def test_a_version_that_ends_its_authors_is_given_up_and_the_old_one_serves(models: Path, tmp_path: Path) -> None:
@@ -190,10 +193,10 @@ def test_a_version_that_ends_its_authors_is_given_up_and_the_old_one_serves(mode
             data.unlink()
             os.mkfifo(data)
             os.rename(tmp_path / "2", base / "2")
-            killed: set[int] = set()
+            killed: frozenset[int] = frozenset()
             for _ in range(2):
-                author = wait_until(functools.partial(_stuck_author, server, killed), "an author")
-                killed.add(author.pid)
+                author = wait_until(functools.partial(_author, server, killed), "an author")
+                killed |= {author.pid}
                 author.kill()
             wait_states(server, {2: "END", 1: "AVAILABLE"})
             traffic.wait_for_version(1)
