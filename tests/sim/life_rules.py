@@ -33,7 +33,7 @@ class Rules:
     def __init__(self, world: LifeWorld) -> None:
         self._world = world
         self._available: dict[str, bool] = {}
-        self._holder: dict[Order, int] = {}
+        self._holder: dict[int, dict[Order, int]] = {}  # by group: who has the state
 
     def forget(self, name: str) -> None:
         """This model was taken out: it may go."""
@@ -76,16 +76,18 @@ class Rules:
         gap = stop_first and crew.current is not None and len(crew.current.places) == 1
         for key in published if not gap else ():
             assert any(key in member.serves for member in members), f"nobody serves {key}"
-        everywhere = set(self._world.groups.published().values())
-        self._holder = {order: worker for order, worker in self._holder.items() if order in everywhere}
+        # In another group it begins anew.
+        known = self._holder.get(crew.first_seat, {})
+        known = {order: worker for order, worker in known.items() if order in published.values()}
+        self._holder[crew.first_seat] = known
         for key in [key for key in self._world.lifecycle.singles if key in published and not gap]:
             holders = [member for member in members if key in member.serves]
             # As the fleet does: ready ones before those that drain.
             holder = min(holders, key=lambda m: (m.told is not None, preference(key.name, m.seat), m.worker_id))
-            before = self._holder.get(published[key], holder.worker_id)
+            before = known.get(published[key], holder.worker_id)
             assert before == holder.worker_id, f"{key} moved from worker {before} to {holder.worker_id}"
             if generations.settled:
-                self._holder[published[key]] = before
+                known[published[key]] = before
 
     def finished(self) -> None:
         world = self._world
