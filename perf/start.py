@@ -74,7 +74,7 @@ def steps_of(log: str, started_s: float) -> dict[str, float]:
 
 
 def import_s() -> float:
-    """A bare `import tensorflow` in a process of its own, and a session of its own, as the server has: some kernels give
+    """A bare `import tensorflow` in a process and a session of its own, as the server has: some kernels give
     each session the same share of the cores."""
     command = [sys.executable, "-c", "import tensorflow"]
     start_s = time.monotonic()
