@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ringserve import __version__
-from ringserve.commands.bench import bench
-from ringserve.commands.completion import completion
-from ringserve.commands.config import config
-from ringserve.commands.convert import convert
-from ringserve.commands.doctor import doctor
-from ringserve.commands.inspect import inspect
-from ringserve.commands.models import models
-from ringserve.commands.predict import predict
 from ringserve.commands.settings import load, settings_options
-from ringserve.commands.top import top
 from ringserve.config.schema import Settings
-from ringserve.warmup import warmup
 
 _CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -39,7 +30,27 @@ A setting is looked up in this order; the first that gives it counts:
 `ringserve config show` prints a file with every setting."""
 
 
-@click.group(context_settings=_CONTEXT)
+#: Commands in files of their own: a process of a server starts without them.
+COMMANDS: Final = {
+    name: f"ringserve.commands.{name}"
+    for name in ("bench", "completion", "config", "convert", "doctor", "inspect", "models", "predict", "top")
+} | {"warmup": "ringserve.warmup"}
+
+
+class _Commands(click.Group):
+    """A group whose further commands are imported when they are asked for; each is called as its file is."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return found
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(__version__, message="ringserve %(version)s")
 def main() -> None:
     """A model server for TensorFlow SavedModels with TensorFlow Serving's gRPC and REST APIs."""
@@ -137,6 +148,3 @@ def pool(resolved: str, name: str, death_fd: int) -> None:
 
 for _command in (broker, frontend, pool):
     _child(_command)
-
-for _command in (bench, completion, config, convert, doctor, inspect, models, predict, top, warmup):
-    main.add_command(_command)

@@ -28,8 +28,10 @@ _STATUSES: dict[Status, str] = {
 
 def commands(group: click.Group = main, path: tuple[str, ...] = ("ringserve",)) -> Iterator[tuple[str, click.Command]]:
     """Every command that is advertised, groups before what is in them, by name."""
-    for name, command in sorted(group.commands.items()):
-        if command.hidden:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None or command.hidden:
             continue
         whole = (*path, name)
         yield " ".join(whole), command

@@ -72,7 +72,8 @@ def _known_flags() -> set[str]:
         for parameter in command.params:
             flags.update(option.lstrip("-") for option in parameter.opts)
         if isinstance(command, click.Group):
-            groups += command.commands.values()
+            context = click.Context(command)
+            groups += [each for name in command.list_commands(context) if (each := command.get_command(context, name))]
     return flags
 
 

@@ -88,7 +88,7 @@ def bench(
             if warm_up:
                 await bench_load.run_load(caller, wanted[0], warm_up, steady=steady, seed=seed + 1)
             for rate in wanted:
-                with _progress(rate, duration, as_json) as tick:
+                with _Progress(rate, duration, as_json) as tick:
                     results.append(
                         await bench_load.run_load(caller, rate, duration, steady=steady, seed=seed, tick=tick)
                     )
@@ -190,7 +190,7 @@ def tensor_of_floats(dtype: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-class _progress:  # noqa: N801 (a function in all but name)
+class _Progress:
     """A bar on standard error while a rate is measured, on a terminal."""
 
     def __init__(self, rate: float, duration_s: float, quiet: bool) -> None:

@@ -100,12 +100,35 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     from ringserve.commands.findings import Finding, Level
     from ringserve.commands.host import port_error
 
-    for flag, port in (("port", settings.server.port), ("rest_api_port", settings.server.rest_api_port)):
-        error = port_error(settings.server.host, port) if port > 0 else ""
-        if error:
-            why = "The server does not start while another program has it. (Or this is the server itself, running.)"
-            what = f"{flag} {port} of {settings.server.host} cannot be had: {error}"
-            yield Finding(Level.ERROR, "ports", what, why, f"ss -ltnp 'sport = :{port}'")
+    server = settings.server
+    wrong = {
+        (flag, port): error
+        for flag, port in (("port", server.port), ("rest_api_port", server.rest_api_port))
+        if port > 0 and (error := port_error(server.host, port))
+    }
+    if wrong and _is_ours(server.host, server.rest_api_port):
+        yield Finding(Level.NOTE, "ports", "a ringserve runs on this host's ports already", "It answers at /metrics.")
+        return
+    for (flag, port), error in wrong.items():
+        why = "The server does not start while another program has it."
+        what = f"{flag} {port} of {server.host} cannot be had: {error}"
+        yield Finding(Level.ERROR, "ports", what, why, f"ss -ltnp 'sport = :{port}'")
+
+
+def _is_ours(host: str, rest_port: int) -> bool:
+    """Whether a ringserve answers at that REST port."""
+    from ringserve.commands.api import Api
+
+    if rest_port <= 0:
+        return False
+    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        text = Api(f"http://[{where}]:{rest_port}" if ":" in where else f"http://{where}:{rest_port}", 2.0).raw(
+            "GET", "/metrics"
+        )
+    except click.ClickException:
+        return False
+    return b"ringserve_build_info" in text
 
 
 # ------------------------------------------------------------------------------------------------------------ models

@@ -113,7 +113,7 @@ def look(root: str = "") -> Host:
             _text(path / "vendor").strip() == _NVIDIA and _text(path / "class").startswith("0x03")
             for path in sys_.glob("bus/pci/devices/*")
         ),
-        nvidia_driver=_text(sys_ / "module/nvidia/version").strip(),
+        nvidia_driver=_nvidia_driver(proc, sys_),
         nvidia_nodes_readable=all(os.access(node, os.R_OK | os.W_OK) for node in nodes),
         tensorflow_version=version,
         tensorflow_has_cuda=has_cuda,
@@ -261,6 +261,12 @@ def _cgroup_memory(proc: Path, sys_: Path) -> dict[str, int]:
 def _pids_max(proc: Path, sys_: Path) -> int | None:
     limits = [_number(group / "pids.max", -1) for group in _cgroup_files(proc, sys_, "pids")]
     return min((limit for limit in limits if limit > 0), default=None)
+
+
+def _nvidia_driver(proc: Path, sys_: Path) -> str:
+    """Its version; containers often see only one of the two places."""
+    words = _text(proc / "driver/nvidia/version").partition("Kernel Module")[2].split()
+    return _text(sys_ / "module/nvidia/version").strip() or next((word for word in words if word[0].isdecimal()), "")
 
 
 def _try_memfd() -> str:

@@ -140,13 +140,18 @@ def test_version() -> None:
     assert _invoke("--version") == (0, f"ringserve {__version__}\n")
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """What makes `--help` instant, without a clock: none of the run-time libraries is imported."""
+@pytest.mark.parametrize("words", [["serve", "--help"], ["broker", "--help"], ["--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    """What makes `--help` instant, without a clock: none of the run-time libraries is imported, and for one command
+    none of the others."""
+    unwanted = {"tensorflow", "numpy", "zmq", "grpc", "uvloop", "asyncio", "google"}
+    if len(words) > 1:
+        unwanted |= {f"ringserve.commands.{name}" for name in ("bench", "doctor", "models")}
     code = (
         "import sys\nfrom ringserve.cli import main\n"
-        "try: main(['serve', '--help'])\n"
+        f"try: main({words!r})\n"
         "except SystemExit: pass\n"
-        "heavy = {'tensorflow', 'numpy', 'zmq', 'grpc', 'uvloop', 'asyncio', 'google'} & set(sys.modules)\n"
+        f"heavy = {unwanted!r} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=False)

@@ -356,6 +356,12 @@ def test_unreadable_file(tmp_path: Path) -> None:
     assert f"{missing}: cannot be read: No such file or directory" in _mistakes(_MODEL, {}, missing)
 
 
+def test_what_the_commands_that_call_a_server_read_is_no_setting() -> None:
+    environment = {"RINGSERVE_URL": "http://h:1", "RINGSERVE_GRPC": "h:2"}
+    flags = {"model_base_path": "/m"}
+    assert load_settings(flags, environment, None) == load_settings(flags, {}, None)
+
+
 def test_what_kubernetes_puts_into_the_environment_is_not_ours() -> None:
     environ = {
         "RINGSERVE_PORT": "tcp://10.0.0.1:8500",

@@ -211,9 +211,10 @@ def _read(master: int) -> bytes:
         return b""
 
 
-def test_doctor_finds_the_ports_taken(server: Server, models: Path) -> None:
-    port = server.rest_url.rpartition(":")[2]
-    words = ["doctor", "--json", "--model_base_path", str(models / "half"), "--port", "0", "--rest_api_port", port]
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 2
-    assert any(finding["subject"] == "ports" for finding in json.loads(done.stdout)["findings"])
+def test_doctor_knows_a_server_that_runs_from_other_programs(server: Server, models: Path) -> None:
+    grpc, rest = (text.rpartition(":")[2] for text in (server.grpc_target, server.rest_url))
+    words = ["doctor", "--json", "--model_base_path", str(models / "half"), "--port", grpc, "--rest_api_port"]
+    for port, levels in ((rest, ["note"]), ("0", ["error"])):
+        done = CliRunner().invoke(main, [*words, port])
+        found = [finding for finding in json.loads(done.stdout)["findings"] if finding["subject"] == "ports"]
+        assert [finding["level"] for finding in found] == levels
