@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ringserve.commands.console import Failed, Status
 
@@ -34,8 +34,11 @@ class Api:
         request = urllib.request.Request(self.url + path, data=body, method=method)
         if body is not None:
             request.add_header("Content-Type", "application/json")
+        # A proxy on the way to this very host would be somebody else to the server, who may not operate it.
+        local = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s or self._timeout_s) as response:
+            with opener.open(request, timeout=timeout_s or self._timeout_s) as response:
                 return bytes(response.read())
         except urllib.error.HTTPError as error:
             raise Refused(error.code, _error_text(error.read()) or f"HTTP {error.code} {error.reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Final, TypeVar
@@ -58,6 +59,12 @@ def url_option(command: F) -> F:
         metavar="URL",
         help="the server's REST address",
     )(command)
+
+
+def waiting(text: str) -> None:
+    """Say on standard error what takes long, on a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"{text} ...", err=True)
 
 
 def print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,7 +149,8 @@ def _model(model: Model, settings: Settings, user: _User) -> tuple[list[Finding]
     except OSError as error:
         if not found:
             why = f"The model {model.name} cannot be served from there."
-            found.append(Finding(Level.ERROR, str(base), error.strerror or str(error), why, f"mkdir -p '{base}/1'"))
+            fix = f"mkdir -p {shlex.quote(str(base / '1'))}"
+            found.append(Finding(Level.ERROR, str(base), error.strerror or str(error), why, fix))
         return found, 0, ""
     listed = [VersionDirectory(version, str(path)) for version, path in versions.items()]
     chosen = choose(listed, model.versions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -290,4 +291,4 @@ def permission_fix(path: str, mode: int, owner: int, group: int, uid: int, gids:
     """The narrowest chmod that gives that user the right."""
     who = "u" if uid == owner else "g" if group in gids else "o"
     right = ("r" if wanted & 4 else "") + ("x" if wanted & 1 else "")
-    return f"chmod {who}+{right} '{path}'"
+    return f"chmod {who}+{right} {shlex.quote(path)}"

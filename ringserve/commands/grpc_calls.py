@@ -23,8 +23,12 @@ from ringserve.frontend.tensor_proto import Tensor, decode, encode
 
 PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMetadata"
-#: Messages of any size, as the server's own limits are what counts.
-OPTIONS: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+#: Messages of any size, as the server's own limits are what counts; and straight to the server.
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
 _BYTES_MAX: Final = 2**40
 
 

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ringserve.commands.api import Api, Refused, model_path
-from ringserve.commands.console import Failed, Status, json_option, pairs, print_json, table, url_option
+from ringserve.commands.console import Failed, Status, json_option, pairs, print_json, table, url_option, waiting
 
 _COLOURS = {"AVAILABLE": "green", "LOADING": "yellow", "START": "yellow", "UNLOADING": "yellow", "END": "red"}
 
@@ -140,6 +140,7 @@ def add(
     if batching:
         body["batching"] = pairs(batching, "KEY=VALUE")
     api = Api(url)
+    waiting(f"{name} is being loaded")
     api.admin("PUT", model_path(name), body, timeout)
     found = api.admin("GET", model_path(name))
     print_json(found) if as_json else click.echo(f"{name}: {_serving(found)} ({_versions(found)})")
@@ -231,6 +232,7 @@ def reload(file: Path, timeout: float, url: str, as_json: bool) -> None:
     ringserve models reload models.json
     """
     api = Api(url)
+    waiting("models are being loaded")
     api.admin("POST", "config", file.read_bytes(), timeout)
     names = [model["name"] for model in api.models()]
     print_json(names) if as_json else click.echo(f"the server has {', '.join(names) or 'no models'} now")

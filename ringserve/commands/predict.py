@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--pixels",
     type=click.Choice(["0..255", "0..1", "-1..1"]),
+    metavar="0..255|0..1|-1..1",
     help="what an image's pixels become (default: 0..1 for inputs of floats, else 0..255)",
 )
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.001), help="seconds to wait")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
@@ -88,7 +89,9 @@ def read_version(
     lacks = missing(model.files)
     if lacks:
         nested = [file.path for file in model.files if file.path.endswith(("/saved_model.pb", "/saved_model.pbtxt"))]
-        fix = f"mv {path}/{os.path.dirname(nested[0])}/* {path}/" if nested and "no saved_model" in lacks else ""
+        fix = ""
+        if nested and "no saved_model" in lacks:
+            fix = f"mv {_q(path / os.path.dirname(nested[0]))}/* {_q(path)}/"
         model.add(Level.ERROR, lacks, "The server waits for the rest before it tries to load the version.", fix)
     names = {file.path for file in model.files}
     if "saved_model.pb" in names or "saved_model.pbtxt" in names:
@@ -107,7 +110,7 @@ def _list(model: ModelFiles, judge_access: bool) -> None:
         if not judge_access and isinstance(error, PermissionError):
             return
         where = str(error.filename)
-        fix = f"chmod a+rx {where}" if isinstance(error, PermissionError) else ""
+        fix = f"chmod a+rx {_q(where)}" if isinstance(error, PermissionError) else ""
         model.add(Level.ERROR, f"{where} cannot be listed: {error.strerror}", fix=fix)
 
     for folder, folders, names in os.walk(model.path, onerror=complain, followlinks=True):
@@ -121,7 +124,7 @@ def _list(model: ModelFiles, judge_access: bool) -> None:
                 continue
             if judge_access and not os.access(whole, os.R_OK):
                 why = "The server cannot load what it cannot read."
-                model.add(Level.ERROR, f"{whole} cannot be read", why, f"chmod a+r {whole}")
+                model.add(Level.ERROR, f"{whole} cannot be read", why, f"chmod a+r {_q(whole)}")
             elif about.st_size < 1024 and _starts_with(whole, _LFS):
                 why = "The file itself was never fetched from git's large file storage."
                 model.add(Level.ERROR, f"{whole} is a pointer, not a file", why, "git lfs pull")
@@ -232,7 +235,7 @@ def _read_warmup(model: ModelFiles, names: set[str]) -> None:
             model.warmup_records = sum(1 for _ in scan_records(file))
     except (OSError, ValueError) as error:
         why = "A version whose warm-up file cannot be read does not load."
-        fix = f"ringserve warmup make {model.path} --overwrite"
+        fix = f"ringserve warmup make {_q(model.path)} --overwrite"
         model.add(Level.ERROR, f"the warm-up file cannot be read: {error}", why, fix)
         return
     if model.warmup_records > WARMUP_RECORDS_MAX:
@@ -241,6 +244,11 @@ def _read_warmup(model: ModelFiles, names: set[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- base path
+
+
+def _q(path: object) -> str:
+    """A path for a shell: names of files are whatever somebody gave them."""
+    return shlex.quote(str(path))
 
 
 def is_version_directory(path: Path) -> bool:
@@ -262,7 +270,8 @@ def base_findings(base: Path) -> list[Finding]:
     if is_version_directory(base):
         kind = next(name for name in ("saved_model.pb", "saved_model.pbtxt", "model.tflite") if name in names)
         parts = [part for part in names if version_of_name(part) is None]
-        fix = f"mkdir {base}/1 && mv {' '.join(f'{base}/{part}' for part in parts)} {base}/1/"
+        moved = " ".join(_q(base / part) for part in parts)
+        fix = f"mkdir {_q(base / '1')} && mv {moved} {_q(base / '1')}/"
         why = "The server looks for models in folders below, one of a number for each version."
         found.append(Finding(Level.ERROR, subject, f"it holds {kind} itself, without a version's folder", why, fix))
     for name in names:
@@ -271,12 +280,13 @@ def base_findings(base: Path) -> list[Finding]:
         if number is None:
             if path.is_dir() and is_version_directory(path):
                 why = "Versions are folders whose name is a number; this one is not seen."
-                fix = f"mv '{path}' {base}/{max(versions, default=0) + 1}"
+                fix = f"mv {_q(path)} {_q(base / str(max(versions, default=0) + 1))}"
                 text = f"{name}/ holds a model, and its name is no number"
                 found.append(Finding(Level.WARNING, subject, text, why, fix))
         elif versions[number] != name:
             text = f"{name}/ and {versions[number]}/ are the same version {number}; only the second is used"
-            found.append(Finding(Level.WARNING, subject, text, fix=f"mv '{path}' {base}/{max(versions) + 1}"))
+            fix = f"mv {_q(path)} {_q(base / str(max(versions) + 1))}"
+            found.append(Finding(Level.WARNING, subject, text, fix=fix))
         elif not path.is_dir():
             found.append(Finding(Level.WARNING, subject, f"{name} is no folder", "It is taken for a version."))
     if not versions:

@@ -155,9 +155,9 @@ def test_who_may(mode: int, uid: int, gids: set[int], wanted: int, allowed: bool
 
 
 def test_the_fix_gives_the_least_right() -> None:
-    assert permission_fix("/m", 0o040700, 10, 20, 11, frozenset({20}), 5) == "chmod g+rx '/m'"
-    assert permission_fix("/m/f", 0o100600, 10, 20, 11, frozenset({5}), 4) == "chmod o+r '/m/f'"
-    assert permission_fix("/", 0o040600, 10, 20, 10, frozenset({5}), 1) == "chmod u+x '/'"
+    assert permission_fix("/m", 0o040700, 10, 20, 11, frozenset({20}), 5) == "chmod g+rx /m"
+    assert permission_fix("/m/$(f)", 0o100600, 10, 20, 11, frozenset({5}), 4) == "chmod o+r '/m/$(f)'"
+    assert permission_fix("/", 0o040600, 10, 20, 10, frozenset({5}), 1) == "chmod u+x /"
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -248,7 +248,7 @@ def test_models_that_are_not_there_or_not_whole(doctor: Any, half: Path, tmp_pat
     status, told = doctor("--model_base_path", tmp_path / "gone")
     assert (status, told["status"]) == (2, "error")
     (finding,) = [each for each in told["findings"] if each["level"] == "error"]
-    assert finding["fix"] == f"mkdir -p '{tmp_path}/gone/1'"
+    assert finding["fix"] == f"mkdir -p {tmp_path}/gone/1"
     status, told = doctor("--model_base_path", half, "--model_version_policy", "5,6")
     assert "none of the versions asked for" in told["findings"][0]["what"]
 
@@ -275,7 +275,7 @@ def test_rights_of_the_service_s_user(doctor: Any, half: Path, tmp_path: Path) -
     # (That the folders above are pytest's own and private is found, too.)
     fixes = [each["fix"] for each in told["findings"] if str(folder) in each["fix"]]
     assert status == 2
-    assert fixes == [f"chmod o+rx '{folder}'", f"chmod o+r '{folder}/saved_model.pb'"]
+    assert fixes == [f"chmod o+rx {folder}", f"chmod o+r {folder}/saved_model.pb"]
 
 
 def test_findings_are_shown_the_worst_first() -> None:

@@ -172,13 +172,13 @@ def test_links_that_lead_nowhere(copy: Callable[[str], Path]) -> None:
 def test_mistakes_in_the_names_of_versions(copy: Callable[[str], Path]) -> None:
     path = copy("half")
     base = path.parent
-    shutil.copytree(path, base / "v2")
+    shutil.copytree(path, base / "v2; rm x")
     shutil.copytree(path, base / "001")
     (base / "notes.txt").touch()
     found = {finding.what: finding.fix for finding in base_findings(base)}
     assert found == {
-        "v2/ holds a model, and its name is no number": f"mv '{base}/v2' {base}/2",
-        "001/ and 1/ are the same version 1; only the second is used": f"mv '{base}/001' {base}/2",
+        "v2; rm x/ holds a model, and its name is no number": f"mv '{base}/v2; rm x' {base}/2",
+        "001/ and 1/ are the same version 1; only the second is used": f"mv {base}/001 {base}/2",
     }
     assert inspect(base)[0] == 0
 

@@ -11,7 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ringserve.cli import main
 from ringserve.commands.console import Failed, Status
 from ringserve.commands.predict import printed
 from ringserve.commands.predict_inputs import (
@@ -258,6 +260,12 @@ def test_pixels_in_the_size_and_range_of_the_input(tmp_path: Path) -> None:
     assert images_array(paths[:1], spec(dt.FLOAT, (2, 2, 3)), None).shape == (2, 2, 3)
     with pytest.raises(Failed, match="takes no images"):
         images_array(paths, spec(dt.FLOAT, (-1, 64)), None)
+
+
+def test_a_range_that_begins_with_a_dash_is_one() -> None:
+    words = ["predict", "m", "[1]", "--pixels=-1..1", "--url", "http://127.0.0.1:1"]
+    assert CliRunner().invoke(main, words).exit_code == Status.UNREACHABLE
+    assert "0..255|0..1|-1..1" in CliRunner().invoke(main, ["predict", "--help"]).output
 
 
 def test_without_pillow_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
