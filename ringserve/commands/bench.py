@@ -24,8 +24,8 @@ _CPU_SHARE_MAX: Final = 0.85
 _LATE_NS_MAX: Final = 5_000_000
 _LATE_SHARE_MAX: Final = 0.25
 _EPILOG = """\b
-Its own limits: one process of Python sends some 2000 to 5000 requests a second and says so when it is the one that is
-late (exit status 3). Use more hosts or perf/loadgen for more, and another machine than the server's for honest figures.
+Its own limits: one process of Python sends some thousands of requests a second, and says so when it is the one that
+is late (exit status 3). Use more hosts or perf/loadgen for more, and another machine than the server's for honest figures.
 A percentile is of the requests that were answered well; those that failed are counted beside it."""
 
 
@@ -257,9 +257,11 @@ def _remarks(measured: Measured, p99_ms_max: float | None) -> list[str]:
         found.append(f"{at} the 99th percentile is {p99_ms:.3g} ms, above {p99_ms_max:g} ms")
     late_ns = percentile(sorted(measured.late_ns), 99.0)
     if late_ns > max(_LATE_NS_MAX, _LATE_SHARE_MAX * p99_ms * 1e6) or measured.cpu_share > _CPU_SHARE_MAX:
+        own = measured.cpu_share > _CPU_SHARE_MAX / 2
+        busy = "ask for less, or use perf/loadgen" if own else "this machine has other things to do"
         found.append(
             f"{at} this program was late itself (99 of 100 requests within {duration_text(late_ns / 1e9)}, "
-            f"{measured.cpu_share:.0%} of a CPU): part of the latency is its own; ask for less, or use perf/loadgen"
+            f"{measured.cpu_share:.0%} of a CPU): part of the latency is its own; {busy}"
         )
     return found
 
