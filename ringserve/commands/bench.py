@@ -25,8 +25,8 @@ _LATE_NS_MAX: Final = 5_000_000
 _LATE_SHARE_MAX: Final = 0.25
 _EPILOG = """\b
 Its own limits: one process of Python sends some thousands of requests a second, and says so when it is the one that
-is late (exit status 3). Use more hosts or perf/loadgen for more, and another machine than the server's for honest figures.
-A percentile is of the requests that were answered well; those that failed are counted beside it."""
+is late (exit status 3). Use more hosts or perf/loadgen for more, and another machine than the server's for honest
+figures. A percentile is of the requests that were answered well; those that failed are counted beside it."""
 
 
 @click.command(epilog=_EPILOG)
