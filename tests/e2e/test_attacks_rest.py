@@ -76,7 +76,7 @@ def _place(server: Server) -> str:
 
 def ask(server: Server, body: bytes, headers: dict[str, str] | None = None) -> int:
     """The status of a predict on a connection of its own."""
-    connection = http.client.HTTPConnection(_place(server), timeout=60)
+    connection = http.client.HTTPConnection(_place(server), timeout=150)
     connection.request("POST", PATH.decode(), body, headers or {})
     status = connection.getresponse().status
     connection.close()
@@ -102,7 +102,7 @@ def test_gzip_bombs_beyond_the_limit(server: Server) -> None:
         assert at_once(server, 20, bomb, {"Content-Encoding": "gzip"}) == {400}
 
 
-DEEP = 2 * MIB
+DEEP = 400_000
 JSON_BOMBS: dict[str, bytes] = {
     "arrays in arrays": b'{"instances":' + b"[" * DEEP,
     "arrays in arrays, closed": b'{"instances":' + b"[" * (DEEP // 2) + b"1" + b"]" * (DEEP // 2) + b"}",
@@ -110,7 +110,7 @@ JSON_BOMBS: dict[str, bytes] = {
     "objects in objects, closed": b'{"a":' * (DEEP // 6) + b"1" + b"}" * (DEEP // 6),
     "many empty arrays": b'{"instances":[' + b"[]," * (DEEP // 3) + b"[]]}",
     "many objects": b'{"instances":[' + b"{}," * (DEEP // 3) + b"{}]}",
-    "many keys": b'{"inputs":{' + b",".join(b'"%d":1' % number for number in range(150_000)) + b"}}",
+    "many keys": b'{"inputs":{' + b",".join(b'"%d":1' % number for number in range(40_000)) + b"}}",
     "equal keys": b"{" + b'"inputs":1,' * (DEEP // 11) + b'"inputs":1}',
     "a long key": b'{"' + b"k" * DEEP + b'":1}',
     "a long string": b'{"instances":["' + b"s" * DEEP + b'"]}',
@@ -128,17 +128,17 @@ JSON_BOMBS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", JSON_BOMBS)
 def test_json_bombs(server: Server, name: str) -> None:
-    """Texts of 2 MiB that cost a parser most; four at a time."""
-    with honest(server), bounded(server, 400 * MIB):
-        assert at_once(server, 4, JSON_BOMBS[name]) <= {400, 503, 429}
+    """Texts that cost a parser most, larger than what is read on the event loop; three at a time."""
+    with honest(server), bounded(server, 200 * MIB):
+        assert at_once(server, 3, JSON_BOMBS[name]) <= {400, 503, 429}
 
 
 def test_clients_that_leave_while_their_bodies_wait_to_be_read(server: Server) -> None:
-    """60 bodies of 4 MiB that only the slow parser can read, each client gone at once: none is kept for later."""
-    body = b'{"instances":[NaN' + b", 1" * (4 * MIB // 3) + b"]}"
+    """100 bodies of 1 MiB that only the slow parser can read, each client gone at once: none is kept for later."""
+    body = b'{"instances":[NaN' + b", 1" * (MIB // 3) + b"]}"
     request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    with honest(server), bounded(server, 300 * MIB):
-        for _ in range(60):
+    with honest(server), bounded(server, 150 * MIB):
+        for _ in range(100):
             with Attacker(_place(server)) as attacker:
                 assert attacker.send(request)
 
