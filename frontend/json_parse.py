@@ -17,6 +17,11 @@ _LARGE_BYTES_MIN: Final = 2**20
 #: Arrays and objects that a large body may hold; each takes 60 bytes and more, however few it is written with.
 CONTAINERS_MAX: Final = 8_000_000
 
+#: The search for keys that are written twice looks through the body once for each name. For many names in a large body
+#: it would take longer than the exact parser.
+_SEARCHED_NAMES: Final = 16
+_SEARCHED_BYTES_MAX: Final = 512 * 2**20
+
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 _Text = bytes | bytearray
@@ -43,6 +48,8 @@ def parse_object(body: _Text, *, hurry: bool = False) -> dict[str, Any]:
     members: dict[str, Any] = value
     inputs = members.get("inputs")
     names = [*_TOP_KEYS, *inputs] if isinstance(inputs, dict) else _TOP_KEYS
+    if len(names) > _SEARCHED_NAMES and len(names) * len(body) > _SEARCHED_BYTES_MAX:
+        return _parse_exactly(body, hurry)
     if any(name in body and body.count(name) > 1 for name in map(_key_text, names)):
         members = _parse_exactly(body, hurry)
     return members

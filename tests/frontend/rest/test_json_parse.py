@@ -219,3 +219,11 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JsonError) as caught:
         parse_object(body.replace(b"[]]}", b"[{}]]}"))
     assert caught.value.text == "JSON Parse error: more than 400000 arrays and objects"
+
+
+def test_many_inputs_are_searched_in_one_pass() -> None:
+    """Once for each name would take a minute for this text: a name is written twice, the first one counts."""
+    names = b",".join(b'"input-%d":[1]' % number for number in range(60_000))
+    found = parse_object(b'{"inputs":{"twice":1,' + names + b',"twice":2}}')["inputs"]
+    assert found["twice"] == 1
+    assert len(found) == 60_001
