@@ -76,7 +76,8 @@ def _read(body: _Text, hurry: bool) -> Any:
     return _parse_exactly(body, hurry)
 
 
-def _parse_exactly(body: _Text, hurry: bool) -> Any:
+def _parse_exactly(body: _Text, hurry: bool) -> dict[str, Any]:
     if hurry:
         raise SlowError
-    return parse(bytes(body))
+    members: dict[str, Any] = parse(bytes(body))
+    return members

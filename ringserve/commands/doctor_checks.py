@@ -16,6 +16,7 @@ from ringserve.config.limits import (
     FRONTEND_PRIVATE_BYTES,
     POOL_PRIVATE_BYTES,
     WORKER_PRIVATE_BYTES,
+    groups_of,
 )
 from ringserve.config.schema import Settings
 
@@ -73,11 +74,12 @@ def _cpu_flags(host: Host) -> Iterator[Finding]:
 
 def _cpu_share(host: Host, settings: Settings) -> Iterator[Finding]:
     cpus = host.cpus_usable if host.cpu_quota is None else min(host.cpus_usable, host.cpu_quota)
-    wanted = settings.workers.workers * settings.workers.threads_per_worker
+    groups = groups_of(settings)
+    wanted = sum(group.workers * group.threads_per_worker for group in groups)
+    counted = " + ".join(f"{group.workers} workers × {group.threads_per_worker}" for group in groups)
     good = max(1, int(cpus) // settings.workers.threads_per_worker)
     if wanted > math.ceil(cpus):
-        what = f"{wanted} threads of TensorFlow ({settings.workers.workers} workers × " \
-               f"{settings.workers.threads_per_worker}) for {cpus:g} CPUs"  # fmt: skip
+        what = f"{wanted} threads of TensorFlow ({counted}) for {cpus:g} CPUs"
         why = "They take turns on the CPUs, and the slowest of them sets the tail of the latency."
         yield Finding(Level.WARNING, "CPUs", what, why, f"ringserve serve --workers={good} ...")
     if host.cpu_quota is not None and host.cpu_quota < host.cpus_usable and host.cpu_quota != int(host.cpu_quota):
@@ -124,13 +126,14 @@ def _memory(host: Host, settings: Settings, weights_bytes: int) -> Iterator[Find
             free, whose = left, f"the cgroup's limit of {size_text(host.cgroup_memory_max)} leaves"
     if free < 0:
         return
-    workers = settings.workers.workers
+    workers = sum(group.workers_max for group in groups_of(settings))
     own = (
         settings.server.frontends * FRONTEND_PRIVATE_BYTES + BROKER_PRIVATE_BYTES + POOL_PRIVATE_BYTES
         + workers * WORKER_PRIVATE_BYTES
     )  # fmt: skip
     rings = settings.server.frontends * settings.shm.request_ring_bytes + workers * settings.shm.result_ring_bytes
-    least, copies = own + weights_bytes, own + weights_bytes * workers
+    shared = settings.memory.weight_sharing == "on"
+    least, copies = own + weights_bytes, own + weights_bytes * (1 if shared else workers)
     bill = f"processes {size_text(own)}, weights {size_text(weights_bytes)}, rings up to {size_text(rings)}"
     fix = f"ringserve serve --workers={max(1, workers // 2)} ..., or more memory"
     if least > free:
@@ -139,8 +142,8 @@ def _memory(host: Host, settings: Settings, weights_bytes: int) -> Iterator[Find
     elif max(copies, least + rings, least + weights_bytes) > free:
         needs = max(copies, least + rings, least + weights_bytes)
         why = (
-            "With full rings, a copy of the weights in each worker, or a new version beside the old one, it takes "
-            f"up to {size_text(needs)}. The bill: {bill}."
+            f"With full rings, {'' if shared else 'a copy of the weights in each worker, '}or a new version beside the "
+            f"old one, it takes up to {size_text(needs)}. The bill: {bill}."
         )
         yield Finding(Level.WARNING, "memory", f"{size_text(free)} is what {whose}", why, fix)
     if host.overcommit_memory == 2:
