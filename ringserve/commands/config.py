@@ -37,7 +37,7 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
     if as_json:
         values = dataclasses.asdict(settings)
         usable = [cpu.number for cpu in machine.cpus]
-        print_json({**values, "warnings": warnings, "usable_cpus": usable, "memory": bill})
+        print_json({**values, "warnings": warnings, "usable_cpus": usable, "memory_bill": bill})
         return
     for warning in warnings:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}")
