@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -45,10 +46,10 @@ def mistakes(settings: Settings) -> list[Broken]:
     if server.port == -1 and not server.rest_api_port and not server.grpc_socket_path:
         text = "port is -1, rest_api_port 0 and grpc_socket_path empty: nobody could reach the server"
         broken(text, "port", "rest_api_port", "grpc_socket_path")
-    if len(os.fsencode(server.grpc_socket_path)) > SOCKET_PATH_BYTES_MAX:
-        text = f"grpc_socket_path is longer than {SOCKET_PATH_BYTES_MAX} bytes: no UNIX socket can have that name"
-        broken(text, "grpc_socket_path")
-    for text, *keys in _mistakes_of_tls(server):
+    for key in ("grpc_socket_path", "admin_socket_path"):
+        if len(os.fsencode(getattr(server, key))) > SOCKET_PATH_BYTES_MAX:
+            broken(f"{key} is longer than {SOCKET_PATH_BYTES_MAX} bytes: no UNIX socket can have that name", key)
+    for text, *keys in (*_mistakes_of_tls(server), *_mistakes_of_ports(server)):
         broken(text, *keys)
     if server.metrics_path and not server.metrics_path.startswith("/"):
         broken(f"metrics_path: {server.metrics_path!r} does not start with a slash", "metrics_path")
@@ -84,6 +85,50 @@ def mistakes(settings: Settings) -> list[Broken]:
     for text in _mistakes_of_models(settings.models):
         broken(text, "models", *rows_keys)
     return found
+
+
+def _mistakes_of_ports(server: Server) -> list[tuple[str, ...]]:
+    """(text, keys), as of TLS."""
+    found: list[tuple[str, ...]] = []
+    if server.admin_socket_path and server.admin_socket_path == server.grpc_socket_path:
+        text = "grpc_socket_path and admin_socket_path are one: gRPC and operators need a socket each"
+        found.append((text, "grpc_socket_path", "admin_socket_path"))
+    ports = ("port", "rest_api_port", "admin_port", "metrics_port")
+    for at, one in enumerate(ports):
+        for other in ports[at + 1 :]:
+            if getattr(server, one) == getattr(server, other) > 0 and other != "rest_api_port":
+                text = f"{one} and {other} are both {getattr(server, one)}: each needs one of its own"
+                found.append((text, one, other))
+    if not server.admin_host:
+        found.append(("admin_host is empty: '127.0.0.1' is reached from this host only", "admin_host"))
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host's processes can reach what is bound to that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warnings_of_access(settings: Settings) -> list[str]:
+    server = settings.server
+    if settings.access.keys_file:
+        return []
+    what = []
+    if not is_loopback(server.host) and (server.port >= 0 or server.rest_api_port):
+        what.append(f"ask every model at {server.host}")
+        if server.port >= 0 and server.grpc_admin == "all":
+            what.append("replace the models over gRPC (grpc_admin)")
+        if server.rest_api_port and server.rest_admin == "all":
+            what.append("change the models over REST (rest_admin)")
+    if server.admin_port and not is_loopback(server.admin_host):
+        what.append(f"change the models at {server.admin_host} (admin_port)")
+    if not what or (server.tls_client_verify == "required" and server.tls_ports == "both"):
+        return []
+    text = f"NO ACCESS CONTROL: whoever reaches this server may {', and '.join(what)}"
+    return [f"{text}: see [access] keys_file, or bind 127.0.0.1"]
 
 
 def _mistakes_of_tls(server: Server) -> list[tuple[str, ...]]:
@@ -154,7 +199,7 @@ def _mistakes_of_models(models: tuple[Model, ...]) -> list[str]:
 
 def warnings(settings: Settings) -> list[str]:
     """What is probably not meant, and no reason to refuse to start: a model's folder may still come."""
-    found = [
+    found = _warnings_of_access(settings) + [
         f"model {model.name!r}: base path {model.base_path} does not exist (yet)"
         for model in settings.models
         if not os.path.isdir(model.base_path)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ringserve.config import limits
+from ringserve.config.access import Access
 from ringserve.config.groups import GROUP_KEYS, Group, group_of_table
+from ringserve.config.keys_file import KeysError, Scopes, parse_anonymous, read_keys
 from ringserve.config.schema import (
     MODEL_FLAGS,
     MODEL_KEYS,
@@ -85,6 +87,7 @@ def load_settings(
     else:
         listed = tuple(model for model in (make(sections["batching"]) for make in models) if model is not None)
     _check_tls(sections["server"], mistakes)
+    sections["access"] = _check_access(sections["access"], mistakes)
     settings = Settings(models=listed, groups=tuple(groups), **sections)
     mistakes += [broken.text for broken in limits.mistakes(settings) if not faulty.intersection(broken.keys)]
     if mistakes:
@@ -294,6 +297,23 @@ def _models_of_file(
     except ModelConfigError as error:
         mistakes.append(f"model_config_file: {': '.join(filter(None, (error.text, error.detail)))}")
         return (), lifecycle
+
+
+def _check_access(access: Access, mistakes: list[str]) -> Access:
+    """Its file made absolute, and found sound."""
+    try:
+        if parse_anonymous(access.anonymous) != Scopes() and not access.keys_file:
+            mistakes.append("anonymous says what may be asked without a key, but there is no keys_file: all may be")
+    except KeysError as error:
+        mistakes.append(f"anonymous: {error}")
+    if not access.keys_file:
+        return access
+    access = dataclasses.replace(access, keys_file=os.path.abspath(access.keys_file))
+    try:
+        read_keys(access.keys_file)
+    except KeysError as error:
+        mistakes.append(f"keys_file: {error}")
+    return access
 
 
 def _check_tls(server: Server, mistakes: list[str]) -> None:

@@ -203,6 +203,13 @@ RING_USED: Final = Family(
 RING_FULL: Final = Family(
     "ringserve_ring_full_total", COUNTER, ("ring",), "claims that found no room, which were refused", FRONTEND
 )
+ACCESS_REFUSED: Final = Family(
+    "ringserve_access_refused_total",
+    COUNTER,
+    ("reason",),
+    "requests refused for their key: missing, unknown, scope, rate",
+    FRONTEND,
+)
 CERTIFICATE_END: Final = Family(
     "ringserve_tls_certificate_end_time_seconds",
     GAUGE,

@@ -11,38 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
+from ringserve.config.access import Access
 from ringserve.config.groups import REPLACE, Group
+from ringserve.config.setting import INT_MAX as INT_MAX
+from ringserve.config.setting import setting
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
-
-#: What every int field may hold unless it says less: 2**31 - 1 is the largest that all users of these numbers take.
-INT_MAX: Final = 2**31 - 1
-
-
-def setting(
-    default: Any,
-    why: str,
-    *,
-    low: int | None = None,
-    high: int = INT_MAX,
-    choices: tuple[str, ...] = (),
-    flag: str = "",
-    shown: str = "",
-) -> Any:
-    """A field of a settings section. `low`, `high`: bounds of a number, both allowed. `shown`: the default as written
-    in files, where that reads better than Python's form (`256MiB`)."""
-    if low is None and type(default) is int:
-        low = 0
-    return field(
-        default=default,
-        metadata={"why": why, "low": low, "high": high, "choices": choices, "flag": flag, "shown": shown},
-    )
-
 
 @dataclass(frozen=True)
 class Server:
@@ -94,7 +73,7 @@ class Server:
     rest_api_enable_cors_support: bool = setting(False, "let web pages of any origin read REST answers (CORS headers)")
     rest_admin: str = setting(
         "local",
-        "who may change models over REST: processes of this host, everybody who reaches the port, or nobody",
+        "who may change models over the REST port, too: processes of this host, everybody who reaches it, or nobody",
         choices=("local", "all", "off"),
     )
     enable_signature_method_name_check: bool = setting(
@@ -110,6 +89,19 @@ class Server:
     tls_client_ca_file: str = setting("", "PEM file of the authorities that clients' certificates are verified with")
     tls_client_verify: str = setting(
         "none", "whether a client must, or may, show a certificate (mTLS)", choices=("none", "optional", "required")
+    )
+    admin_socket_path: str = setting(
+        "", "UNIX socket for operators: models, metrics, health; empty: admin.sock in the run directory"
+    )
+    admin_port: int = setting(0, "port for operators, likewise; 0: none, -1 picks a free one", low=-1, high=65535)
+    admin_host: str = setting("127.0.0.1", "address that it is bound to")
+    metrics_port: int = setting(0, "port for metrics and health; 0: none, -1 picks a free one", low=-1, high=65535)
+    metrics_host: str = setting("", "address that it is bound to; empty: that of the other ports")
+    rest_metrics: bool = setting(True, "the REST port shows metrics, too")
+    grpc_admin: str = setting(
+        "all",
+        "who may reload models and profile over gRPC: everybody who reaches the port, processes of this host, nobody",
+        choices=("all", "local", "off"),
     )
     tls_check_ms: int = setting(5000, "how often TLS's files are read again; new ones hold from then on", low=10)
     metrics_path: str = setting(
@@ -352,6 +344,7 @@ class Settings:
     shm: Shm = Shm()
     lifecycle: Lifecycle = Lifecycle()
     memory: Memory = Memory()
+    access: Access = Access()  # noqa: RUF009 (it is frozen)
     models: tuple[Model, ...] = ()
     groups: tuple[Group, ...] = ()
 
@@ -381,4 +374,5 @@ SECTIONS: Final[dict[str, type[Any]]] = {
     "shm": Shm,
     "lifecycle": Lifecycle,
     "memory": Memory,
+    "access": Access,
 }

@@ -7,6 +7,7 @@ from typing import Final
 
 from ringserve.frontend import grpc_health
 from ringserve.frontend.examples import Kind
+from ringserve.frontend.grpc_access import GrpcGuard, Need, with_access
 from ringserve.frontend.grpc_draining import Draining
 from ringserve.frontend.grpc_examples import examples_method, multi_inference_method
 from ringserve.frontend.grpc_health import Health
@@ -33,6 +34,19 @@ GET_MODEL_METADATA: Final = f"{_PREDICTION}GetModelMetadata"
 GET_MODEL_STATUS: Final = f"{_MODEL}GetModelStatus"
 HANDLE_RELOAD_CONFIG_REQUEST: Final = f"{_MODEL}HandleReloadConfigRequest"
 
+#: Whatever is not here is for operators.
+_NEEDS: Final = {
+    PREDICT: Need.RUN,
+    CLASSIFY: Need.RUN,
+    REGRESS: Need.RUN,
+    MULTI_INFERENCE: Need.RUN,
+    GET_MODEL_METADATA: Need.LOOK,
+    GET_MODEL_STATUS: Need.LOOK,
+    grpc_health.SERVICE: Need.OPEN,
+    "grpc.reflection.v1.ServerReflection": Need.STATUS,
+    "grpc.reflection.v1alpha.ServerReflection": Need.STATUS,
+}
+
 
 @dataclass(frozen=True)
 class GrpcSettings:
@@ -40,7 +54,8 @@ class GrpcSettings:
 
     tensor_content: answer in TensorProto.tensor_content (enable_serialization_as_tensor_content). check_method_name:
     enable_signature_method_name_check. tensor_bytes_max: largest input tensor; no more than the request ring takes.
-    health, reflection, profiler: whether there are these services.
+    health, reflection, profiler: whether there are these services. operators: who may reload models and profile:
+    `all`, `local` or `off`. open_health: health needs no key.
     """
 
     tensor_content: bool = False
@@ -49,6 +64,8 @@ class GrpcSettings:
     health: bool = True
     reflection: bool = True
     profiler: bool = True
+    operators: str = "all"
+    open_health: bool = True
 
 
 def make_methods(
@@ -57,9 +74,15 @@ def make_methods(
     *,
     tally: Tally | None = None,
     draining: Draining | None = None,
+    guard: GrpcGuard | None = None,
 ) -> Methods:
-    """The methods, for either gRPC engine. tally: where calls are counted. draining: tells when the server stops."""
+    """The methods, for either gRPC engine. tally: where calls are counted. draining: tells when the server stops.
+
+    guard: judges who may ask for what; None: everybody may.
+    """
     settings, tally, draining = settings or GrpcSettings(), tally or Tally(), draining or Draining()
+    whole_catalog = client.catalog
+    client = client if guard is None else guard.client(client)
     catalog = client.catalog
     decoder = PredictDecoder(
         catalog,
@@ -86,10 +109,11 @@ def make_methods(
         methods.unary.update(profiler_methods(client))
     if settings.health:
         services = _services(methods) | {grpc_health.SERVICE}
-        _add(methods, Health(catalog, draining, services).methods())
+        _add(methods, Health(whole_catalog, draining, services).methods())
     if settings.reflection:
         _add(methods, reflection_methods(_services(methods), draining))
-    return methods
+    needs = _NEEDS if settings.open_health else _NEEDS | {grpc_health.SERVICE: Need.STATUS}
+    return with_access(methods, needs, guard, settings.operators)
 
 
 def _services(methods: Methods) -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -26,6 +26,14 @@ from ringserve.frontend.status import grpc_text
 grpc: Any = importlib.import_module("grpc")
 _RESERVED = frozenset(name.decode() for name in RESERVED_FIELDS)
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
+#: What the library calls the names of a verified certificate.
+_NAMES = {
+    "dns": "x509_dns",
+    "uri": "x509_uri",
+    "email": "x509_email",
+    "ip": "x509_ip",
+    "cn": "x509_common_name",
+}
 _OK, _INTERNAL, _UNIMPLEMENTED = 0, 13, 12
 #: A deadline further away than this is none: the library reports a missing one as years.
 _TIMEOUT_SECONDS_MAX = 10 * 365 * 86_400.0
@@ -37,6 +45,7 @@ class _Context(Protocol):
     def time_remaining(self) -> float | None: ...
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
     def peer(self) -> str: ...
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]: ...
     def set_code(self, code: Any) -> None: ...
     def set_details(self, details: str) -> None: ...
     async def read(self) -> Any: ...
@@ -66,6 +75,11 @@ class _Call:
         # The library percent-encodes the brackets of IPv6 addresses.
         peer = unquote(self._context.peer())
         return "unix:" if peer.startswith("unix") else peer
+
+    @property
+    def names(self) -> Sequence[str]:
+        found = self._context.auth_context()
+        return [f"{kind}:{value.decode()}" for kind, key in _NAMES.items() for value in found.get(key, ())]
 
 
 class UnaryCall(_Call):

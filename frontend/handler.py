@@ -30,6 +30,10 @@ class Call(Protocol):
     def peer(self) -> str:
         """The client's address as `ipv4:127.0.0.1:1234`, `ipv6:[::1]:1234` or `unix:`."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the client's verified certificate (`dns:client.example`, `cn:client`); none without one."""
+
     def finish(self, message: bytes) -> None:
         """Answer with one message and status OK. Harmless when the client has gone."""
 
@@ -51,6 +55,9 @@ class Stream(Protocol):
 
     @property
     def peer(self) -> str: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     async def receive(self) -> bytes | None:
         """The next message, or None when the client has half-closed. Flow control follows the reading."""

@@ -11,22 +11,23 @@ import uvloop
 
 from ringserve.config import process
 from ringserve.config.schema import Settings
+from ringserve.frontend.service import Inherited as Inherited
 from ringserve.frontend.service import Service
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str, grpc_socket_fd: int = -1
+    settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str, inherited: Inherited | None = None
 ) -> int:
     """Serve until stopped. Returns the exit status.
 
-    index: which of the frontends this is. grpc_socket_fd: the UNIX socket that all of them accept gRPC from, or -1.
+    index: which of the frontends this is. inherited: descriptors that all of them have.
     """
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        make = functools.partial(Service, settings, name=name, run_dir=run_dir, grpc_socket_fd=grpc_socket_fd)
+        make = functools.partial(Service, settings, name=name, run_dir=run_dir, inherited=inherited)
         return runner.run(_serve(make, stop))
 
 

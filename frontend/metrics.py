@@ -47,6 +47,10 @@ class FrontendMetrics:
         """The certificate that TLS uses from now on ends then (seconds since 1970 began)."""
         self._file.set(metrics.CERTIFICATE_END, (self._process,), end_s)
 
+    def refused(self, reason: str) -> None:
+        """Access control has refused a request."""
+        self._file.add(metrics.ACCESS_REFUSED, (reason,))
+
     async def _look(self) -> Found:
         self._gauges.update()
         return await self._lookup()

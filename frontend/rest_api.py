@@ -6,8 +6,11 @@ import logging
 from typing import Any, Final, NamedTuple, Protocol
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.access import Refusal
+from ringserve.frontend.audit import AuditedExchange
 from ringserve.frontend.http1.exchange import Exchange, Head
 from ringserve.frontend.json_text import error_body
+from ringserve.frontend.rest_access import RUN, RestGuard, headers_of, shown
 from ringserve.frontend.rest_admin import Admin
 from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
 from ringserve.frontend.rest_predict import Ask, Inference
@@ -46,6 +49,7 @@ class _Meaning(NamedTuple):
     ask: Ask
     headers: bytes
     is_counted: bool
+    shown: bytes | None
 
 
 def make_app(
@@ -54,17 +58,27 @@ def make_app(
     *,
     tally: Tally | None = None,
     metrics: MetricPages | None = None,
+    guard: RestGuard | None = None,
 ) -> RestApp:
-    """The REST application of one frontend. tally: counts requests. metrics: writes the pages that show the counts."""
-    return RestApp(client, settings or RestSettings(), tally or Tally(), metrics)
+    """The REST application of one frontend. tally: counts requests. metrics: writes the pages that show the counts.
+
+    guard: judges who may ask for what; None: everybody may.
+    """
+    return RestApp(client, settings or RestSettings(), tally or Tally(), metrics, guard)
 
 
 class RestApp:
     """Answers every HTTP request; never raises. `handle` is what the server calls."""
 
     def __init__(
-        self, client: RestClient, settings: RestSettings, tally: Tally, metrics: MetricPages | None
+        self,
+        client: RestClient,
+        settings: RestSettings,
+        tally: Tally,
+        metrics: MetricPages | None,
+        guard: RestGuard | None = None,
     ) -> None:
+        self._guard = guard
         self._client = client
         self._settings = settings
         self._tally = tally
@@ -88,17 +102,37 @@ class RestApp:
         meaning = head.memo
         if meaning is None:
             meaning = head.memo = self._meaning(head)
+        who = "-"
         try:
+            if self._guard is not None:
+                judged = self._guard.judge(exchange, meaning.target, meaning.shown)
+                if isinstance(judged, Refusal):
+                    self._refuse(exchange, meaning, judged)
+                    return
+                who = judged.name if judged is not None else who
             if meaning.is_counted:
                 self._api(exchange, meaning)
             else:
-                self._other(exchange, meaning.target)
+                self._other(exchange, meaning.target, who)
         except Exception:
             log.exception("request for %r", head.target)
             exchange.answer(http_status(BUG.code), error_body(BUG.text))
 
+    def _refuse(self, exchange: Exchange, meaning: _Meaning, refusal: Refusal) -> None:
+        failure, headers = Failure(refusal.code, refusal.text), headers_of(refusal)
+        if meaning.is_counted:
+            api = meaning.ask.route.action.value if meaning.ask.route.action in RUN else ""
+            RestCall(exchange, self._tally, meaning.headers + headers, api, "").fail(failure)
+            return
+        if meaning.ask.route.action is Action.ADMIN:
+            exchange = AuditedExchange(exchange, "(refused)")
+        exchange.answer(http_status(failure.code), error_body(failure.text), _JSON, headers)
+
     def _meaning(self, head: Head) -> _Meaning:
         target: Route | Failure | Page = route(head.method, head.target)
+        if not self._settings.models and is_api(head.target):
+            target = Page.NOT_FOUND
+            return _Meaning(target, Ask(Route(Action.OPTIONS), False, 0), b"", False, None)
         is_counted = is_api(head.target) and target is not Page.NOT_IMPLEMENTED
         path = head.target.partition("?")[0]
         if self._settings.metrics_path and path == self._settings.metrics_path and target is not Page.NOT_IMPLEMENTED:
@@ -106,7 +140,8 @@ class RestApp:
             is_counted = False
         is_gzip = any(b"gzip" in value for name, value in head.headers if name == b"content-encoding")
         ask = Ask(target if isinstance(target, Route) else Route(Action.OPTIONS), is_gzip, self._timeout_ns(head))
-        return _Meaning(target, ask, CORS if self._settings.cors and is_counted else b"", is_counted)
+        cors = CORS if self._settings.cors and is_counted else b""
+        return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None)
 
     def _timeout_ns(self, head: Head) -> int:
         value = head.get(b"x-request-timeout")
@@ -161,7 +196,7 @@ class RestApp:
 
     # --------------------------------------------------------------------------------------------------- all else
 
-    def _other(self, exchange: Exchange, target: Any) -> None:
+    def _other(self, exchange: Exchange, target: Any, who: str) -> None:
         if isinstance(target, Page):
             exchange.answer(target.status, target.body, _HTML)
         elif target.action is Action.HEALTH:
@@ -172,13 +207,13 @@ class RestApp:
         elif target.action is Action.METRICS:
             self._metrics_page(exchange, target)
         else:
-            self._admin.handle(exchange)
+            self._admin.handle(exchange if self._settings.admin == "off" else AuditedExchange(exchange, who))
 
     def _metrics_page(self, exchange: Exchange, target: Route) -> None:
         if target.label is not None:
             text = f"Unexpected path: {target.label}. Should be {self._settings.metrics_path}"
             exchange.answer(400, text.encode(), b"text/plain")
-        elif self._metrics is None:
+        elif self._metrics is None or not self._settings.metrics:
             exchange.answer(Page.NOT_FOUND.status, Page.NOT_FOUND.body, _HTML)
         else:
             self._side.spawn(self._write_metrics(exchange, self._metrics, of_tfs=bool(target.name)))

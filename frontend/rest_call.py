@@ -63,7 +63,7 @@ class RestSettings:
     timeout_ms: time a request may wait and run when its X-Request-Timeout header (in seconds) does not say otherwise;
     0 for no limit. cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
     admin: who may look at and change the server: `local`, `all` or `off`. metrics_path: of TF Serving's metrics page;
-    empty for none.
+    empty for none. metrics: whether there are metrics at all. models: whether models can be asked here.
     """
 
     gunzip_bytes_max: int = 100 * 2**20
@@ -72,6 +72,8 @@ class RestSettings:
     check_method_name: bool = False
     admin: str = "local"
     metrics_path: str = ""
+    metrics: bool = True
+    models: bool = True
 
 
 class RestCall:

@@ -10,12 +10,17 @@ import asyncio
 import logging
 import os
 import socket
+from array import array
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from ringserve.config.keys_file import RATE_SLOTS, parse_anonymous
+from ringserve.config.limits import is_loopback
 from ringserve.config.schema import Server, Settings
 from ringserve.config.tls import GRPC_ALPN, REST_ALPN, Source, source_of_grpc, source_of_rest
+from ringserve.frontend.access import Access
 from ringserve.frontend.client import Client
+from ringserve.frontend.grpc_access import GrpcGuard
 from ringserve.frontend.grpc_api import GrpcSettings, make_methods
 from ringserve.frontend.grpc_draining import Draining
 from ringserve.frontend.grpcio_engine import serve_grpcio
@@ -23,10 +28,13 @@ from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http1.exchange import Http1Limits
 from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
+from ringserve.frontend.key_keeper import KeyKeeper
 from ringserve.frontend.metrics import FrontendMetrics
+from ringserve.frontend.rest_access import RestGuard
 from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
 from ringserve.frontend.tls_keeper import TlsKeeper
 from ringserve.shm.segment import Segment
+from ringserve.shm.words import map_words
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +74,32 @@ def _places(server: Server) -> list[str]:
     places = [f"gRPC at {server.host}:{server.port}"] if server.port >= 0 else []
     places += [f"gRPC at UNIX socket {server.grpc_socket_path}"] if server.grpc_socket_path else []
     places += [f"REST at {server.host}:{server.rest_api_port}"] if server.rest_api_port > 0 else []
+    places += [f"metrics at {server.metrics_host}:{server.metrics_port}"] if server.metrics_port > 0 else []
+    places += [f"operators at {server.admin_host}:{server.admin_port}"] if server.admin_port > 0 else []
+    places += [f"operators at UNIX socket {server.admin_socket_path}"] if server.admin_socket_path else []
     return places
 
 
-class Service:
-    """Everything one frontend process holds. grpc_socket_fd: a listening UNIX socket, for gRPC; -1: none."""
+class Inherited(NamedTuple):
+    """Descriptors that all frontends have from the supervisor, each -1 for none.
 
-    def __init__(self, settings: Settings, *, name: str, run_dir: str, grpc_socket_fd: int = -1) -> None:
+    grpc_socket_fd, admin_socket_fd: listening UNIX sockets. rates_fd: `shm.words` that keys' requests are counted in.
+    """
+
+    grpc_socket_fd: int = -1
+    admin_socket_fd: int = -1
+    rates_fd: int = -1
+
+
+class Service:
+    """Everything one frontend process holds."""
+
+    def __init__(
+        self, settings: Settings, *, name: str, run_dir: str, inherited: Inherited | None = None
+    ) -> None:
         self._settings = settings
-        self._grpc_socket_fd = grpc_socket_fd
+        self._inherited = inherited or Inherited()
+        self._grpc_socket_fd = self._inherited.grpc_socket_fd
         #: For an engine that cannot use that one. The process's number: a file of an earlier process may be there.
         self._inner_socket_path = os.path.join(run_dir, f"{name}-{os.getpid()}.grpcio")
         self._segment = Segment.create(f"{name}-requests", settings.shm.request_ring_bytes)
@@ -97,16 +122,20 @@ class Service:
         self._servers: list[Listening] = []
         #: One keeper for what both ports may share.
         self._keepers: dict[Source, TlsKeeper] = {}
-        self._rest_app: RestApp | None = None
+        self._apps: list[RestApp] = []
+        self._key_keeper: KeyKeeper | None = None
+        self._access: Access | None = None
         self._unwatch: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Open the ports."""
         server = self._settings.server
+        self._start_access()
         await self._start_grpc(server)
         log.info("Using %s", "SSL credentials" if source_of_grpc(server) else "InsecureServerCredentials")
         if server.rest_api_port > 0:
             await self._start_rest(server)
+        await self._start_operators(server)
         log.info("listening: %s", ", ".join(_places(server)))
         self._unwatch = self._client.catalog.watch(self._on_catalog)
 
@@ -132,16 +161,47 @@ class Service:
             self._keepers[source] = TlsKeeper(source, (GRPC_ALPN, REST_ALPN), period_s, told)
         return self._keepers[source]
 
-    async def _start_rest(self, server: Server) -> None:
-        settings = RestSettings(
-            gunzip_bytes_max=server.inflated_bytes_max,
-            timeout_ms=server.rest_timeout_ms,
-            cors=server.rest_api_enable_cors_support,
-            check_method_name=server.enable_signature_method_name_check,
-            admin=server.rest_admin,
-            metrics_path=server.metrics_path,
-        )
-        app = make_app(self._client, settings, tally=self._metrics.tally, metrics=self._metrics.exposition)
+    def _start_access(self) -> None:
+        access = self._settings.access
+        if not access.keys_file:
+            return
+        fd = self._inherited.rates_fd
+        rates = map_words(fd, RATE_SLOTS) if fd >= 0 else array("q", bytes(8 * RATE_SLOTS))
+        self._access = Access(rates, self._metrics.tally.clock_ns, parse_anonymous(access.anonymous))
+        self._key_keeper = KeyKeeper(access.keys_file, access.keys_check_ms / 1000, self._access.use)
+
+    def _guard(self) -> RestGuard | None:
+        if self._access is None:
+            return None
+        return RestGuard(self._access, self._metrics.refused, open_health=self._settings.access.open_health)
+
+    async def _start_operators(self, server: Server) -> None:
+        """Who can open the UNIX socket is the server's own user, and needs no key. Prometheus needs none either: its
+        port is for a network that is the operator's."""
+        fd = self._inherited.admin_socket_fd
+        if fd >= 0:
+            shared = socket.socket(fileno=fd)
+            shared.setblocking(False)
+            await self._start_http("admin", shared, RestSettings(admin="all", models=False), None, None)
+        if server.admin_port > 0:
+            guard = self._guard()
+            policy = "local" if is_loopback(server.admin_host) and guard is None else "all"
+            settings = RestSettings(admin=policy, models=False, metrics_path=server.metrics_path)
+            listener = listen(server.admin_host, server.admin_port)
+            await self._start_http("admin", listener, settings, guard, source_of_rest(server))
+        if server.metrics_port > 0:
+            settings = RestSettings(admin="off", models=False, metrics_path=server.metrics_path)
+            listener = listen(server.metrics_host, server.metrics_port)
+            await self._start_http("metrics", listener, settings, None, None)
+
+    async def _start_http(
+        self, protocol: str, listener: socket.socket, settings: RestSettings, guard: RestGuard | None,
+        source: Source | None,
+    ) -> None:
+        """Serve HTTP/1.1. protocol: as which its connections are counted."""
+        server, metrics = self._settings.server, self._metrics
+        app = make_app(self._client, settings, tally=metrics.tally, metrics=metrics.exposition, guard=guard)
+        self._apps.append(app)
         stall_s = server.client_stall_ms_max / 1000 or _FOREVER_S
         limits = Http1Limits(
             connections_max=server.connections_max,
@@ -151,14 +211,27 @@ class Service:
             body_window_s=stall_s,
             write_s=stall_s,
         )
-        sockets = [listen(server.host, server.rest_api_port)]
-        tls = self._tls(source_of_rest(server))
-        context = tls.contexts[REST_ALPN] if tls else None
-        engine = await serve_http1(app.handle, sockets, limits, error_page, context)
-        self._rest_app = app
-        self._connections["rest"] = lambda: engine.connections_count
-        self._refusals["rest"] = engine.refusals
+        keeper = self._tls(source)
+        context = keeper.contexts[REST_ALPN] if keeper else None
+        engine = await serve_http1(app.handle, [listener], limits, error_page, context)
+        before = self._connections.get(protocol, lambda: 0)
+        self._connections[protocol] = lambda: before() + engine.connections_count
+        if protocol == "rest":
+            self._refusals[protocol] = engine.refusals
         self._servers.append(engine)
+
+    async def _start_rest(self, server: Server) -> None:
+        settings = RestSettings(
+            gunzip_bytes_max=server.inflated_bytes_max,
+            timeout_ms=server.rest_timeout_ms,
+            cors=server.rest_api_enable_cors_support,
+            check_method_name=server.enable_signature_method_name_check,
+            admin=server.rest_admin,
+            metrics_path=server.metrics_path,
+            metrics=server.rest_metrics,
+        )
+        listener = listen(server.host, server.rest_api_port)
+        await self._start_http("rest", listener, settings, self._guard(), source_of_rest(server))
 
     async def _start_grpc(self, server: Server) -> None:
         settings = GrpcSettings(
@@ -168,8 +241,13 @@ class Service:
             health=server.enable_grpc_healthcheck_service,
             reflection=server.enable_grpc_reflection,
             profiler=server.enable_profiler,
+            operators=server.grpc_admin,
+            open_health=self._settings.access.open_health,
         )
-        methods = make_methods(self._client, settings, tally=self._metrics.tally, draining=self._draining)
+        tally, guard = self._metrics.tally, None
+        if self._access is not None:
+            guard = GrpcGuard(self._access, tally, self._metrics.refused)
+        methods = make_methods(self._client, settings, tally=tally, draining=self._draining, guard=guard)
         limits = EngineLimits(
             message_bytes_max=server.message_bytes_max,
             concurrent_streams_max=server.concurrent_streams_max,
@@ -203,16 +281,18 @@ class Service:
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""
         self._draining.begin()
-        if self._rest_app is not None:
-            self._rest_app.begin_drain()
+        for app in self._apps:
+            app.begin_drain()
         drain_s = self._settings.server.drain_ms_max / 1000 if drain else 0.0
         await asyncio.gather(*(server.drain(drain_s) for server in self._servers))
         for server in self._servers:
             await server.close()
         for keeper in self._keepers.values():
             keeper.close()
-        if self._rest_app is not None:
-            self._rest_app.close()
+        if self._key_keeper is not None:
+            self._key_keeper.close()
+        for app in self._apps:
+            app.close()
         self._client.close()
         self._metrics.close()
         self._segment.close()

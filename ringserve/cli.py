@@ -34,7 +34,7 @@ A setting is looked up in this order; the first that gives it counts:
 COMMANDS: Final = {
     name: f"ringserve.commands.{name}"
     for name in ("bench", "completion", "config", "convert", "doctor", "inspect", "models", "predict", "top")
-} | {"warmup": "ringserve.warmup"}
+} | {"warmup": "ringserve.warmup", "keys": "ringserve.keys"}
 
 
 class _Commands(click.Group):
@@ -127,14 +127,15 @@ def broker(resolved: str, name: str, death_fd: int, listen_fd: int) -> None:
 @main.command(hidden=True)
 @click.option("--index", type=int, required=True, help="which of the frontends")
 @click.option("--grpc-socket-fd", type=int, default=-1, help="a listening UNIX socket for gRPC")
-def frontend(resolved: str, name: str, death_fd: int, index: int, grpc_socket_fd: int) -> None:
+@click.option("--admin-socket-fd", type=int, default=-1, help="a listening UNIX socket for operators")
+@click.option("--rates-fd", type=int, default=-1, help="memory that the requests of keys are counted in")
+def frontend(resolved: str, name: str, death_fd: int, index: int, **inherited: int) -> None:
     """Be a frontend."""
-    from ringserve.frontend.main import run
+    from ringserve.frontend.main import Inherited, run
 
     settings, run_dir = _resolved(resolved)
-    sys.exit(
-        run(settings, name=name, index=index, death_fd=death_fd, run_dir=run_dir, grpc_socket_fd=grpc_socket_fd)
-    )
+    fds = Inherited(**inherited)
+    sys.exit(run(settings, name=name, index=index, death_fd=death_fd, run_dir=run_dir, inherited=fds))
 
 
 @main.command(hidden=True)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 _BACKLOG: Final = 1024
-#: Who may connect: the server's user and group.
+#: Who may connect: the server's user and group; for operators, the user alone.
 _SOCKET_MODE: Final = 0o660
+ADMIN_SOCKET_MODE: Final = 0o600
 
 
 class PortError(Exception):
@@ -74,26 +75,27 @@ def _bind(sock: socket.socket, host: str, port: int, flag: str) -> None:
 
 
 @contextlib.contextmanager
-def unix_listener(path: str) -> Iterator[socket.socket]:
+def unix_listener(
+    path: str, flag: str = "grpc_socket_path", mode: int = _SOCKET_MODE
+) -> Iterator[socket.socket]:
     """A listening UNIX socket of that name, which all frontends accept from; removed at the end. Raises PortError.
 
-    A socket's file that nobody listens on (its server was killed) is replaced; anything else of that name is left.
+    flag: the setting's, for the error's text. mode: who may connect. A socket's file that nobody listens on (its server
+    was killed) is replaced; anything else of that name is left.
     """
     path = os.path.abspath(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
         # The file is made with the mode of the descriptor, so that it is at no moment open to others.
-        os.fchmod(listener.fileno(), _SOCKET_MODE)
+        os.fchmod(listener.fileno(), mode)
         try:
             _remove_stale(path)
             listener.bind(path)
-            os.chmod(path, _SOCKET_MODE)  # which the process's umask may have narrowed
+            os.chmod(path, mode)  # which the process's umask may have narrowed
             made = os.lstat(path)
             listener.listen(_BACKLOG)
         except OSError as error:
             text = "another program listens on it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-            raise PortError(
-                f"--grpc_socket_path: {path}: {text}; choose another with --grpc_socket_path=PATH"
-            ) from error
+            raise PortError(f"--{flag}: {path}: {text}; choose another with --{flag}=PATH") from error
         try:
             yield listener
         finally:

@@ -26,10 +26,12 @@ from typing import Final
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
 from ringserve.config import limits, process
 from ringserve.config.devices import DeviceError
+from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
-from ringserve.ports import PortError, hold, unix_listener
+from ringserve.ports import ADMIN_SOCKET_MODE, PortError, hold, unix_listener
+from ringserve.shm.words import make_words
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _SO_PASSCRED: Final = 16
 _UCRED: Final = struct.Struct("3i")
 _BACKLOG: Final = 1024
+#: Where operators find the server when `admin_socket_path` names no other place.
+_ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
 _IDLE_MS: Final = 10_000
 #: How long each stage may take to stop once nothing is left to drain; the pool waits 10 s for its workers.
@@ -77,12 +81,17 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
             path = settings.server.grpc_socket_path
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
+            stack.callback(os.close, run_dir.lock_fd)
+            stack.callback(remove_run_dir, run_dir.path)
+            path = settings.server.admin_socket_path or os.path.join(run_dir.path, _ADMIN_SOCKET)
+            settings = replace(settings, server=replace(settings.server, admin_socket_path=path))
+            admin = unix_listener(path, "admin_socket_path", ADMIN_SOCKET_MODE)
+            admin_socket = stack.enter_context(admin)
         except (PortError, RunDirError) as error:
             raise StartError(str(error)) from error
-        stack.callback(os.close, run_dir.lock_fd)
-        stack.callback(remove_run_dir, run_dir.path)
+        rates_fd = make_words("ringserve-rates", RATE_SLOTS) if settings.access.keys_file else -1
         log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
-        return Supervisor(settings, run_dir, command_of, grpc_socket).run()
+        return Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd).run()
 
 
 def _take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
@@ -95,21 +104,44 @@ def _take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
         port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
         stack.enter_context(placeholder)
         server = replace(server, rest_api_port=port)
+    if server.admin_port:
+        port, placeholder = hold(server.admin_host, server.admin_port, "admin_port")
+        stack.enter_context(placeholder)
+        server = replace(server, admin_port=port)
+    if server.metrics_port:
+        host = server.metrics_host or server.host
+        port, placeholder = hold(host, server.metrics_port, "metrics_port")
+        stack.enter_context(placeholder)
+        server = replace(server, metrics_port=port, metrics_host=host)
     grpc_port = server.port if server.port >= 0 else "none"
     log.info("gRPC port %s, REST port %s, of %s", grpc_port, server.rest_api_port or "none", server.host)
     return replace(settings, server=server)
 
 
 class Supervisor:
-    """The children of one server. `run_dir` and `grpc_socket`, which all frontends listen on, stay the caller's."""
+    """The children of one server. `run_dir` and the sockets, which all frontends listen on, stay the caller's.
+
+    rates_fd: what the frontends count the requests of keys in, or -1.
+    """
 
     def __init__(
-        self, settings: Settings, run_dir: RunDir, command_of: CommandOf, grpc_socket: socket.socket | None = None
+        self,
+        settings: Settings,
+        run_dir: RunDir,
+        command_of: CommandOf,
+        grpc_socket: socket.socket | None = None,
+        admin_socket: socket.socket | None = None,
+        rates_fd: int = -1,
     ) -> None:
         self._settings = settings
         self._run_dir = run_dir
         self._command_of = command_of
-        self._grpc_socket = grpc_socket
+        #: What frontends inherit: descriptors by the names of their options.
+        self._inherited = {
+            f"--{name}-socket-fd": listener.fileno()
+            for name, listener in (("grpc", grpc_socket), ("admin", admin_socket))
+            if listener is not None
+        } | ({"--rates-fd": rates_fd} if rates_fd >= 0 else {})
         self._stop_ns: int | None = None
         self._hurry = False
         self._ready_told = False
@@ -159,13 +191,13 @@ class Supervisor:
             return ChildSpec(name, stage, (stage.name.lower(), *common, "--name", name, *arguments), shared_fds + fds)
 
         listen_fd = self._listener.fileno()
-        socket_fds = (self._grpc_socket.fileno(),) if self._grpc_socket is not None else ()
-        socket_arguments = [f"--grpc-socket-fd={fd}" for fd in socket_fds]
+        inherited = [word for name, fd in self._inherited.items() for word in (name, str(fd))]
+        inherited_fds = tuple(self._inherited.values())
         return [
             spec("broker", Stage.BROKER, "--listen-fd", str(listen_fd), fds=(listen_fd,)),
             spec("pool", Stage.POOL),
             *(
-                spec(f"frontend-{index}", Stage.FRONTEND, "--index", str(index), *socket_arguments, fds=socket_fds)
+                spec(f"frontend-{index}", Stage.FRONTEND, "--index", str(index), *inherited, fds=inherited_fds)
                 for index in range(self._settings.server.frontends)
             ),
         ]

@@ -129,6 +129,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
         *("config", "ringserve", "shm.dtype", "broker.messages", "broker.aspired", "broker.stability"),
         *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
     ),
+    "ringserve/supervisor": ("config", "shm.words", "ringserve"),
     "ringserve/": ("config", "ringserve"),
 }
 
@@ -163,7 +164,7 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "httptools": ("frontend/http1/heads.py",),
     "simdjson": ("frontend/json_blocks.py",),
     "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py", "ringserve/commands/"),
-    "click": ("ringserve/cli.py", "ringserve/warmup.py", "ringserve/commands/"),
+    "click": ("ringserve/cli.py", "ringserve/keys.py", "ringserve/warmup.py", "ringserve/commands/"),
     "mmap": ("shm/", "workers/weights.py", "ringserve/commands/host.py"),
     "prometheus_client": ("config/metric_file.py", "ringserve/commands/top_view.py"),
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
 from ringserve.frontend.http1.exchange import Head
 from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, ChunkedBody, HeadParser
-from ringserve.frontend.http1.request import ServedExchange, is_local
+from ringserve.frontend.http1.request import Peer, ServedExchange
 
 if TYPE_CHECKING:
     from ringserve.frontend.http1.server import Http1Server
@@ -392,6 +392,6 @@ class Http1Connection(asyncio.Protocol):
         """Close without waiting for what is unsent."""
         self._transport.abort()
 
-    def peer_is_local(self) -> bool:
-        """Whether the client is on this host."""
-        return is_local(self._transport)
+    def peer(self) -> Peer:
+        """Who the client is."""
+        return Peer(self._transport)

@@ -6,7 +6,7 @@ or a future per request would cost more than reading most requests does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -60,6 +60,14 @@ class Exchange(Protocol):
     @property
     def peer_is_local(self) -> bool:
         """Whether the client runs on this host: it came by the loopback interface or a UNIX socket."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address, for logs."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the client's verified certificate (`dns:client.example`); none without one."""
 
     def take_body(self) -> bytes | bytearray:
         """The whole body, decoded from its chunks. The exchange lets go of it: a second call gives nothing."""

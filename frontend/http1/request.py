@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Protocol
+from typing import Final, Protocol
 
 from ringserve.frontend.http1.exchange import JSON, Head
+from ringserve.frontend.peer_names import names_of
+
+#: Process, user and group of whoever connected to a UNIX socket.
+_UCRED: Final = struct.Struct("3i")
 
 
 class Answerer(Protocol):
@@ -17,8 +22,37 @@ class Answerer(Protocol):
     def answered(self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
         """The application's answer to the present request."""
 
-    def peer_is_local(self) -> bool:
-        """Whether the client is on this host."""
+    def peer(self) -> Peer:
+        """Who the client is."""
+
+
+class Peer:
+    """Who is at the other end of a connection."""
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this host."""
+        return is_local(self._transport)
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:1234`, `[::1]:1234`, or who it is that has connected to a UNIX socket: `unix:uid=0,pid=1`."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None:
+            return "(unknown)"
+        if sock.family == socket.AF_UNIX:
+            pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return f"unix:uid={uid},pid={pid}"
+        host, port = (self._transport.get_extra_info("peername") or ("?", 0))[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its verified certificate."""
+        return names_of(self._transport.get_extra_info("peercert"))
 
 
 class ServedExchange:
@@ -35,7 +69,17 @@ class ServedExchange:
     @property
     def peer_is_local(self) -> bool:
         """See Exchange."""
-        return self._connection is not None and self._connection.peer_is_local()
+        return self._connection is not None and self._connection.peer().is_local
+
+    @property
+    def peer(self) -> str:
+        """See Exchange."""
+        return self._connection.peer().address if self._connection is not None else "(gone)"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See Exchange."""
+        return self._connection.peer().names if self._connection is not None else ()
 
     def take_body(self) -> bytes | bytearray:
         """See Exchange."""

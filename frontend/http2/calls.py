@@ -67,6 +67,10 @@ class Exchange:
     def peer(self) -> str:
         return self.connection.peer
 
+    @property
+    def names(self) -> Sequence[str]:
+        return self.connection.names
+
     def take(self, messages: list[RawMessage]) -> None:
         """Messages that the stream's input completed, and the client's end of it if `is_half_closed`. MessageFault."""
         raise NotImplementedError

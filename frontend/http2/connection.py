@@ -8,7 +8,7 @@ case of the long way and is tested against it (`is_short_way_on`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -54,11 +54,12 @@ _message_prefix = Struct(">BI").unpack_from
 
 
 class Connection(Control):
-    """The server's side of one connection. peer: `handler.Call.peer`."""
+    """The server's side of one connection. peer, names: `handler.Call`'s."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
         super().__init__(host, limits.unsent_bytes_max)
         self.peer = peer
+        self.names: Sequence[str] = ()
         self.is_short_way_on = True
         self._limits = limits
         self._decoder = HeaderDecoder(cache)

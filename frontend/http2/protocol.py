@@ -20,6 +20,7 @@ from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
 from ringserve.frontend.http2.stalls import Stalls
+from ringserve.frontend.peer_names import names_of
 
 if TYPE_CHECKING:
     from ringserve.frontend.http2.server import NativeEngine
@@ -80,6 +81,7 @@ class EngineProtocol(asyncio.Protocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = Connection(self, self._engine.cache, self._limits, peer_text(transport))
+        self.connection.names = names_of(transport.get_extra_info("peercert"))
         self._handshake_timer = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
         age_s = self._limits.connection_age_ms_max / 1000 * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)
         self._age_timer = self._loop.call_later(age_s, self.connection.drain) if age_s else None

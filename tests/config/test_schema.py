@@ -21,6 +21,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _COUNTS = {
     "port",
     "rest_api_port",
+    "admin_port",
+    "metrics_port",
     "frontends",
     "workers",
     "threads_per_worker",

@@ -47,6 +47,7 @@ class Server:
         self._log = self.log_path.open("wb")
         # The ports are the server's choice, so that tests never collide.
         command = [sys.executable, "-m", "ringserve", "serve", "--port", "0", "--rest_api_port", "-1"]
+        command += ["--rest_admin", "local"]
         self.process = subprocess.Popen(
             [*command, "--run_dir", str(self.run_dir), *arguments],
             stdout=self._log,

@@ -12,7 +12,6 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -21,6 +20,7 @@ from ringserve.config.config_protos import SSLConfig
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.server import Server, wait_until
 from tests.frontend.http2.certificates import HAS_OPENSSL, Certificates, certificates
+from tests.frontend.http2.service import grpc
 
 pytestmark = pytest.mark.skipif(
     not HAS_OPENSSL or shutil.which("curl") is None, reason="made with openssl, called with curl"
@@ -158,11 +158,10 @@ def test_an_ssl_config_is_about_grpc_only_and_the_metrics_tell_the_end(kit: Kit,
         server.wait_available("half")
         with kit.channel(server.grpc_target.replace("127.0.0.1", "localhost")) as channel:
             assert predict(channel) == [3.0, 4.0]
-        page = subprocess.run(
-            ["curl", "-sS", f"{server.rest_url}/metrics"], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-        pattern = r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$'
-        assert re.search(pattern, page, re.M)
+        command = ["curl", "-sS", f"{server.rest_url}/metrics"]
+        page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        end = r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$'
+        assert re.search(end, page, re.M)
 
 
 def test_a_start_without_a_right_key_says_so(kit: Kit, models: Path) -> None:

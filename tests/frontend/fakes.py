@@ -104,6 +104,7 @@ class FakeCall:
         self.timeout_ns = timeout_ns
         self.metadata: list[tuple[str, bytes]] = []
         self.peer = "ipv4:127.0.0.1:1"
+        self.names: Sequence[str] = ()
         self.message: bytes | None = None
         self.failure: tuple[int, str] | None = None
         self.cancel: Callable[[], None] | None = None

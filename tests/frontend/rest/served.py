@@ -65,6 +65,8 @@ class FakeExchange:
         self.head = head
         self.body: bytes | bytearray = body
         self.peer_is_local = local
+        self.peer = "127.0.0.1:1"
+        self.names: Sequence[str] = ()
         self.response: Response | None = None
         self.answered = asyncio.Event()
         self.cancel: Callable[[], None] | None = None

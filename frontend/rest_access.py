@@ -1,0 +1,60 @@
+"""Access control of the REST API: what a request needs, and how a refusal looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ringserve.broker.messages import Code
+from ringserve.frontend.access import Access, Key, Refusal
+from ringserve.frontend.http1.exchange import Exchange, Head
+from ringserve.frontend.rest_routes import Action, Route
+
+#: Actions that run a model.
+RUN: Final = (Action.PREDICT, Action.CLASSIFY, Action.REGRESS)
+_LOOK: Final = (Action.STATUS, Action.METADATA)
+_HEALTH: Final = (Action.HEALTH, Action.READY)
+
+
+class RestGuard:
+    """Judges requests. count: told of every refusal's reason. open_health: health needs no key."""
+
+    def __init__(self, access: Access, count: Callable[[str], None], *, open_health: bool = True) -> None:
+        self._access = access
+        self._count = count
+        self._open_health = open_health
+
+    def judge(self, exchange: Exchange, target: object, shown: bytes | None) -> Key | Refusal | None:
+        """Who asks, or why that is refused; None for what needs no key: health, if it is open, what a browser asks
+        before it asks (it shows no key then), and what is no request of the API."""
+        if not isinstance(target, Route) or target.action is Action.OPTIONS:
+            return None
+        action, model = target.action, target.name
+        if action in _HEALTH and self._open_health:
+            return None
+        key = self._access.admit(shown, exchange.names)
+        if isinstance(key, Key):
+            if action in RUN:
+                key = key if key.may_predict(model) else key.refused(f"use the model {model}")
+            elif action in _LOOK:
+                key = key if key.may_look(model) else key.refused(f"look at the model {model}")
+            elif action is Action.ADMIN:
+                key = key if key.is_admin else key.refused("operate the server")
+            else:
+                key = key if key.is_status else key.refused("ask for the server's state")
+        if isinstance(key, Refusal):
+            self._count(key.reason)
+        return key
+
+
+def shown(head: Head) -> bytes | None:
+    """What a request shows: its `Authorization`, or without one its `X-API-Key`."""
+    return head.get(b"authorization") or head.get(b"x-api-key")
+
+
+def headers_of(refusal: Refusal) -> bytes:
+    """The header lines that tell a client what to do."""
+    if refusal.code == Code.UNAUTHENTICATED:
+        wrong = ', error="invalid_token"' if refusal.reason == "unknown" else ""
+        return f'WWW-Authenticate: Bearer realm="ringserve"{wrong}\r\n'.encode()
+    return b"Retry-After: %d\r\n" % refusal.retry_after_s if refusal.retry_after_s else b""
