@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import stat
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -131,6 +132,24 @@ def _warnings_of_access(settings: Settings) -> list[str]:
     return [f"{text}: see [access] keys_file, or bind 127.0.0.1"]
 
 
+def _warnings_of_files(settings: Settings) -> list[str]:
+    """Secrets that others can read, and keys that others can make."""
+    key_file, keys_file = settings.server.tls_key_file, settings.access.keys_file
+    found = []
+    if key_file and _mode(key_file) & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        found.append(f"tls_key_file {key_file} can be read or changed by others: chmod 600")
+    if keys_file and _mode(keys_file) & (stat.S_IWOTH | stat.S_IWGRP):
+        found.append(f"keys_file {keys_file} can be changed by others, who may so make themselves a key: chmod go-w")
+    return found
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
+
+
 def _mistakes_of_tls(server: Server) -> list[tuple[str, ...]]:
     """(text, keys) of what does not hold between the settings of TLS. What is in the files is looked at elsewhere."""
     found: list[tuple[str, ...]] = []
@@ -199,7 +218,7 @@ def _mistakes_of_models(models: tuple[Model, ...]) -> list[str]:
 
 def warnings(settings: Settings) -> list[str]:
     """What is probably not meant, and no reason to refuse to start: a model's folder may still come."""
-    found = _warnings_of_access(settings) + [
+    found = _warnings_of_access(settings) + _warnings_of_files(settings) + [
         f"model {model.name!r}: base path {model.base_path} does not exist (yet)"
         for model in settings.models
         if not os.path.isdir(model.base_path)

@@ -22,7 +22,12 @@ def warmup() -> None:
 
 
 @warmup.command()
-@click.option("--server", default="http://localhost:8501", show_default=True, help="the server's REST address")
+@click.option(
+    "--server",
+    default="http://localhost:8501",
+    show_default=True,
+    help="where operators reach the server: unix:PATH of its admin.sock, or an address (see rest_admin, admin_port)",
+)
 @click.option("--model", required=True, help="the model whose requests are recorded")
 @click.option("--count", default=100, show_default=True, type=click.IntRange(1, 1000), help="requests to record")
 @click.option(
@@ -35,8 +40,7 @@ def warmup() -> None:
 def record(server: str, model: str, count: int, seconds: float, output: Path | None, overwrite: bool) -> None:
     """Record the next requests of a model that serves.
 
-    They hold what clients sent: keep the file as you would keep that. (The server must let this host operate it, see
-    rest_admin.)
+    They hold what clients sent: keep the file as you would keep that.
 
     \b
     ringserve warmup record --model digits --count 50

@@ -6,9 +6,12 @@ what the REST API takes them to mean, because its own parser reads them.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import random
+import socket
 import struct
 import urllib.error
 import urllib.request
@@ -258,7 +261,36 @@ def _children(base: Path) -> list[Path]:
         return []
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a UNIX socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _call_unix(socket_path: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    with contextlib.closing(_UnixConnection(socket_path, timeout_s)) as connection:
+        try:
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise WarmupError(f"{socket_path}: {error}") from error
+    if response.status != 200:
+        raise WarmupError(f"{socket_path}: {path}: {response.status} {_error_text(answer)}")
+    return answer
+
+
 def _call(server: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+    if server.startswith("unix:"):
+        return _call_unix(server.removeprefix("unix:"), path, body, timeout_s)
     url = (server if "://" in server else f"http://{server}").rstrip("/") + path
     if not url.startswith(("http://", "https://")):
         raise WarmupError(f"{server} is no address of a server, such as http://localhost:8501")

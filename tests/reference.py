@@ -30,8 +30,8 @@ _WHEN: dict[Code, str] = {
     Code.DEADLINE_EXCEEDED: "the request's time is over, or by the learned run times cannot be met",
     Code.NOT_FOUND: "no such model, version or label",
     Code.ALREADY_EXISTS: "a model's run time said so; nothing of the server's own",
-    Code.PERMISSION_DENIED: "a model's run time said so; nothing of the server's own",
-    Code.RESOURCE_EXHAUSTED: "a queue or a ring is full, or the message is too large: try again later, or smaller",
+    Code.PERMISSION_DENIED: "access control: the key may not do this",
+    Code.RESOURCE_EXHAUSTED: "a queue or a ring is full, a message too large, a rate too high: try later, or smaller",
     Code.FAILED_PRECONDITION: "a model's run time said so, or its signature cannot be run this way",
     Code.ABORTED: "a model's run time said so; nothing of the server's own",
     Code.OUT_OF_RANGE: "a model's run time said so; nothing of the server's own",
@@ -39,7 +39,7 @@ _WHEN: dict[Code, str] = {
     Code.INTERNAL: "a bug of the server's, or a request that ended every worker that ran it",
     Code.UNAVAILABLE: "no worker can run it now, or the server is stopping: try again",
     Code.DATA_LOSS: "a model's run time said so; nothing of the server's own",
-    Code.UNAUTHENTICATED: "a model's run time said so; nothing of the server's own",
+    Code.UNAUTHENTICATED: "access control: no key was shown, or none that is known",
 }
 
 
@@ -118,8 +118,7 @@ def flags_md() -> str:
         "may be given as `--name=value` (a bool also as `--name`), and all of them in the environment",
         "(`RINGSERVE_NAME`). Flags beat the environment. Where the two servers' defaults differ, this command takes",
         "TensorFlow Serving's: no REST port, no metrics without `--monitoring_config_file`, no gRPC health service",
-        "without `--enable_grpc_healthcheck_service`; nobody may change models over REST (`--rest_admin=local` allows",
-        "it).",
+        "without `--enable_grpc_healthcheck_service`.",
         "",
         "`--enable_batching` takes BatchingParameters' own defaults (1000 rows, no wait, 10 batches waiting, no",
         "splitting). A mistake in these parameters ends the start; TensorFlow Serving finds some of them only when it",

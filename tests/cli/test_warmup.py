@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -180,6 +182,21 @@ class Operated(BaseHTTPRequestHandler):
         pass
 
 
+class UnixHTTPServer(HTTPServer):
+    """A server on a UNIX socket."""
+
+    address_family = socket.AF_UNIX
+
+    def __init__(self, path: str, handler: Any) -> None:
+        super().__init__(path, handler)  # type: ignore[arg-type]
+
+    def server_bind(self) -> None:
+        self.socket.bind(str(self.server_address))
+
+    def get_request(self) -> tuple[Any, Any]:
+        return self.socket.accept()[0], ("unix", 0)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     Operated.base_path = tmp_path / "base"
@@ -202,6 +219,23 @@ def test_record_writes_into_the_version_that_serves(invoke: Invoke, server: str)
     assert [child.name for child in path.parent.iterdir()] == [path.name]
     again = invoke("record", "--server", server, "--model", "a b")
     assert (again.exit_code, "is there already" in again.output) == (1, True)
+
+
+def test_record_over_the_operators_socket(invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = os.path.relpath(tmp_path_factory.mktemp("u") / "s")
+    output = tmp_path_factory.mktemp("o") / "file"
+    with UnixHTTPServer(path, Operated) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        done = invoke("record", "--server", f"unix:{path}", "--model", "a b", "--output", output)
+        refused = invoke("record", "--server", f"unix:{path}", "--model", "c", "--output", output, "--overwrite")
+        http.shutdown()
+        thread.join()
+    assert done.exit_code == 0, done.output
+    assert output.read_bytes() == RECORDS
+    assert (refused.exit_code, "404 no such model" in refused.output) == (1, True)
+    gone = invoke("record", "--server", "unix:/nowhere", "--model", "a b", "--output", output, "--overwrite")
+    assert (gone.exit_code, "/nowhere: " in gone.output) == (1, True)
 
 
 def test_record_into_a_file_and_what_the_server_refuses(invoke: Invoke, server: str, tmp_path: Path) -> None:

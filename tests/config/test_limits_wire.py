@@ -95,6 +95,18 @@ def test_a_server_open_to_all_is_said_loudly_in_one_line(
         assert "over gRPC" not in warnings[0]
 
 
+def test_files_that_others_can_read_or_change_are_said(tmp_path: Path) -> None:
+    key, keys = tmp_path / "key", tmp_path / "keys"
+    for path in (key, keys):
+        path.touch()
+    settings = settings_of(tls_key_file=str(key), access=Access(keys_file=str(keys)))
+    for mode, said in ((0o600, []), (0o640, []), (0o644, ["key"]), (0o660, ["key", "keys"])):
+        key.chmod(mode)
+        keys.chmod(mode)
+        found = limits.warnings(settings)
+        assert [line.split()[1] for line in found] == [str(tmp_path / name) for name in said]
+
+
 def test_a_unix_socket_alone_is_open_to_nobody() -> None:
     settings = settings_of(port=-1, rest_api_port=0, grpc_socket_path="/s")
     assert limits.warnings(settings) == []
