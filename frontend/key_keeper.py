@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ringserve.config.keys_file import Entry, KeysError, read_keys
+from ringserve.frontend.settled import read_settled
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,10 @@ class KeyKeeper:
         self._task.cancel()
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._period_s)
             try:
-                entries = await loop.run_in_executor(None, read_keys, self._path)
+                entries = await read_settled(partial(read_keys, self._path), self._entries, self._period_s)
             except KeysError as error:
                 if str(error) != self._complaint:
                     self._complaint = str(error)

@@ -12,10 +12,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from ringserve.config.tls import ModelConfigError, Source, SslConfig, read_source, server_context
 from ringserve.config.x509_dates import validity
+from ringserve.frontend.settled import read_settled
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +70,11 @@ class TlsKeeper:
         return door
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._period_s)
             try:
-                # Elsewhere, because a disk may take its time; all of it, because a time stamp may lie.
-                config = await loop.run_in_executor(None, read_source, self._source)
+                # All of it every time, because a time stamp may lie.
+                config = await read_settled(partial(read_source, self._source), self.config, self._period_s)
             except ModelConfigError as error:
                 self._complain(error.text)
             else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
+import os
 import socket
 import ssl
 import subprocess
@@ -21,7 +23,7 @@ from ringserve.config.tls import GRPC_ALPN, REST_ALPN, ModelConfigError, Source,
 from ringserve.config.x509_dates import validity
 from ringserve.frontend.grpcio_engine import serve_grpcio
 from ringserve.frontend.handler import EngineLimits
-from ringserve.frontend.http1.exchange import Exchange
+from ringserve.frontend.http1.exchange import Exchange, Http1Limits
 from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.tls_keeper import TlsKeeper
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.skipif(not HAS_OPENSSL, reason="certificates are made w
 
 REST = "rest"
 PERIOD_S = 0.02
+BODY_BYTES_MAX = 30_000_000
 
 
 @pytest.fixture
@@ -57,6 +60,13 @@ class Files:
 
     def source(self, verify: str = "none") -> Source:
         return Source("", str(self.cert), str(self.key), str(self.ca), verify)
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file at one stroke."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.rename(path)
 
 
 @pytest.fixture
@@ -99,9 +109,10 @@ class Secure:
         else:
 
             def answer(exchange: Exchange) -> None:
-                exchange.answer(200, b"%d" % len(exchange.take_body()))
+                exchange.answer(200, bytes(exchange.take_body()))
 
-            self.engine = await serve_http1(answer, [listener], tls=keeper.contexts[REST_ALPN])
+            bounds = Http1Limits(body_bytes_max=BODY_BYTES_MAX)
+            self.engine = await serve_http1(answer, [listener], bounds, tls=keeper.contexts[REST_ALPN])
 
     def stop(self) -> None:
         self.call(self._stop())
@@ -214,14 +225,14 @@ def test_a_bad_moment_changes_nothing_and_is_said_once(
 ) -> None:
     certs = files.certs
     with caplog.at_level(logging.INFO), secure(kind, files.source()) as server:
-        files.cert.write_text(certs.stranger.cert)  # its key is yet to come
+        put(files.cert, certs.stranger.cert)  # its key is yet to come
         wait_until(lambda: "the key is not the one of the certificate" in caplog.text, "the complaint")
-        files.key.write_text("half a ke")
+        put(files.key, "half a ke")
         wait_until(lambda: "holds no PEM text of a private key" in caplog.text, "the second complaint")
         files.key.unlink()
         wait_until(lambda: "No such file or directory" in caplog.text, "the third complaint")
         assert server.shows(certs.server.cert)
-        files.key.write_text(certs.stranger.key)
+        put(files.key, certs.stranger.key)
         wait_until(lambda: server.shows(certs.stranger.cert), "the new certificate")
     assert caplog.text.count("the key is not the one of the certificate") == 1
     assert caplog.text.count("goes on being used") == 3
@@ -308,6 +319,45 @@ def test_a_connection_without_tls_or_in_pieces_harms_nobody(kind: str, files: Fi
                 while raw.recv(1000):
                     pass
         assert server.shows(files.certs.server.cert)
+
+
+@contextmanager
+def rest_client(server: Secure, certs: Certificates) -> Iterator[http.client.HTTPSConnection]:
+    context = ssl.create_default_context(cadata=certs.authority.cert)
+    client = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=60)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 20_000_000])
+def test_bodies_of_any_size_pass_over_rest(files: Files, size: int) -> None:
+    with secure(REST, files.source()) as server, rest_client(server, files.certs) as client:
+        body = os.urandom(1000) * (size // 1000 + 1)
+        for _ in range(3):
+            client.request("POST", "/", body[:size])
+            assert client.getresponse().read() == body[:size]
+
+
+def test_a_client_that_is_refused_while_it_sends_gets_the_answer(files: Files) -> None:
+    with secure(REST, files.source()) as server:
+        for size in (BODY_BYTES_MAX + 1, BODY_BYTES_MAX * 2):
+            context = ssl.create_default_context(cadata=files.certs.authority.cert)
+            raw = socket.create_connection(("127.0.0.1", server.port), 20)
+            with raw, context.wrap_socket(raw, server_hostname="localhost") as wrapped:
+                head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+                wrapped.sendall(head + bytes(200_000))
+                assert wrapped.recv(1000).startswith(b"HTTP/1.1 413 ")
+        assert server.shows(files.certs.server.cert)
+
+
+def test_an_idle_drain_under_tls_ends(files: Files) -> None:
+    with secure(REST, files.source()) as server, rest_client(server, files.certs) as client:
+        client.request("GET", "/")
+        client.getresponse().read()
+        server.call(server.engine.drain(20))
+        assert server.engine.connections_count == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- dates
