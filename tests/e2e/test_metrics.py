@@ -165,7 +165,7 @@ def test_the_whole_page(server: Server) -> None:
         assert value_of(samples, "ringserve_process_starts_total", process=process) == 1
         assert value_of(samples, "ringserve_process_starts_total", process=f"worker-{index}") == 1
     connections = [value for (name, _), value in samples.items() if name == "ringserve_connections"]
-    assert len(connections) == 4
+    assert len(connections) == 6  # gRPC, REST and operators, of two frontends
     assert sum(connections) >= 1  # this scrape's own
 
 
