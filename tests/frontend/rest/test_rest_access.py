@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +205,15 @@ def test_a_head_that_is_remembered_is_judged_every_time(tmp_path: Path) -> None:
         guarded.app.handle(exchange)
         assert exchange.response is not None
         assert exchange.response.status == status
+
+
+def test_it_is_written_down_at_any_log_level() -> None:
+    code = (
+        "from ringserve.config.process import set_up_log; from ringserve.frontend.audit import log, note;"
+        "set_up_log('frontend-0', 'error', 'json'); note('k', 'GET /x\\n', '1.2.3.4:5', '200')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    (line,) = done.stderr.splitlines()
+    found = json.loads(line)
+    assert found["logger"] == "ringserve.audit"
+    assert found["text"] == 'admin: who="k" what="GET /x\\n" from=1.2.3.4:5 outcome=200'
