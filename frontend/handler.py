@@ -94,8 +94,8 @@ class EngineLimits:
 
     message_bytes_max: largest request message. inflated_bytes_max: largest one that came compressed, decompressed.
     held_bytes_max: of requests that are not complete, all connections together. concurrent_streams_max: per connection.
-    unsent_bytes_max: answers that wait for their clients' windows, all connections together; one connection's: a
-    quarter. stall_ms_max: a client that neither sends the rest of a request nor takes its answers, 16 KiB at least in
+    unsent_bytes_max: answers that wait for their clients' windows, all connections together; one connection's:
+    half. stall_ms_max: a client that neither sends the rest of a request nor takes its answers, 16 KiB at least in
     so long, is cut off; 0: never.
     header_list_bytes_max: RFC 9113 6.5.2. write_buffer_bytes_max: unsent answers of a connection above which its
     reading stops. connections_max: per frontend process; connections_per_address_max: of one client address (of IPv6, a

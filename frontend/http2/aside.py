@@ -31,6 +31,11 @@ class Aside:
         if self._task is None:
             self._task = self._loop.create_task(self._run())
 
+    def close(self) -> None:
+        """Ends the thread when its present work is done. What still waits is dropped: its calls are over."""
+        self._queue.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def _run(self) -> None:
         while self._queue:
             work, done = self._queue.popleft()

@@ -150,7 +150,7 @@ class Sending:
         limit, account = self._unsent_bytes_max, self.host.account
         if account.output_bytes + nbytes > limit and account.output_bytes:
             return False
-        return not self.queued_bytes or self.queued_bytes + nbytes <= limit // 4
+        return not self.queued_bytes or self.queued_bytes + nbytes <= limit // 2
 
     def set_blocked(self, is_blocked: bool) -> None:
         """Whether the socket takes nothing more: then answers wait as transfers, which are counted."""

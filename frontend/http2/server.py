@@ -41,7 +41,8 @@ class NativeEngine:
         self.bug = on_bug
         self.account = Account()
         self._loop = asyncio.get_running_loop()
-        self.aside = Aside(self._loop, on_bug).do
+        self._side = Aside(self._loop, on_bug)
+        self.aside = self._side.do
         self.host_of_the_gone = HostOfTheGone(self._loop.time, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
         self._protocols: set[EngineProtocol] = set()
@@ -110,6 +111,7 @@ class NativeEngine:
         """Ends everything at once. Open calls see a lost connection."""
         if self._timer is not None:
             self._timer.cancel()
+        self._side.close()
         for server in self._servers:
             server.close()
         for protocol in list(self._protocols):

@@ -122,7 +122,7 @@ def test_empty_requests(server: Server) -> None:
 
 @pytest.mark.parametrize("window", [0, 1, 100])
 def test_answers_that_no_window_lets_out(server: Server, window: int) -> None:
-    """200 answers of 1 MiB are asked for and never taken: 16 MiB wait, the rest is answered with an error."""
+    """200 answers of 1 MiB are asked for and never taken: 32 MiB wait, the rest is answered with an error."""
     request = call_bytes(1)
     settings = {frames.SETTINGS_INITIAL_WINDOW_SIZE: window}
     with Traffic(server, "half", 2), bounded(server, 80 * MIB), Attacker(server.grpc_target, settings) as attacker:

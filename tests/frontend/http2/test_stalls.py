@@ -130,7 +130,7 @@ def test_a_socket_that_takes_nothing_is_closed() -> None:
 
 def test_answers_that_wait_are_bounded() -> None:
     """Two of 90,000 bytes wait, then nothing more: the others are answered with an error, which needs no window."""
-    peer = Peer(EngineLimits(unsent_bytes_max=800_000))
+    peer = Peer(EngineLimits(unsent_bytes_max=400_000))
     peer.send(frames.settings({frames.SETTINGS_INITIAL_WINDOW_SIZE: 0}))
     peer.send(b"".join(peer.call(stream_id, b"x", HOLD) for stream_id in range(1, 11, 2)))
     for call in peer.held:
