@@ -57,7 +57,11 @@ def new(name: str, scopes: tuple[str, ...], rate: float | None, burst: int | Non
 @keys.command("list")
 @_FILE_OPTION
 def list_keys(path: str) -> None:
-    """Show who may ask for what."""
+    """Show who may ask for what.
+
+    \b
+    ringserve keys list --file /etc/ringserve/keys.toml
+    """
     from ringserve.config.keys_file import read_keys
 
     with _words():

@@ -57,11 +57,12 @@ def test_a_missing_base_path_is_a_warning_only(tmp_path: Path) -> None:
 
 
 def test_a_limit_that_cudas_allocator_does_not_keep_is_a_warning() -> None:
+    here = Server(host="127.0.0.1")
     for limit in ({"gpu_bytes_max": 2**30}, {"per_process_gpu_memory_fraction": 0.5}):
-        (warning,) = limits.warnings(Settings(workers=Workers(gpu_allocator="cuda_malloc_async", **limit)))
+        (warning,) = limits.warnings(Settings(here, Workers(gpu_allocator="cuda_malloc_async", **limit)))
         assert warning.startswith(f"{next(iter(limit))} is no limit")
-        assert limits.warnings(Settings(workers=Workers(**limit))) == []
-    assert limits.warnings(Settings(workers=Workers(gpu_allocator="cuda_malloc_async"))) == []
+        assert limits.warnings(Settings(here, Workers(**limit))) == []
+    assert limits.warnings(Settings(here, Workers(gpu_allocator="cuda_malloc_async"))) == []
 
 
 def test_no_models_are_a_mistake_unless_a_model_config_file_may_bring_some() -> None:
