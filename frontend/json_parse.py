@@ -48,8 +48,8 @@ def parse_object(body: _Text, *, hurry: bool = False) -> dict[str, Any]:
     members: dict[str, Any] = value
     inputs = members.get("inputs")
     names = [*_TOP_KEYS, *inputs] if isinstance(inputs, dict) else _TOP_KEYS
-    long = len(names) > _SEARCHED_NAMES and len(names) * len(body) > _SEARCHED_BYTES_MAX
-    if long or any(name in body and body.count(name) > 1 for name in map(_key_text, names)):
+    is_long = len(names) > _SEARCHED_NAMES and len(names) * len(body) > _SEARCHED_BYTES_MAX
+    if is_long or any(name in body and body.count(name) > 1 for name in map(_key_text, names)):
         members = _parse_exactly(body, hurry)
     return members
 
