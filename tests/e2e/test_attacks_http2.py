@@ -125,7 +125,7 @@ def test_answers_that_no_window_lets_out(server: Server, window: int) -> None:
     """200 answers of 1 MiB are asked for and never taken: 32 MiB wait, the rest is answered with an error."""
     request = call_bytes(1)
     settings = {frames.SETTINGS_INITIAL_WINDOW_SIZE: window}
-    with Traffic(server, "half", 2), bounded(server, 80 * MIB), Attacker(server.grpc_target, settings) as attacker:
+    with Traffic(server, "half", 2), bounded(server, 150 * MIB), Attacker(server.grpc_target, settings) as attacker:
         for stream_id in IDS[:200]:
             assert attacker.send(headers(stream_id, block()) + data(stream_id, request))
         wait_until(lambda: _statuses(attacker).count(8) >= 150, "answers beyond the limit to be given up")

@@ -28,7 +28,9 @@ LIMITS = {
     "connections_max": "200",
     "connections_per_address_max": "150",
 }
-PATH = b"/v1/models/half:predict"
+#: What the honest clients call, and what the attackers call: full queues of a model are not what is tried here.
+HONEST_PATH = "/v1/models/half:predict"
+PATH = b"/v1/models/echo:predict"
 HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\n" % PATH
 
 
@@ -50,7 +52,7 @@ def honest(server: Server) -> Iterator[None]:
     def call() -> None:
         connection = http.client.HTTPConnection(_place(server), timeout=60)
         while not stop.is_set():
-            connection.request("POST", PATH.decode(), b'{"instances":[1.0,4.0]}')
+            connection.request("POST", HONEST_PATH, b'{"instances":[1.0,4.0]}')
             response = connection.getresponse()
             body = response.read()
             if response.status != 200 or json.loads(body) != {"predictions": [2.5, 4.0]}:
