@@ -60,8 +60,8 @@ class Server:
         100 * MIB, "largest compressed request after decompression, gRPC and REST", low=1 * KIB, shown="100MiB"
     )
     held_bytes_max: int = setting(
-        1 * GIB, "bytes of requests not yet complete that one frontend holds, of gRPC and of REST each", low=1 * MIB,
-        shown="1GiB",
+        INT_MAX, "bytes of requests not yet complete that one frontend holds, of gRPC and of REST each", low=1 * MIB,
+        shown="2147483647",
     )
     unsent_bytes_max: int = setting(
         1 * GIB, "bytes of gRPC answers that one frontend holds for clients that do not take them", low=1 * MIB,
