@@ -23,7 +23,7 @@ from ringserve.config.schema import Settings
 from ringserve.shm import dtype as dtypes
 from ringserve.workers import assigning, device, loader, session, shared, signature
 from ringserve.workers.graph import GraphIndex
-from ringserve.workers.loading import failure_of_load
+from ringserve.workers.loading import NICENESS, failure_of_load
 from ringserve.workers.opening import serves_tflite
 from ringserve.workers.quiet import quiet
 from ringserve.workers.weights import WeightsWriter
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 #: Variables are read from TensorFlow this much at a time; a larger one by itself.
 _READ_BYTES_MAX = 32 * 2**20
-_NICENESS = 19
 
 
 class Report(NamedTuple):
@@ -259,7 +258,7 @@ def _in_portions(variables: Sequence[shared.Variable]) -> Iterator[list[shared.V
 def _give_way() -> None:
     """Run when nobody else wants to; where a sandbox forbids it, run as ever."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:
         log.warning("cannot give way to those that serve: %s", error)

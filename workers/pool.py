@@ -30,6 +30,7 @@ from ringserve.broker.messages import (
     Role,
     Stop,
 )
+from ringserve.workers.leaving import leave_gently, let_go_of_code
 from ringserve.workers.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class Pool:
             log.exception("%s ends on a bug", name)
         finally:
             logging.shutdown()
+            leave_gently()
             # No interpreter shutdown: TensorFlow's destructors have nothing to save and can only hang.
             os._exit(status)
 
@@ -235,6 +237,8 @@ def _end(pids: Collection[int]) -> None:
 
 
 def freeze_before_forks() -> None:
-    """Move all that the imports made out of the collector's sight, so that no child copies pages by collecting."""
+    """Move all that the imports made out of the collector's sight, so that no child copies pages by collecting; and let
+    go of the code that only they ran."""
     gc.collect()
     gc.freeze()
+    let_go_of_code()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ringserve.broker.messages import Authored, Code, Kill
+from ringserve.workers.loading import NICENESS
 from tests import variables
 from tests.workers.broker_end import wait_for
 from tests.workers.pool_end import PoolEnd, memory_of, order_of, users_of
@@ -146,7 +147,7 @@ def test_an_author_gives_way_with_all_its_threads(pool: PoolEnd, dense: Path, na
             found.append((int(fields[16]), int(fields[38])))
         # One waits for the pool's end, one works, and TensorFlow has started some.
         os.kill(author, signal.SIGCONT)
-        return len(found) if len(found) > 2 and set(found) == {(19, os.SCHED_BATCH)} else None
+        return len(found) if len(found) > 2 and set(found) == {(NICENESS, os.SCHED_BATCH)} else None
 
     wait_for(nice_threads, "an author of low priority")
     assert pool.authored().bytes_shared > 0
