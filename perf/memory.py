@@ -1,6 +1,6 @@
 """What do the weights cost, and what does one more worker? A 300 MB model with 1, 2, 4 and 8 workers.
 
-    python -m perf.memory                   sharing on and off, where the server knows the setting
+    python -m perf.memory                   sharing on and off
     python -m perf.memory --quick           a small model, 1 and 2 workers
     python -m perf.memory --record          also appends a line per figure to perf/results/memory.tsv
 
@@ -12,7 +12,6 @@ where others run TensorFlow too, the sum is too low, and a line says so. Exit st
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from perf.models import PerfModel
 from perf.processes import Memory
 from perf.program import add_server_options, run_program
 from perf.report import Report, print_table
-from perf.servers import ROOT, Ringserve
+from perf.servers import Ringserve
 
 #: The targets, MiB beside the weights: what the server takes with no worker, and each worker.
 BASE_MIB, WORKER_MIB = 450.0, 60.0
@@ -54,12 +53,6 @@ def weights_mib(model: PerfModel) -> float:
     return sum(file.stat().st_size for file in files) / 2**20
 
 
-def knows_sharing() -> bool:
-    """Whether this server has the setting at all."""
-    command = [sys.executable, "-m", "ringserve", "config", "show", "--weight_sharing", "on"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
-
-
 def let_all_serve(server: Ringserve, model: PerfModel, workers: int) -> int:
     """Calls the model until every worker has worked. Returns how many calls failed.
 
@@ -79,7 +72,7 @@ def let_all_serve(server: Ringserve, model: PerfModel, workers: int) -> int:
 
 
 def measure(model: PerfModel, sharing: str, workers: int, flags: Sequence[str]) -> Point:
-    chosen = () if sharing == "as it is" else (f"--weight_sharing={sharing}",)
+    chosen = (f"--weight_sharing={sharing}",)
     extra = [f"--workers={workers}", "--pin=false", *chosen, *flags]
     with Ringserve(model.name, model.base_path, extra) as server:
         server.wait_ready(model.exchanges[0])
@@ -161,9 +154,7 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         name = f"dense-{options.megabytes}"
         model = models.prepared(name)[name]
-        variants = ["on", "off"] if knows_sharing() else ["as it is"]
-        if options.weight_sharing:
-            variants = [options.weight_sharing]
+        variants = [options.weight_sharing] if options.weight_sharing else ["on", "off"]
         points = [measure(model, sharing, count, options.server_flag) for sharing in variants for count in counts]
         weights = weights_mib(model)
         tell(points, weights, report)
