@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+import struct
 from collections.abc import Callable
 
 from ringserve.broker.aspired import Listing, Policy, VersionDirectory, choose, names_of_versions
@@ -11,6 +13,13 @@ from ringserve.broker.stability import FileInfo, Snapshot
 
 #: Entries of one version's directory that are looked at; a model has a handful, and vocabularies some more.
 ENTRIES_MAX = 20_000
+
+_statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+_AT_FDCWD = -100
+_STATX_BTIME = 0x800
+_STATX_BYTES = 256
+#: Of struct statx, which os.stat leaves out: which fields are there (stx_mask), the time of birth (stx_btime).
+_STATX = struct.Struct("=I76xqI")
 
 #: What a version's directory says about batching, or None. Raises ValueError with what is wrong.
 ReadBatching = Callable[[str], object | None]
@@ -38,8 +47,9 @@ def scan(
         code = "NOT_FOUND" if missing else "UNAVAILABLE"
         return Listing(name, base_path, f"{code}: {base_path}; {error.strerror}", missing, (), {}, {})
     found = tuple(
-        VersionDirectory(version, os.path.join(base_path, child), inodes[child])
+        VersionDirectory(version, path, _identity(path, inodes[child]))
         for version, child in names_of_versions(inodes).items()
+        for path in [os.path.join(base_path, child)]
     )
     snapshots = {}
     batching: dict[int, tuple[object | None, str]] = {}
@@ -53,6 +63,16 @@ def scan(
             except ValueError as error:
                 batching[version] = (None, str(error))
     return Listing(name, base_path, "", False, found, snapshots, batching)
+
+
+def _identity(path: str, inode: int) -> int:
+    """Of a directory, whatever changes in it: its inode, and when that was made. File systems give a number again at
+    once, so that a version removed and copied anew between two looks would have the same one."""
+    about = ctypes.create_string_buffer(_STATX_BYTES)
+    if _statx is None or _statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, about) != 0:
+        return inode
+    mask, seconds, nanoseconds = _STATX.unpack_from(about)
+    return inode << 96 | (seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0)
 
 
 def snapshot(path: str, wall_clock: Callable[[], int]) -> Snapshot:

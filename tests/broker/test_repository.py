@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_versions_are_found_and_only_the_wanted_one_is_looked_into(tmp_path: Pat
 
 
 def test_a_known_directory_is_not_looked_into_unless_it_is_another(tmp_path: Path) -> None:
-    inode = os.stat(model(tmp_path / "1")).st_ino
+    model(tmp_path / "1")
+    inode = look(tmp_path).found[0].inode
     assert look(tmp_path, known={1: inode}).snapshots == {}
     assert list(look(tmp_path, known={1: inode + 1}).snapshots) == [1]
 
@@ -100,3 +102,18 @@ def test_6_6_what_a_version_says_about_batching_or_what_is_wrong_with_it(tmp_pat
 
     listing = scan("m", str(tmp_path), "all", {}, wall_clock=lambda: 0, read_batching=read)
     assert listing.batching == {1: ("parameters", ""), 2: (None, "Invalid protobuf file")}
+
+
+def test_a_directory_made_anew_is_another_even_with_the_same_inode(tmp_path: Path) -> None:
+    """File systems give the number of a removed directory to the next one."""
+    base = tmp_path / "base"
+    seen = set()
+    for _ in range(20):
+        (base / "1").mkdir(parents=True)
+        (base / "1" / "saved_model.pb").write_bytes(b"x")
+        (found,) = look(base).found
+        seen.add(found.inode)
+        (base / "1" / "more").write_bytes(b"what changes in it does not make it another")
+        assert look(base).found == (found,)
+        shutil.rmtree(base)
+    assert len(seen) == 20

@@ -154,10 +154,12 @@ def test_draining_is_told_and_ends_the_watch(server: ApiServer, stub: Any) -> No
     watching = stub.Watch(pb2.HealthCheckRequest(service=""), timeout=60)
     assert next(watching).status == SERVING
     server.on_loop(server.api.draining.begin)
-    assert next(watching).status == NOT_SERVING
+    told: list[int] = []
     with pytest.raises(grpc.RpcError) as ended:
-        next(watching)
+        told.extend(answer.status for answer in watching)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    # gRPC's client may drop a message that came right before a status that is an error.
+    assert told in ([NOT_SERVING], [])
     for service in ("", "good", "PredictionService"):
         assert check(stub, service) == NOT_SERVING
 
