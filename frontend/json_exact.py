@@ -43,7 +43,7 @@ _NO_COMMA_IN_OBJECT: Final = "Missing a comma or } after an object member."
 _NO_COMMA_IN_ARRAY: Final = "Missing a comma or ] after an array element."
 
 _SPACE: Final = re.compile(rb"[ \n\r\t]*+")
-# Possessive groups would let go of what a failed one has taken, before Python 3.11.5 (gh-106052): single characters only.
+# No possessive groups: before Python 3.11.5 one that fails half-way does not give back what it took (gh-106052).
 _NUMBER: Final = re.compile(rb"-?+(?:(?:0|[1-9][0-9]*+)(\.[0-9]++)?([eE][+-]?+[0-9]++)?|(NaN|Inf(?:inity)?))")
 _PLAIN_STRING: Final = re.compile(rb'"([^"\\\x00-\x1f]*+)"')
 _STRING_PART: Final = re.compile(rb'[^"\\\x00-\x1f]*+')

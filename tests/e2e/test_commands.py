@@ -174,9 +174,11 @@ def test_bench_and_the_server_count_the_same(call: Any, server: Server, way: str
 def test_top_sees_the_calls(call: Any, call_json: Any) -> None:
     call("predict", "half", "[1.0]")
     # A model that a test before this one has removed may still be on its way out.
-    shown = wait_until(
-        lambda: (seen := call_json("top", "--once", "--interval", 0.2))["workers"] == {"ready": 1} and seen, "one worker"
-    )
+    def one_worker() -> Any:
+        seen = call_json("top", "--once", "--interval", 0.2)
+        return seen if seen["workers"] == {"ready": 1} else None
+
+    shown = wait_until(one_worker, "one worker")
     assert [model["model"] for model in shown["models"]] == ["half"]
     assert {process["name"] for process in shown["processes"]} >= {"broker", "frontend-0", "pool"}
     text = call("top", "--once", "--interval", 0.2).output
