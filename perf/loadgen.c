@@ -188,12 +188,12 @@ static void enter(enum phase next) {
         if (setup.rate > 0) arrival_next = now_ns;
         for (uint32_t i = 0; i < setup.connections_count; i++) start_waiting(&connections[i]);
     } else if (next == MEASURING) {
-        say("measuring");
         getrusage(RUSAGE_SELF, &figures.usage_from);
         figures.compared_count = figures.receives_count = figures.sends_count = 0;
         figures.received_bytes = figures.sent_bytes = 0;
         figures.window_from = now_ns = clock_ns();
         if (!setup.count) phase_until = now_ns + (uint64_t)(setup.duration_s * 1e9);
+        say("measuring"); /* who acts on it acts inside the window */
     } else if (next == DRAINING) {
         figures.window_until = now_ns;
         getrusage(RUSAGE_SELF, &figures.usage_until);

@@ -157,7 +157,8 @@ class Memory:
 
 def _private_bytes(process: psutil.Process) -> int:
     with open(f"/proc/{process.pid}/smaps_rollup") as lines:
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+        # Not Private_*: pages of a ring that no worker has looked at yet count there, too.
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 @contextmanager

@@ -173,6 +173,7 @@ def test_slices_tell_when() -> None:
     assert all(0 < p50 <= p99 <= top for p50, p99, top in zip(slices.p50, slices.p99, slices.max, strict=True))
     assert max(slices.max) == pytest.approx(figures.latency_us.max)
     assert figures.window_from_s == pytest.approx(opened[0], abs=5.0)
+    assert figures.window_from_s <= opened[0]
 
 
 def test_which_of_several_answers_came_is_counted() -> None:

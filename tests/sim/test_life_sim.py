@@ -37,7 +37,7 @@ def test_life(block: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK // 2), ids=lambda block: f"block{block}")
+@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK), ids=lambda block: f"block{block}")
 def test_life_with_weights_that_workers_share(block: int) -> None:
     logging.disable()
     try:
@@ -47,7 +47,7 @@ def test_life_with_weights_that_workers_share(block: int) -> None:
     assert sum(world.authors.ordered_count for world in worlds) > BLOCK
 
 
-@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK // 2), ids=lambda block: f"block{block}")
+@pytest.mark.parametrize("block", range(SEEDS_COUNT // BLOCK), ids=lambda block: f"block{block}")
 def test_life_in_groups(block: int) -> None:
     logging.disable()
     try:
