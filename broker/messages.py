@@ -307,7 +307,8 @@ class Fork(NamedTuple):
     """broker -> pool: make one worker. models: LoadOrders, loaded in this order.
 
     cpus: cores to pin to, empty for none. threads: what one op may use. gpu: CUDA's number of the one GPU that it sees,
-    -1 for none. gpu_bytes_max: what it may take of that GPU's memory; 0 = no limit.
+    -1 for none. gpu_bytes_max: what it may take of that GPU's memory; 0 = no limit. first: the one of its generation
+    that is to tell operators what all of them do alike.
     """
 
     worker_index: int
@@ -317,6 +318,7 @@ class Fork(NamedTuple):
     models: list[LoadOrder]
     gpu: int = -1
     gpu_bytes_max: int = 0
+    first: bool = True
 
 
 class PoolState(NamedTuple):

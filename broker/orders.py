@@ -57,6 +57,7 @@ class ForkPlan(NamedTuple):
     orders: tuple[tuple[Order, bool], ...]
     gpu: int = -1
     gpu_bytes_max: int = 0
+    first: bool = True
 
 
 class Moves(NamedTuple):

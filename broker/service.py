@@ -239,6 +239,7 @@ class Service:
             orders,
             plan.gpu,
             plan.gpu_bytes_max,
+            plan.first,
         )
 
     def _kill(self, pid: int) -> None:

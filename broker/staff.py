@@ -176,7 +176,9 @@ class Staff:
                 generation.asked.add(place)
                 seat = self._seats[place] if self._seats else Seat(())
                 index = crew.first_index + generation.index_of(place)
-                forks.append(ForkPlan(index, generation.number, seat.cpus, self._threads, plan, seat.gpu))
+                first = place == generation.scout_place
+                fork = ForkPlan(index, generation.number, seat.cpus, self._threads, plan, seat.gpu, first=first)
+                forks.append(fork)
         return forks
 
     def open_places(self, generation: Generation) -> list[int]:

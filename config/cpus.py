@@ -34,7 +34,7 @@ def usable_cpus(*, proc: str = "/proc/self", cgroup_root: str = "/sys/fs/cgroup"
 def cgroup_quota(*, proc: str = "/proc/self", cgroup_root: str = "/sys/fs/cgroup") -> float | None:
     """CPUs that this process's cgroups allow (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), None where there is no limit."""
     quotas: list[float] = []
-    for line in _read(os.path.join(proc, "cgroup")).splitlines():
+    for line in read_text(os.path.join(proc, "cgroup")).splitlines():
         parts = line.split(":", 2)
         if len(parts) != 3:
             continue
@@ -62,13 +62,13 @@ def _walk(root: str, path: str, quota_of: Callable[[str], float | None]) -> list
 
 
 def _quota_v2(group: str) -> float | None:
-    words = _read(os.path.join(group, "cpu.max")).split()
+    words = read_text(os.path.join(group, "cpu.max")).split()
     return _ratio(words[0], words[1]) if len(words) == 2 else None
 
 
 def _quota_v1(group: str) -> float | None:
-    quota = _read(os.path.join(group, "cpu.cfs_quota_us")).strip()
-    return _ratio(quota, _read(os.path.join(group, "cpu.cfs_period_us")).strip())
+    quota = read_text(os.path.join(group, "cpu.cfs_quota_us")).strip()
+    return _ratio(quota, read_text(os.path.join(group, "cpu.cfs_period_us")).strip())
 
 
 def _ratio(quota_us: str, period_us: str) -> float | None:
@@ -84,7 +84,8 @@ def _is_dir(root: str, name: str) -> bool:
     return os.path.isdir(os.path.join(root, name))
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """A file of the kernel's; empty where it is missing or may not be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read()

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ringserve.config.cpus import read_text
+
 _KIB = 1024
 
 
@@ -32,7 +34,7 @@ def usable_memory(*, proc: str = "/proc", cgroup_root: str = "/sys/fs/cgroup") -
 
 def _limits(proc: str, cgroup_root: str) -> Iterator[tuple[str, int]]:
     """(file, bytes) of every limit that holds for this process: v2 `memory.max`, v1 `memory.limit_in_bytes`."""
-    for line in _read(os.path.join(proc, "self", "cgroup")).splitlines():
+    for line in read_text(os.path.join(proc, "self", "cgroup")).splitlines():
         parts = line.split(":", 2)
         if len(parts) != 3:
             continue
@@ -49,22 +51,14 @@ def _walk(root: str, path: str, name: str) -> Iterator[tuple[str, int]]:
     parts = [part for part in path.split("/") if part not in ("", "..")]
     for depth in range(len(parts), -1, -1):
         file = os.path.join(root, *parts[:depth], name)
-        text = _read(file).strip()  # `max` means no limit; v1 says a number larger than any memory
+        text = read_text(file).strip()  # `max` means no limit; v1 says a number larger than any memory
         if text.isascii() and text.isdigit() and int(text):
             yield file, int(text)
 
 
 def _total_bytes(proc: str) -> int:
-    for line in _read(os.path.join(proc, "meminfo")).splitlines():
+    for line in read_text(os.path.join(proc, "meminfo")).splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "MemTotal:" and words[1].isdigit():
             return int(words[1]) * _KIB
     return 0
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ringserve.config.cpus import Cpus, usable_cpus
+from ringserve.config.cpus import Cpus, read_text, usable_cpus
 
 #: The order that workers have CUDA number its devices in, unless the environment says another.
 PCI_ORDER: Final = "PCI_BUS_ID"
@@ -77,7 +77,7 @@ def node_of_cpus(*, sys: str = "/sys") -> dict[int, int]:
     nodes = {}
     for name in _names(os.path.join(sys, "devices/system/node")):
         if re.fullmatch(r"node\d+", name):
-            for cpu in numbers_of(_read(sys, "devices/system/node", name, "cpulist")):
+            for cpu in numbers_of(read_text(os.path.join(sys, "devices/system/node", name, "cpulist"))):
                 nodes[cpu] = int(name.removeprefix("node"))
     return nodes
 
@@ -150,7 +150,7 @@ def _machines_gpus(sys: str, proc: str, dev: str) -> list[_Found]:
         return _by_device_files(sys, here)
     found = []
     for pci in listed:
-        about = _fields(_read(folder, pci, "information"))
+        about = _fields(read_text(os.path.join(folder, pci, "information")))
         minor = about.get("Device Minor", "")
         if not here or not minor or minor in here:
             uuid = about.get("GPU UUID", "")
@@ -165,8 +165,8 @@ def _by_device_files(sys: str, here: set[str]) -> list[_Found]:
     on_bus = [
         pci
         for pci in sorted(filter(_PCI_ID.fullmatch, _names(folder)), key=_bus_order)
-        if _read(folder, pci, "vendor").strip() == _NVIDIA
-        and _read(folder, pci, "class").strip().startswith(_DISPLAY_CLASSES)
+        if read_text(os.path.join(folder, pci, "vendor")).strip() == _NVIDIA
+        and read_text(os.path.join(folder, pci, "class")).strip().startswith(_DISPLAY_CLASSES)
     ]
     if len(on_bus) == len(here):
         return [_Found(pci, "", _node_of_pci(sys, pci)) for pci in on_bus]
@@ -181,7 +181,7 @@ def _node_of_pci(sys: str, pci: str) -> int:
     """-1 is also what the kernel says where the machine has one node, or the firmware does not tell."""
     domain, rest = pci.split(":", 1)
     for name in (pci, f"{int(domain, 16):04x}:{rest}".lower()):
-        text = _read(sys, "bus/pci/devices", name, "numa_node").strip()
+        text = read_text(os.path.join(sys, "bus/pci/devices", name, "numa_node")).strip()
         if re.fullmatch(r"\d+", text, re.ASCII):
             return int(text)
     return -1
@@ -193,7 +193,7 @@ def _node_of_pci(sys: str, pci: str) -> int:
 def _core_of(sys: str, number: int) -> int:
     folder = os.path.join(sys, f"devices/system/cpu/cpu{number}/topology")
     for name in ("core_cpus_list", "thread_siblings_list"):  # since Linux 5.3, and before
-        if siblings := numbers_of(_read(folder, name)):
+        if siblings := numbers_of(read_text(os.path.join(folder, name))):
             return min(siblings)
     return number
 
@@ -209,11 +209,3 @@ def _names(folder: str) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _read(*parts: str) -> str:
-    try:
-        with open(os.path.join(*parts), encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -23,6 +23,18 @@ def busy_bench(workers: int = 1, **policy: Any) -> tuple[Bench, int]:
     return bench, batch_id
 
 
+def order_of_the_rest(bench: Bench) -> list[list[int]]:
+    """A new worker runs what is left, batch by batch: the requests of each."""
+    bench.core.worker_joined(11, 0, {("m", 1)})
+    turn = bench.turn()
+    order = []
+    while turn.executes:
+        ((worker_id, execute),) = turn.executes
+        order.append([part[1] for part in execute.parts])
+        turn = bench.done(worker_id, execute.batch_id)
+    return order
+
+
 def test_an_expired_request_is_told_when_wake_ns_says() -> None:
     bench, _ = busy_bench()
     turn = bench.submit((1, 1, bench.now_ns + 5 * MS), (2, 1))
@@ -104,14 +116,7 @@ def test_a_lost_batch_goes_back_to_the_front_and_runs_one_by_one() -> None:
     bench.done(10, batch_id)
     bench.submit((3, 1))
     bench.left(10)
-    bench.core.worker_joined(11, 0, {("m", 1)})
-    turn = bench.turn()
-    order = []
-    while turn.executes:
-        ((worker_id, execute),) = turn.executes
-        order.append([part[1] for part in execute.parts])
-        turn = bench.done(worker_id, execute.batch_id)
-    assert order == [[1], [2], [3]]
+    assert order_of_the_rest(bench) == [[1], [2], [3]]
     assert (bench.counted("retried"), bench.counted("done")) == (2, 4)
 
 
@@ -123,14 +128,7 @@ def test_the_batch_behind_the_one_that_ran_is_not_blamed() -> None:
         (10, [(3, 1, 0), (4, 1, 0)]),
     ]
     bench.left(10)
-    bench.core.worker_joined(11, 0, {("m", 1)})
-    turn = bench.turn()
-    order = []
-    while turn.executes:
-        ((worker_id, execute),) = turn.executes
-        order.append([part[1] for part in execute.parts])
-        turn = bench.done(worker_id, execute.batch_id)
-    assert order == [[1], [2], [3, 4]]
+    assert order_of_the_rest(bench) == [[1], [2], [3, 4]]
 
 
 def test_workers_that_leave_with_their_pool_are_not_the_requests_fault() -> None:

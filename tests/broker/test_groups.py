@@ -40,6 +40,16 @@ def test_indexes_and_seats_are_numbered_through() -> None:
     assert [served[pid] for pid in workers(life, "big")] == [2]
 
 
+def test_one_worker_of_each_groups_generation_tells_what_all_do_alike() -> None:
+    life = two_groups()
+    for _ in range(2):
+        for group in (A, "big"):
+            assert sum(life.plan_of[pid].first for pid in workers(life, group)) == 1
+        life.put("a", 2)
+        life.put("b", 2)
+        life.load_all()
+
+
 def test_a_change_in_one_group_leaves_the_others_workers_alone() -> None:
     life = two_groups()
     before, big = workers(life, A), workers(life, "big")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ringserve.broker.messages import VersionInfo, VersionState
+from ringserve.broker.messages import Code, VersionInfo, VersionState
 from ringserve.config.protos import SignatureDef, SignatureDefMap, TensorProto
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.handler import Buffer
@@ -167,3 +169,26 @@ def half_plus_two(lane: Lane, rows: int, payloads: list[Any]) -> list[Output]:
     inner = lane.spec.inputs[0].shape
     shape = (rows, *inner) if lane.spec.batchable else inner
     return [make_output(FLOAT, shape, (x * 0.5 + 2).astype("<f4"), batchable=lane.spec.batchable)]
+
+
+def usual_catalog() -> Catalog:
+    """Version 123 serves and is labelled `stable`, 124 could not be loaded."""
+    return catalog_of(
+        version_info("default", 123),
+        version_info("default", 124, state=VersionState.END, error=(3, "bad")),
+        labels={"default": {"stable": 123}},
+    )
+
+
+def assert_leaves_no_cycle(client: LoopbackClient, make_call: Callable[[], FakeCall]) -> None:
+    """A call that `client` keeps waiting, and then fails, dies without the cyclic collector."""
+    made = make_call()
+    ghost = weakref.ref(made)
+    gc.disable()
+    try:
+        client.requests[0][4].fail(Code.UNAVAILABLE, "x")
+        client.requests.clear()
+        del made
+        assert ghost() is None
+    finally:
+        gc.enable()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import struct
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ringserve.broker.messages import Code, VersionState
+from ringserve.broker.messages import Code
 from ringserve.config.protos import (
     ModelSpec,
     PredictRequest,
@@ -23,23 +21,19 @@ from ringserve.shm.dtype import FLOAT, STRING
 from tests.frontend.fakes import (
     FakeCall,
     LoopbackClient,
-    catalog_of,
+    assert_leaves_no_cycle,
     float_proto,
     half_plus_two,
     make_output,
     signature_def,
+    usual_catalog,
     version_info,
 )
 
 
 @pytest.fixture
 def client() -> LoopbackClient:
-    catalog = catalog_of(
-        version_info("default", 123),
-        version_info("default", 124, state=VersionState.END, error=(3, "bad")),
-        labels={"default": {"stable": 123}},
-    )
-    return LoopbackClient(catalog, half_plus_two)
+    return LoopbackClient(usual_catalog(), half_plus_two)
 
 
 def call(client: LoopbackClient, method: str, request: Any, **settings: Any) -> FakeCall:
@@ -180,16 +174,7 @@ def test_cancel_after_the_answer_does_nothing(client: LoopbackClient) -> None:
 def test_a_finished_call_leaves_no_cycle(client: LoopbackClient) -> None:
     """The frontends run without the cyclic collector: what a call leaves behind must die by itself."""
     client.model = None
-    made = call(client, PREDICT, predict_request())
-    ghost = weakref.ref(made)
-    gc.disable()
-    try:
-        client.requests[0][4].fail(Code.UNAVAILABLE, "x")
-        client.requests.clear()
-        del made
-        assert ghost() is None
-    finally:
-        gc.enable()
+    assert_leaves_no_cycle(client, lambda: call(client, PREDICT, predict_request()))
 
 
 # -------------------------------------------------------------------------------------------- signatures of real models

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ringserve.broker.messages import Code, VersionState
+from ringserve.broker.messages import Code
 from ringserve.config.protos import (
     GetModelMetadataRequest,
     GetModelMetadataResponse,
@@ -16,17 +16,12 @@ from ringserve.config.protos import (
     SignatureDefMap,
 )
 from ringserve.frontend.grpc_api import GET_MODEL_METADATA, GET_MODEL_STATUS, make_methods
-from tests.frontend.fakes import HALF_PLUS_TWO, FakeCall, LoopbackClient, catalog_of, version_info
+from tests.frontend.fakes import HALF_PLUS_TWO, FakeCall, LoopbackClient, usual_catalog
 
 
 @pytest.fixture
 def client() -> LoopbackClient:
-    catalog = catalog_of(
-        version_info("default", 123),
-        version_info("default", 124, state=VersionState.END, error=(3, "bad")),
-        labels={"default": {"stable": 123}},
-    )
-    return LoopbackClient(catalog)
+    return LoopbackClient(usual_catalog())
 
 
 def call(client: LoopbackClient, method: str, request: Any) -> FakeCall:
