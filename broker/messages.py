@@ -145,6 +145,7 @@ class Result(NamedTuple):
     [row_start, ...) of that request.
     failures: [[request_id, code, text], ...].
     record_id: give it back with Release when all is read; -1 when there is nothing to release.
+    run: [when TensorFlow began, when it ended (monotonic ns), rows run], for traces; empty without tracing.
     """
 
     worker_id: int
@@ -154,6 +155,7 @@ class Result(NamedTuple):
     outputs: list[list[Any]]
     answers: list[list[int]]
     failures: list[list[Any]]
+    run: list[int] = []  # noqa: RUF012  (never changed)
 
 
 class Done(NamedTuple):

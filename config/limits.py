@@ -12,6 +12,7 @@ from ringserve.config.devices import DeviceError, Request, Slot, parse_devices, 
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
 from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Server, Settings
 from ringserve.config.topology import Topology
+from ringserve.config.tracing import mistakes_of_tracing
 
 #: CPUs per frontend when their number is derived: one frontend feeds about that many workers before it is full.
 CPUS_PER_FRONTEND: Final = 4
@@ -70,6 +71,8 @@ def mistakes(settings: Settings) -> list[Broken]:
     if 0 < workers.workers_max < workers.workers:
         text = f"workers ({workers.workers}) is above workers_max ({workers.workers_max})"
         broken(text, "workers", "workers_max")
+    for text in mistakes_of_tracing(settings.tracing):
+        broken(text, "endpoint")
     for text in mistakes_of_groups(settings.groups):
         broken(text, "groups")
     for key, devices in (("devices", workers.devices), *(("groups", group.devices) for group in settings.groups)):

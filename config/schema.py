@@ -18,6 +18,7 @@ from ringserve.config.access import Access
 from ringserve.config.groups import REPLACE, Group
 from ringserve.config.setting import INT_MAX as INT_MAX
 from ringserve.config.setting import setting
+from ringserve.config.tracing import Tracing
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -345,6 +346,7 @@ class Settings:
     lifecycle: Lifecycle = Lifecycle()
     memory: Memory = Memory()
     access: Access = Access()  # noqa: RUF009 (it is frozen)
+    tracing: Tracing = Tracing()  # noqa: RUF009 (likewise)
     models: tuple[Model, ...] = ()
     groups: tuple[Group, ...] = ()
 
@@ -375,4 +377,5 @@ SECTIONS: Final[dict[str, type[Any]]] = {
     "lifecycle": Lifecycle,
     "memory": Memory,
     "access": Access,
+    "tracing": Tracing,
 }

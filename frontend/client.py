@@ -68,6 +68,8 @@ class Client:
         self.catalog = catalog.Catalog()
         #: Keeps requests as warm-up records; None while nobody wants any.
         self.recorder: Recorder | None = None
+        #: The Result that is being handed out right now, for traces.
+        self.result: Result | None = None
         self._segment = segment
         self._data = segment.data
         self._ring = RingWriter(segment.data_bytes)
@@ -259,6 +261,7 @@ class Client:
             return
         outputs: list[Output] | None = None
         pending = self._pending
+        self.result = result
         for request_id, row_first, rows, row_start in result.answers:
             entry = pending.get(request_id)
             if entry is None:
@@ -284,6 +287,7 @@ class Client:
                     self._cancels.append([entry[1].key, request_id])
                     self._plan_flush()
                 self._fail(request_id, code, text)
+        self.result = None
         if result.record_id >= 0:
             self._release(result, outputs)
 

@@ -32,7 +32,9 @@ from ringserve.frontend.key_keeper import KeyKeeper
 from ringserve.frontend.metrics import FrontendMetrics
 from ringserve.frontend.rest_access import RestGuard
 from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
+from ringserve.frontend.rest_call import RestClient
 from ringserve.frontend.tls_keeper import TlsKeeper
+from ringserve.frontend.tracing import Tracer
 from ringserve.shm.segment import Segment
 from ringserve.shm.words import map_words
 
@@ -119,6 +121,11 @@ class Service:
             refusals=lambda: self._refusals,
         )
         self._draining = Draining()
+        tracing = settings.tracing
+        loop = asyncio.get_running_loop()
+        self._tracer = Tracer(tracing, name, loop.call_soon) if tracing.endpoint else None
+        #: The client as the APIs have it.
+        self._seen: RestClient = self._client if self._tracer is None else self._tracer.client(self._client)
         self._servers: list[Listening] = []
         #: One keeper for what both ports may share.
         self._keepers: dict[Source, TlsKeeper] = {}
@@ -200,7 +207,7 @@ class Service:
     ) -> None:
         """Serve HTTP/1.1. protocol: as which its connections are counted."""
         server, metrics = self._settings.server, self._metrics
-        app = make_app(self._client, settings, tally=metrics.tally, metrics=metrics.exposition, guard=guard)
+        app = make_app(self._seen, settings, tally=metrics.tally, metrics=metrics.exposition, guard=guard)
         self._apps.append(app)
         stall_s = server.client_stall_ms_max / 1000 or _FOREVER_S
         limits = Http1Limits(
@@ -213,7 +220,8 @@ class Service:
         )
         keeper = self._tls(source)
         context = keeper.contexts[REST_ALPN] if keeper else None
-        engine = await serve_http1(app.handle, [listener], limits, error_page, context)
+        handle = app.handle if self._tracer is None else self._tracer.rest(app.handle)
+        engine = await serve_http1(handle, [listener], limits, error_page, context)
         before = self._connections.get(protocol, lambda: 0)
         self._connections[protocol] = lambda: before() + engine.connections_count
         if protocol == "rest":
@@ -247,7 +255,9 @@ class Service:
         tally, guard = self._metrics.tally, None
         if self._access is not None:
             guard = GrpcGuard(self._access, tally, self._metrics.refused)
-        methods = make_methods(self._client, settings, tally=tally, draining=self._draining, guard=guard)
+        methods = make_methods(self._seen, settings, tally=tally, draining=self._draining, guard=guard)
+        if self._tracer is not None:
+            methods = self._tracer.methods(methods)
         limits = EngineLimits(
             message_bytes_max=server.message_bytes_max,
             concurrent_streams_max=server.concurrent_streams_max,
@@ -293,6 +303,8 @@ class Service:
             self._key_keeper.close()
         for app in self._apps:
             app.close()
+        if self._tracer is not None:
+            self._tracer.close()
         self._client.close()
         self._metrics.close()
         self._segment.close()

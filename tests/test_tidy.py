@@ -161,6 +161,7 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "msgpack": ("broker/wire.py", "broker/control.py"),
     "zmq": ("broker/mailbox.py",),
     "grpc": ("frontend/grpcio_engine.py", "ringserve/commands/grpc_calls.py", "ringserve/commands/bench_load.py"),
+    "opentelemetry": ("frontend/tracing.py",),
     "httptools": ("frontend/http1/heads.py",),
     "simdjson": ("frontend/json_blocks.py",),
     "numpy": ("shm/", "frontend/", "workers/", "ringserve/sample_model.py", "ringserve/commands/"),
@@ -247,6 +248,7 @@ def test_every_file_says_its_job(path: Path) -> None:
 _CLOCK_ALLOWED = (
     "frontend/client.py",
     "frontend/tls_keeper.py",
+    "frontend/tracing.py",
     "frontend/tally.py",
     "ringserve/supervisor.py",
     "workers/pool.py",

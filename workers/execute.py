@@ -76,13 +76,15 @@ class Batch:
 class _Run:
     """What is counted and sent while one batch runs."""
 
-    __slots__ = ("message", "ns", "rows_count", "send")
+    __slots__ = ("message", "ns", "rows_count", "send", "span")
 
     def __init__(self, message: Execute, send: Callable[[tuple[int, Result]], None]) -> None:
         self.message = message
         self.send = send
         self.ns = 0
         self.rows_count = 0
+        #: The last call of TensorFlow, as in Result; empty without tracing.
+        self.span: list[int] = []
 
 
 class _Lane:
@@ -108,7 +110,8 @@ class Executor:
     """One worker's batches, one at a time. `rings`, `servables`: live views of what main attaches and loads.
 
     results: the writable bytes behind `ring`. allowed_batch_rows: by model name, the sizes up to which a batch's rows
-    are padded (ascending), until `set_options` says otherwise; models that are not there are not padded.
+    are padded (ascending), until `set_options` says otherwise; models that are not there are not padded. traces: say in
+    each Result when TensorFlow ran (clock_ns then is the monotonic clock).
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Executor:
         *,
         allowed_batch_rows: Mapping[str, Sequence[int]] | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        traces: bool = False,
     ) -> None:
         self._servables = servables
         self._rings = rings
@@ -130,6 +134,7 @@ class Executor:
         self._allowed_batch_rows = dict(allowed_batch_rows or {})
         self._pads_with_first: set[str] = set()
         self._clock_ns = clock_ns
+        self._traces = traces
         self._gatherer = Gatherer()
         self._lanes: OrderedDict[bytes, _Lane | Failure] = OrderedDict()
         #: Records that each frontend holds.
@@ -268,7 +273,7 @@ class Executor:
         firsts = accumulate([part[ROWS] for part in parts], initial=0)
         answers = [[part[REQUEST], first, part[ROWS], part[ROW_START]] for part, first in zip(parts, firsts)]  # noqa: B905
         message = run.message
-        result = Result(self.worker_id, message.batch_id, message.lane_key, offset, described, answers, [])
+        result = Result(self.worker_id, message.batch_id, message.lane_key, offset, described, answers, [], run.span)
         run.send((frontend_id, result))
 
     def _send_less(
@@ -304,12 +309,16 @@ class Executor:
         try:
             return lane.plan.run(feeds)
         finally:
-            run.ns += self._clock_ns() - started_ns
+            ended_ns = self._clock_ns()
+            run.ns += ended_ns - started_ns
+            if self._traces:
+                run.span = [started_ns, ended_ns, rows_count]
 
     def _fail(self, run: _Run, part: Part, failure: Failure) -> None:
         message = run.message
         failures = [[part[REQUEST], int(failure.code), failure.text]]
-        run.send((part[FRONTEND], Result(self.worker_id, message.batch_id, message.lane_key, -1, [], [], failures)))
+        result = Result(self.worker_id, message.batch_id, message.lane_key, -1, [], [], failures, run.span)
+        run.send((part[FRONTEND], result))
 
     def _group(self, parts: list[Part]) -> list[Columns]:
         """The parts by frontend, in the order in which each frontend comes first: rows of one lie side by side."""

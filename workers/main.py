@@ -77,7 +77,9 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
         link.register()
         worker = Worker(
             link,
-            Executor(models, link.rings, ring, segment.data, link.worker_id),
+            Executor(
+                models, link.rings, ring, segment.data, link.worker_id, traces=bool(settings.tracing.endpoint)
+            ),
             segment,
             ring,
             models,

@@ -62,7 +62,8 @@ def _other_value(row: Setting) -> Any:
     if row.kind == "bool":
         return not row.default
     if row.kind == "str":
-        return {"batch_rows_allowed": "1,8,128", "devices": "cpu:1-3", "anonymous": "status"}.get(row.key, "/tmp/x")
+        others = {"devices": "cpu:1-3", "anonymous": "status", "endpoint": "http://127.0.0.1:4318/v1/traces"}
+        return (others | {"batch_rows_allowed": "1,8,128"}).get(row.key, "/tmp/x")
     if row.kind == "float":
         return 0.25
     return row.default + 2 if row.default < row.high else row.default - 1
