@@ -51,6 +51,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
             clock=time.monotonic_ns,
             # Milliseconds since boot: a broker that follows another never gives an id that the other gave.
             first_peer_id=time.monotonic_ns() // 1_000_000,
+            beat=process.Heartbeat().beat,
         )
         state_file = StateFile(run_dir)
         state = state_file.load()

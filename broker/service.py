@@ -68,11 +68,14 @@ class Service:
         *,
         clock: Callable[[], int],
         first_peer_id: int,
+        beat: Callable[[int], int] = lambda _: 0,
     ) -> None:
+        """beat: called in every turn with the time; returns when to call it again at the latest, 0 = no need to."""
         self._core = core
         self._policies = policies
         self._metrics = metrics
         self._clock = clock
+        self._beat = beat
         self._selector = selectors.DefaultSelector()
         self._mail = Mail()
         self._inbox: Inbox = self._mail.inbox(inbox_path)
@@ -168,7 +171,7 @@ class Service:
             self._end_workers(turn, now_ns)
         metrics_ns = self._metrics.tick(now_ns, self._core.ends)
         models_ns = now_ns if self._news else models.wake_ns
-        wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns, self._tending.wake_ns)
+        wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns, self._tending.wake_ns, self._beat(now_ns))
         return min((wake for wake in wakes if wake), default=0)
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:

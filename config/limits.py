@@ -20,6 +20,9 @@ CPUS_PER_FRONTEND: Final = 4
 SOCKET_PATH_BYTES_MAX: Final = 107
 RUN_DIR_BYTES_MAX: Final = SOCKET_PATH_BYTES_MAX - 40
 
+#: A process that works may be late by some hundred milliseconds, on a host that is loaded.
+HANG_MS_MIN: Final = 1000
+
 #: Private memory of a process without a model: budgets, not measurements, except the pool's: TensorFlow's import.
 BROKER_PRIVATE_BYTES: Final = 60 * MIB
 FRONTEND_PRIVATE_BYTES: Final = 60 * MIB
@@ -61,6 +64,9 @@ def mistakes(settings: Settings) -> list[Broken]:
         broken(f"run_dir is longer than {RUN_DIR_BYTES_MAX} bytes: UNIX sockets in it could not be named", "run_dir")
     if server.run_dir and not os.path.isabs(server.run_dir):
         broken(f"run_dir: {server.run_dir!r} is not an absolute path", "run_dir")
+    if 0 < server.hang_ms_max < HANG_MS_MIN:
+        text = f"hang_ms_max ({server.hang_ms_max}) is below {HANG_MS_MIN}: a loaded host would have processes killed"
+        broken(text, "hang_ms_max")
     if workers.restart_wait_ms_min > workers.restart_wait_ms_max:
         broken(
             f"restart_wait_ms_min ({workers.restart_wait_ms_min}) is above "

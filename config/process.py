@@ -5,7 +5,8 @@
     ...                                          # open sockets, connect, load
     process.freeze_heap()
     process.tell_ready()
-    ...                                          # serve until stop.fd is readable and stop.wanted() says why
+    ...                                          # serve until stop.fd is readable and stop.wanted() says why,
+                                                 # with a process.Heartbeat's beat in every turn
 """
 
 from __future__ import annotations
@@ -188,8 +189,11 @@ def tell_stopping() -> None:
     notify("STOPPING=1")
 
 
-def notify(text: str) -> None:
-    """Send one sd_notify(3) message to the socket named by $NOTIFY_SOCKET; does nothing where there is none."""
+def notify(text: str, *, wait: bool = True) -> None:
+    """Send one sd_notify(3) message to the socket named by $NOTIFY_SOCKET; does nothing where there is none.
+
+    wait: while the listener does not read. Else the message is lost then.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -197,10 +201,52 @@ def notify(text: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:
-            sender.sendto(text.encode(), address)
+            sender.sendto(text.encode(), 0 if wait else socket.MSG_DONTWAIT, address)
+        except BlockingIOError:
+            return
         except OSError as error:
             # The listener may be gone before us; that is no reason to end.
             logging.getLogger(__name__).warning("cannot notify %s: %s", address, error)
+
+
+# ---------------------------------------------------------------------------------------------------------- watchdog
+
+
+def watchdog_interval_s() -> float:
+    """How often this process is to say WATCHDOG=1, in seconds: half of the silence that whoever started it allows
+    ($WATCHDOG_USEC, as of sd_watchdog_enabled(3)). 0.0: nobody listens."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0  # meant for another process, from which the environment was inherited
+    text = os.environ.get("WATCHDOG_USEC", "")
+    return int(text) / 2e6 if text.isdecimal() and os.environ.get("NOTIFY_SOCKET") else 0.0
+
+
+def watched_environment(notify_socket: str, silence_ms_max: int) -> dict[str, str]:
+    """This process's environment for a child that is to speak at that socket. silence_ms_max: 0 = it need not."""
+    environment = {**os.environ, "NOTIFY_SOCKET": notify_socket, "WATCHDOG_USEC": str(silence_ms_max * 1000)}
+    environment.pop("WATCHDOG_PID", None)
+    return environment
+
+
+class Heartbeat:
+    """Says WATCHDOG=1 from a process's own loop, so that a loop that is stuck is noticed. Never from a side thread,
+    which lives on while the loop does not.
+
+    due_ns: when `beat` is to be called next, by the clock that `now_ns` is of; 0 = never. Call it in every turn of the
+    loop; until it is time it costs a comparison.
+    """
+
+    def __init__(self) -> None:
+        self.period_ns = int(watchdog_interval_s() * 1e9)
+        self.due_ns = 1 if self.period_ns else 0
+
+    def beat(self, now_ns: int) -> int:
+        """The loop turns. Returns due_ns."""
+        if 0 < self.due_ns <= now_ns:
+            self.due_ns = now_ns + self.period_ns
+            # A listener that does not read must not become a reason for us to hang, too.
+            notify("WATCHDOG=1", wait=False)
+        return self.due_ns
 
 
 # ------------------------------------------------------------------------------------------------------------- heap

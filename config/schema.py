@@ -113,6 +113,11 @@ class Server:
         False, "gRPC answers carry raw bytes (tensor_content), not typed fields: faster on both sides"
     )
     drain_ms_max: int = setting(30_000, "how long requests in flight may take to finish after a stop was asked for")
+    hang_ms_max: int = setting(
+        10_000,
+        "a broker, pool or frontend whose loop says nothing for this long hangs: it is killed and replaced; 0: never",
+    )
+    start_ms_max: int = setting(300_000, "one that is not ready after this long hangs likewise; 0: never")
     run_dir: str = setting(
         "", "folder for sockets between the processes; empty: a private one under $XDG_RUNTIME_DIR, /run or /tmp"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable
 
 import uvloop
@@ -49,6 +50,7 @@ async def _serve(make_service: Callable[[], Service], stop: process.StopWatch) -
     await service.start()
     process.freeze_heap()
     process.tell_ready()
+    _keep_beating(loop, process.Heartbeat())
     await stopped.wait()
     loop.remove_reader(stop.fd)
     wanted = stop.wanted()
@@ -56,3 +58,10 @@ async def _serve(make_service: Callable[[], Service], stop: process.StopWatch) -
     process.tell_stopping()
     await service.stop(drain=wanted is not None and not wanted.at_once)
     return process.Exit.FAILED if bugs else process.Exit.OK
+
+
+def _keep_beating(loop: asyncio.AbstractEventLoop, heartbeat: process.Heartbeat) -> None:
+    """While this loop turns, whoever started the process hears of it."""
+    due_ns = heartbeat.beat(time.monotonic_ns())
+    if due_ns:
+        loop.call_later(heartbeat.period_ns / 1e9, _keep_beating, loop, heartbeat)

@@ -47,13 +47,18 @@ class Fatal(NamedTuple):
 
 @dataclass
 class Child:
-    """A place that is to be filled with a running process. `due_ns`: when to start it, while it has none."""
+    """A place that is to be filled with a running process. `due_ns`: when to start it, while it has none.
+
+    heard_ns, condemned: see `hangs.Watched`.
+    """
 
     spec: ChildSpec
     ready: bool = False
     due_ns: int = 0
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
+    heard_ns: int = 0
+    condemned: bool = False
     _started_ns: int = 0
     _start_failures: int = 0
     _strikes: int = 0
@@ -62,6 +67,11 @@ class Child:
     def pid(self) -> int:
         return self.process.pid if self.process else -1
 
+    @property
+    def alive(self) -> bool:
+        """It has a process, which may have ended but is not yet reaped."""
+        return self.process is not None
+
     def start(self, command: list[str], environment: dict[str, str], now_ns: int) -> None:
         """Start the process. Its own process group: a Ctrl-C in the terminal reaches the supervisor only, which then
         stops its children in the right order."""
@@ -69,8 +79,8 @@ class Child:
             command, env=environment, pass_fds=self.spec.fds, stdin=subprocess.DEVNULL, process_group=0
         )
         self.pidfd = os.pidfd_open(self.process.pid)
-        self.ready = False
-        self._started_ns = now_ns
+        self.ready = self.condemned = False
+        self.heard_ns = self._started_ns = now_ns
 
     def became_ready(self) -> None:
         self.ready = True

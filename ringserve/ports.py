@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, NamedTuple
+
+from ringserve.config.schema import Settings
+
+log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1024
 #: Who may connect: the server's user and group; for operators, the user alone.
@@ -56,6 +62,32 @@ def hold(host: str, port: int, flag: str) -> Held:
         placeholder.close()
         raise
     return Held(wanted, placeholder)
+
+
+def take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
+    """Hold every port that is configured, until `stack` closes. Returns the settings with the ports as they came out.
+    Raises PortError."""
+    server = settings.server
+    if server.port >= 0:
+        port, placeholder = hold(server.host, server.port, "port")
+        stack.enter_context(placeholder)
+        server = replace(server, port=port)
+    if server.rest_api_port:
+        port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
+        stack.enter_context(placeholder)
+        server = replace(server, rest_api_port=port)
+    if server.admin_port:
+        port, placeholder = hold(server.admin_host, server.admin_port, "admin_port")
+        stack.enter_context(placeholder)
+        server = replace(server, admin_port=port)
+    if server.metrics_port:
+        host = server.metrics_host or server.host
+        port, placeholder = hold(host, server.metrics_port, "metrics_port")
+        stack.enter_context(placeholder)
+        server = replace(server, metrics_port=port, metrics_host=host)
+    grpc_port = server.port if server.port >= 0 else "none"
+    log.info("gRPC port %s, REST port %s, of %s", grpc_port, server.rest_api_port or "none", server.host)
+    return replace(settings, server=server)
 
 
 def _bind(sock: socket.socket, host: str, port: int, flag: str) -> None:

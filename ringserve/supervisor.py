@@ -9,15 +9,12 @@ happens, they see its end-of-file and stop by themselves, and the broker removes
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import glob
 import logging
 import os
 import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from dataclasses import replace
@@ -30,19 +27,21 @@ from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
-from ringserve.ports import ADMIN_SOCKET_MODE, PortError, hold, unix_listener
+from ringserve.hangs import Watchdog
+from ringserve.notices import Notices
+from ringserve.orphans import become_subreaper, children_of_this_process
+from ringserve.ports import ADMIN_SOCKET_MODE, PortError, take_ports, unix_listener
 from ringserve.shm.words import make_words
 
 log = logging.getLogger(__name__)
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_SO_PASSCRED: Final = 16
-_UCRED: Final = struct.Struct("3i")
 _BACKLOG: Final = 1024
 #: Where operators find the server when `admin_socket_path` names no other place.
 _ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
 _IDLE_MS: Final = 10_000
+_MS_NS: Final = 1_000_000
+_S_NS: Final = 1_000_000_000
 #: How long each stage may take to stop once nothing is left to drain; the pool waits 10 s for its workers.
 _STOP_MS: Final = {Stage.FRONTEND: 2_000, Stage.POOL: 12_000, Stage.BROKER: 5_000}
 
@@ -77,7 +76,7 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
         log.warning("%s", warning)
     with contextlib.ExitStack() as stack:
         try:
-            settings = _take_ports(settings, stack)
+            settings = take_ports(settings, stack)
             path = settings.server.grpc_socket_path
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
@@ -92,30 +91,6 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
         rates_fd = make_words("ringserve-rates", RATE_SLOTS) if settings.access.keys_file else -1
         log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
         return Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd).run()
-
-
-def _take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
-    server = settings.server
-    if server.port >= 0:
-        port, placeholder = hold(server.host, server.port, "port")
-        stack.enter_context(placeholder)
-        server = replace(server, port=port)
-    if server.rest_api_port:
-        port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
-        stack.enter_context(placeholder)
-        server = replace(server, rest_api_port=port)
-    if server.admin_port:
-        port, placeholder = hold(server.admin_host, server.admin_port, "admin_port")
-        stack.enter_context(placeholder)
-        server = replace(server, admin_port=port)
-    if server.metrics_port:
-        host = server.metrics_host or server.host
-        port, placeholder = hold(host, server.metrics_port, "metrics_port")
-        stack.enter_context(placeholder)
-        server = replace(server, metrics_port=port, metrics_host=host)
-    grpc_port = server.port if server.port >= 0 else "none"
-    log.info("gRPC port %s, REST port %s, of %s", grpc_port, server.rest_api_port or "none", server.host)
-    return replace(settings, server=server)
 
 
 class Supervisor:
@@ -146,14 +121,18 @@ class Supervisor:
         self._hurry = False
         self._ready_told = False
         # Whoever started us may have left us children that are none of ours (a shell's `exec` does that).
-        self._strangers = _children_of_this_process()
-        self._become_subreaper()
+        self._strangers = children_of_this_process()
+        become_subreaper()
         _raise_descriptor_limit()
         self._death_read, self._death_write = os.pipe2(os.O_CLOEXEC)
         self._listener = self._bind_registration()
-        self._notices = self._bind_notices()
+        self._notices = Notices(self._path("notify.sock"))
         self._watch = process.StopWatch(on_second=self._on_second_signal)
-        self._environment = {**os.environ, "NOTIFY_SOCKET": self._path("notify.sock")}
+        server = settings.server
+        self._environment = process.watched_environment(self._path("notify.sock"), server.hang_ms_max)
+        self._watchdog = Watchdog(server.hang_ms_max, server.start_ms_max)
+        #: To whoever started this process.
+        self._heartbeat = process.Heartbeat()
         with open(os.open(self._path("settings.json"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(settings.to_json())
         self.children = [Child(spec) for spec in self._specs()]
@@ -210,58 +189,71 @@ class Supervisor:
         listener.listen(_BACKLOG)
         return listener
 
-    def _bind_notices(self) -> socket.socket:
-        """Where the children say READY, by the protocol of sd_notify(3); the kernel adds who spoke."""
-        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        notices.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
-        notices.bind(self._path("notify.sock"))
-        return notices
-
-    @staticmethod
-    def _become_subreaper() -> None:
-        """Orphans (workers whose pool died) become children of ours, to be collected, and killed at the end."""
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
     # -------------------------------------------------------------------------------------------------------- loop
 
     def _start_due(self) -> None:
         now_ns = time.monotonic_ns()
         for child in self.children:
-            if child.process is None and child.due_ns <= now_ns:
+            if not child.alive and child.due_ns <= now_ns:
                 child.start(self._command_of(child.spec), self._environment, now_ns)
                 log.info("started %s (process %d)", child.spec.name, child.pid)
 
     def _turn(self) -> Fatal | None:
         """Sleep until something happens, and handle it."""
-        due_ns = min((child.due_ns for child in self.children if child.process is None), default=0)
-        wait_ms = max(0, due_ns - time.monotonic_ns()) // 1_000_000 + 1 if due_ns else _IDLE_MS
-        self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._notices.fileno())
+        starts = (child.due_ns for child in self.children if not child.alive)
+        now_ns = time.monotonic_ns()
+        # Whoever becomes ready wakes us, so that nothing is missed while not all are.
+        beat_ns = self._heartbeat.due_ns if self._all_well() else 0
+        times = [time_ns for time_ns in (*starts, self._watchdog.look_ns, beat_ns) if time_ns]
+        wait_ms = max(0, min(times) - now_ns) // _MS_NS + 1 if times else _IDLE_MS
+        self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._notices.fd)
         self._read_notices()
+        self._tend()
         self._reap_orphans()
         return self._reap_children()
 
     def _poll(self, timeout_ms: int, *fds: int) -> None:
         poller = select.poll()
-        for fd in (*fds, *(child.pidfd for child in self.children if child.process is not None)):
+        for fd in (*fds, *(child.pidfd for child in self.children if child.alive)):
             poller.register(fd, select.POLLIN)
         poller.poll(timeout_ms)
 
     def _read_notices(self) -> None:
-        while True:
-            try:
-                data, ancillary, _, _ = self._notices.recvmsg(4096, socket.CMSG_SPACE(_UCRED.size))
-            except BlockingIOError:
-                break
-            for _, _, credentials in ancillary:
-                pid = _UCRED.unpack(credentials)[0]
-                for child in self.children:
-                    if child.pid == pid and b"READY=1" in data.split(b"\n"):
-                        child.became_ready()
-                        log.info("%s is ready", child.spec.name)
+        now_ns = time.monotonic_ns()
+        for notice in self._notices.read():
+            child = next((child for child in self.children if child.pid == notice.pid), None)
+            if child is None:
+                continue
+            child.heard_ns = now_ns
+            if notice.ready:
+                child.became_ready()
+                log.info("%s is ready", child.spec.name)
         if not self._ready_told and all(child.ready for child in self.children):
             self._ready_told = True
             log.info("all processes are ready")
             process.tell_ready()
+
+    def _tend(self) -> None:
+        """End what hangs. Tell whoever watches us that all is well, while it is."""
+        now_ns = time.monotonic_ns()
+        for child in self._watchdog.overdue(self.children, now_ns):
+            silent_s = (now_ns - child.heard_ns) / _S_NS
+            what = f"has been silent for {silent_s:.1f} s" if child.ready else f"is not ready after {silent_s:.1f} s"
+            log.error("%s (process %d) hangs: it %s: killing it", child.spec.name, child.pid, what)
+            child.condemned = True
+            child.signal(signal.SIGKILL)
+        if self._all_well():
+            self._heartbeat.beat(now_ns)
+
+    def _all_well(self) -> bool:
+        return all(child.ready and not child.condemned for child in self.children)
+
+    def _reap_orphans(self) -> None:
+        ours = {child.pid for child in self.children}
+        for pid in children_of_this_process() - self._strangers - ours:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                log.info("orphan process %d ended with %s", pid, describe_status(os.waitstatus_to_exitcode(status)))
 
     def _reap_children(self) -> Fatal | None:
         now_ns = time.monotonic_ns()
@@ -276,7 +268,7 @@ class Supervisor:
 
     def _ended(self) -> list[Child]:
         poller = select.poll()
-        by_fd = {child.pidfd: child for child in self.children if child.process is not None}
+        by_fd = {child.pidfd: child for child in self.children if child.alive}
         for fd in by_fd:
             poller.register(fd, select.POLLIN)
         return [by_fd[fd] for fd, _ in poller.poll(0)]
@@ -296,7 +288,7 @@ class Supervisor:
                 child.signal(signal.SIGKILL if self._hurry else signal.SIGTERM)
             drain_ms = self._settings.server.drain_ms_max if stage is Stage.FRONTEND else 0
             deadline_ns = time.monotonic_ns() + (drain_ms + _STOP_MS[stage]) * 1_000_000
-            while any(child.process is not None for child in children):
+            while any(child.alive for child in children):
                 left_ns = deadline_ns - time.monotonic_ns()
                 if left_ns <= 0:
                     break
@@ -305,27 +297,20 @@ class Supervisor:
                 for child in self._ended():
                     log.info("%s stopped with %s", child.spec.name, describe_status(child.reap()))
             for child in children:
-                if child.process is not None:
+                if child.alive:
                     log.error("%s did not stop in time: killing it", child.spec.name)
                     child.signal(signal.SIGKILL)
 
     def _kill_all(self) -> None:
         """Whatever is still there, children's children included."""
         for child in self.children:
-            if child.process is not None:
+            if child.alive:
                 child.signal(signal.SIGKILL)
                 child.reap()
-        while orphans := _children_of_this_process() - self._strangers:
+        while orphans := children_of_this_process() - self._strangers:
             for pid in orphans:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-
-    def _reap_orphans(self) -> None:
-        ours = {child.pid for child in self.children}
-        for pid in _children_of_this_process() - self._strangers - ours:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                log.info("orphan process %d ended with %s", pid, describe_status(os.waitstatus_to_exitcode(status)))
 
     def _close(self) -> None:
         self._watch.close()
@@ -333,18 +318,6 @@ class Supervisor:
         self._notices.close()
         os.close(self._death_read)
         os.close(self._death_write)
-
-
-def _children_of_this_process() -> set[int]:
-    """The process ids of all children, zombies included."""
-    pids: set[int] = set()
-    for path in glob.glob("/proc/self/task/*/children"):
-        try:
-            with open(path, encoding="ascii") as file:
-                pids.update(int(word) for word in file.read().split())
-        except OSError:
-            continue
-    return pids
 
 
 def _raise_descriptor_limit() -> None:

@@ -33,7 +33,9 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
     freeze_before_forks()
     run_worker = functools.partial(_run_worker, settings, run_dir)
     run_author = functools.partial(ringserve.workers.author.run, settings)
-    pool = Pool(os.path.join(run_dir, "broker.sock"), run_worker, run_author, stop_fd=stop.fd, leave=stop.close)
+    beat = process.Heartbeat().beat
+    socket_path = os.path.join(run_dir, "broker.sock")
+    pool = Pool(socket_path, run_worker, run_author, stop_fd=stop.fd, leave=stop.close, beat=beat)
     process.tell_ready()
     pool.run()
     return process.Exit.OK

@@ -48,7 +48,8 @@ RunAuthor = Callable[[Author, int, int, int], int]
 class Pool:
     """Forks workers and authors on the broker's order and tells it of their ends; holds the memory of the weights.
 
-    stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold.
+    stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold. beat: called
+    in every turn with the time; returns when to call it again at the latest, 0 = no need to.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Pool:
         *,
         stop_fd: int,
         leave: Callable[[], None],
+        beat: Callable[[int], int] = lambda _: 0,
     ) -> None:
+        self._beat = beat
         self._registration_path = registration_path
         self._run_worker = run_worker
         self._run_author = run_author
@@ -96,6 +99,7 @@ class Pool:
             try:
                 channel = ControlChannel.connect(self._registration_path)
             except OSError:
+                self._beat(time.monotonic_ns())
                 self._wait(None, _RECONNECT_MS)
                 if self._stopping:
                     return None
@@ -105,7 +109,7 @@ class Pool:
             return channel
 
     def _turn(self, channel: ControlChannel) -> None:
-        if self._wait(channel, None):
+        if self._wait(channel, self._idle_ms()):
             for message, _ in channel.receive():
                 if isinstance(message, Fork):
                     self._fork(message)
@@ -117,6 +121,12 @@ class Pool:
                     self._kill(message.pid)
                 elif isinstance(message, Stop):
                     self._stopping = True
+
+    def _idle_ms(self) -> int | None:
+        """How long to sleep when nothing happens; None: for ever."""
+        now_ns = time.monotonic_ns()
+        due_ns = self._beat(now_ns)
+        return (due_ns - now_ns) // 1_000_000 + 1 if due_ns else None
 
     def _wait(self, channel: ControlChannel | None, timeout_ms: int | None) -> bool:
         """Sleep; handle ends of workers and a stop. True when the channel has something to read."""

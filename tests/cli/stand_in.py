@@ -5,7 +5,8 @@
 Behaviours: "serve" (the default: say READY, stop when asked), "fail" (exit with 3 before READY), "config" (exit with
 78), "fatal" (say READY, write why the server must end, exit with 69), "die" (say READY, then exit with 4), "deaf" (say
 READY, ignore SIGTERM), "drain" (say READY, exit when the file `go` is in the diary's folder), "parent" (say READY,
-leave a sleeping grandchild behind when killed).
+leave a sleeping grandchild behind when killed). The first of "hang" says READY and nothing more, the first of "hang-at-start" not even
+that; both ignore SIGTERM, and those that follow serve.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ def main() -> int:
             os._exit(0)
     if behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if behaviour.startswith("hang") and diary.read_text().count(f"started {name} ") == 1:
+        if behaviour == "hang":
+            process.tell_ready()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            signal.pause()
     process.tell_ready()
     if behaviour == "fatal":
         while "started pool" not in diary.read_text():
@@ -58,8 +65,9 @@ def main() -> int:
         return process.Exit.FATAL
     if behaviour == "die":
         return 4
-    wanted = stop.wait()
-    assert wanted is not None
+    heartbeat = process.Heartbeat()
+    while (wanted := stop.wait(heartbeat.period_ns / 4e9 or None)) is None:
+        heartbeat.beat(time.monotonic_ns())
     write("supervisor-gone" if wanted.at_once else "asked-to-stop")
     if behaviour == "drain":
         while not (diary.parent / "go").exists():

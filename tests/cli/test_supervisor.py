@@ -32,7 +32,7 @@ def _wait_for(condition: Callable[[], bool], what: Callable[[], str]) -> None:
 class Served:
     """A supervisor over stand-ins, its diary and its log."""
 
-    def __init__(self, folder: Path, server: Server, behaviours: dict[str, str]) -> None:
+    def __init__(self, folder: Path, server: Server, behaviours: dict[str, str], watchdog_s: float = 0) -> None:
         self.diary_path = folder / "diary"
         self.diary_path.touch()
         self.run_dir = folder / "run"
@@ -50,6 +50,7 @@ class Served:
             "STAND_IN": json.dumps(behaviours),
             "STAND_IN_DIARY": str(self.diary_path),
             "NOTIFY_SOCKET": str(folder / "systemd.sock"),
+            "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
         }
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -111,9 +112,21 @@ Serve = Callable[..., Served]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     started: list[Served] = []
 
-    def start(*, frontends: int = 2, port: int = 0, **behaviours: str) -> Served:
-        server = Server(host="127.0.0.1", port=port, rest_api_port=-1, frontends=frontends, drain_ms_max=20_000)
-        served = Served(tmp_path, server, {name.replace("_", "-"): what for name, what in behaviours.items()})
+    def start(
+        *,
+        frontends: int = 2,
+        port: int = 0,
+        hang_ms_max: int = 0,
+        start_ms_max: int = 0,
+        watchdog_s: float = 0,
+        **behaviours: str,
+    ) -> Served:
+        server = Server(
+            host="127.0.0.1", port=port, rest_api_port=-1, frontends=frontends, drain_ms_max=20_000,
+            hang_ms_max=hang_ms_max, start_ms_max=start_ms_max,
+        )  # fmt: skip
+        by_name = {name.replace("_", "-"): what for name, what in behaviours.items()}
+        served = Served(tmp_path, server, by_name, watchdog_s)
         started.append(served)
         return served
 
@@ -194,6 +207,54 @@ def test_without_a_grpc_port_none_is_taken(serve: Serve) -> None:
     served.wait_ready()
     assert json.loads((served.run_dir / "settings.json").read_text())["server"]["port"] == -1
     assert "gRPC port none" in served.log
+    assert served.stop() == 0
+
+
+def test_a_child_that_hangs_is_killed_and_replaced_and_the_others_stay(serve: Serve) -> None:
+    served = serve(frontends=1, hang_ms_max=2000, pool="hang")
+    served.wait_for("started", "pool", 2)
+    (hung, _) = served.pids("started", "pool")
+    assert f"pool (process {hung}) hangs: it has been silent for " in served.log
+    served.wait_log(f"pool (process {hung}) ended with signal SIGKILL")
+    assert served.diary.count(("started", "broker")) == served.diary.count(("started", "frontend-0")) == 1
+    assert served.stop() == 0
+
+
+def test_a_child_that_hangs_while_it_starts_is_killed_and_replaced(serve: Serve) -> None:
+    served = serve(frontends=1, start_ms_max=3000, broker="hang-at-start")
+    served.wait_ready()
+    assert "hangs: it is not ready after " in served.log
+    assert served.diary.count(("started", "broker")) == 2
+    assert served.stop() == 0
+
+
+def test_a_supervisor_that_was_stopped_itself_kills_nobody(serve: Serve) -> None:
+    served = serve(frontends=1, hang_ms_max=2000)
+    served.wait_ready()
+    for pid in (served.process.pid, *served.all_pids()):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)  # the very thing that is tested: time passes for nobody
+    os.kill(served.process.pid, signal.SIGCONT)
+    time.sleep(0.3)  # it looks before the children can have spoken
+    for pid in served.all_pids():
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1)  # and once more
+    assert "hangs" not in served.log
+    assert len(served.all_pids()) == 3
+    assert served.stop() == 0
+
+
+def test_it_tells_systemd_that_it_lives_only_while_all_children_do(serve: Serve) -> None:
+    served = serve(frontends=1, watchdog_s=1, pool="hang", hang_ms_max=3000)
+    served.wait_ready()
+    assert served.notices.recv(100) == b"WATCHDOG=1"
+    served.wait_for("started", "pool", 2)
+    assert served.notices.recv(100) == b"WATCHDOG=1"
+    (hung, _) = served.pids("started", "pool")
+    os.kill(hung := served.pids("started", "broker")[0], signal.SIGSTOP)
+    served.wait_log(f"broker (process {hung}) hangs")
+    served.wait_for("started", "broker", 2)
+    assert served.notices.recv(100) == b"WATCHDOG=1"
     assert served.stop() == 0
 
 

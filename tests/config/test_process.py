@@ -192,3 +192,44 @@ def test_freeze_heap() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
+
+
+# ---------------------------------------------------------------------------------------------------------- watchdog
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "interval_s"),
+    [("4000000", "", 2.0), ("4000000", "own", 2.0), ("4000000", "1", 0.0), ("", "", 0.0), ("0", "", 0.0), ("x", "", 0)],
+)
+def test_the_interval_is_half_of_what_is_allowed_to_this_process(
+    monkeypatch: pytest.MonkeyPatch, usec: str, pid: str, interval_s: float
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    if pid:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
+    assert process.watchdog_interval_s() == interval_s
+
+
+def test_a_heartbeat_speaks_when_it_is_time_and_never_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.setblocking(False)
+        environment = process.watched_environment(str(tmp_path / "socket"), 2)
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
+            monkeypatch.setenv(name, environment[name])
+        heartbeat = process.Heartbeat()
+        assert heartbeat.beat(10) == 10 + 1_000_000
+        assert heartbeat.beat(11) == 10 + 1_000_000
+        assert listener.recv(100) == b"WATCHDOG=1"
+        with pytest.raises(BlockingIOError):
+            listener.recv(100)
+        for turn in range(1, 5_000):  # more than any queue of a listener that does not read takes
+            heartbeat.beat(10 + turn * 1_000_000)
+
+
+def test_without_a_listener_there_is_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    assert process.Heartbeat().beat(10) == 0
