@@ -115,7 +115,8 @@ class Server:
     drain_ms_max: int = setting(30_000, "how long requests in flight may take to finish after a stop was asked for")
     hang_ms_max: int = setting(
         10_000,
-        "a broker, pool or frontend whose loop says nothing for this long hangs: it is killed and replaced; 0: never",
+        "a broker or pool whose loop says nothing for this long hangs, and is killed and replaced; a frontend, which "
+        "may be reading a large request, has three times as long; 0: never",
     )
     start_ms_max: int = setting(300_000, "one that is not ready after this long hangs likewise; 0: never")
     run_dir: str = setting(

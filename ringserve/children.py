@@ -30,12 +30,14 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """What to start. arguments: of the ringserve command; fds: descriptors that it inherits, by the same numbers."""
+    """What to start. arguments: of the ringserve command; fds: descriptors that it inherits, by the same numbers.
+    patience: see `hangs.Watched`."""
 
     name: str
     stage: Stage
     arguments: tuple[str, ...]
     fds: tuple[int, ...]
+    patience: int = 1
 
 
 class Fatal(NamedTuple):
@@ -49,7 +51,7 @@ class Fatal(NamedTuple):
 class Child:
     """A place that is to be filled with a running process. `due_ns`: when to start it, while it has none.
 
-    heard_ns, condemned: see `hangs.Watched`.
+    heard_ns, condemned, patience: see `hangs.Watched`.
     """
 
     spec: ChildSpec
@@ -71,6 +73,10 @@ class Child:
     def alive(self) -> bool:
         """It has a process, which may have ended but is not yet reaped."""
         return self.process is not None
+
+    @property
+    def patience(self) -> int:
+        return self.spec.patience
 
     def start(self, command: list[str], environment: dict[str, str], now_ns: int) -> None:
         """Start the process. Its own process group: a Ctrl-C in the terminal reaches the supervisor only, which then

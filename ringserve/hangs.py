@@ -21,12 +21,14 @@ _LOOK_START_NS = 10_000 * _MS_NS
 class Watched(Protocol):
     """What is to be known of a child.
 
-    alive: it has a process. heard_ns: when that was started, became ready, or spoke last. condemned: it was killed for
-    hanging and has not ended yet.
+    alive: it has a process. patience: how many times the usual silence it may keep. heard_ns: when the process was
+    started, became ready, or spoke last. condemned: it was killed for hanging and has not ended yet.
     """
 
     @property
     def alive(self) -> bool: ...
+    @property
+    def patience(self) -> int: ...
     ready: bool
     heard_ns: int
     condemned: bool
@@ -61,4 +63,4 @@ class Watchdog:
         return [child for child in watched if 0 < self._ns_max(child) <= now_ns - child.heard_ns]
 
     def _ns_max(self, child: Watched) -> int:
-        return self._hang_ns_max if child.ready else self._start_ns_max
+        return self._hang_ns_max * child.patience if child.ready else self._start_ns_max

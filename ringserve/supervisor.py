@@ -40,6 +40,9 @@ _BACKLOG: Final = 1024
 _ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
 _IDLE_MS: Final = 10_000
+#: Times `hang_ms_max`. The C code that reads a client's 256 MiB of JSON holds the interpreter for 10 s (measured, of
+#: short strings): that must not look like a hang, or such a client could have frontends killed.
+_FRONTEND_PATIENCE: Final = 3
 _MS_NS: Final = 1_000_000
 _S_NS: Final = 1_000_000_000
 #: How long each stage may take to stop once nothing is left to drain; the pool waits 10 s for its workers.
@@ -167,7 +170,9 @@ class Supervisor:
         common = ("--resolved", self._path("settings.json"), "--death-fd", str(self._death_read))
 
         def spec(name: str, stage: Stage, *arguments: str, fds: tuple[int, ...] = ()) -> ChildSpec:
-            return ChildSpec(name, stage, (stage.name.lower(), *common, "--name", name, *arguments), shared_fds + fds)
+            words = (stage.name.lower(), *common, "--name", name, *arguments)
+            patience = _FRONTEND_PATIENCE if stage is Stage.FRONTEND else 1
+            return ChildSpec(name, stage, words, shared_fds + fds, patience)
 
         listen_fd = self._listener.fileno()
         inherited = [word for name, fd in self._inherited.items() for word in (name, str(fd))]

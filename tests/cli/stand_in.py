@@ -5,8 +5,8 @@
 Behaviours: "serve" (the default: say READY, stop when asked), "fail" (exit with 3 before READY), "config" (exit with
 78), "fatal" (say READY, write why the server must end, exit with 69), "die" (say READY, then exit with 4), "deaf" (say
 READY, ignore SIGTERM), "drain" (say READY, exit when the file `go` is in the diary's folder), "parent" (say READY,
-leave a sleeping grandchild behind when killed). The first of "hang" says READY and nothing more, the first of "hang-at-start" not even
-that; both ignore SIGTERM, and those that follow serve.
+leave a sleeping grandchild behind when killed). The first of "hang" says READY and nothing more, the first of
+"hang-at-start" not even that; both ignore SIGTERM, and those that follow serve.
 """
 
 from __future__ import annotations

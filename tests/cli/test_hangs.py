@@ -1,4 +1,4 @@
-"""Who hangs: pure decisions, with made-up time. Silence, a start that takes too long, and having been stopped oneself."""
+"""Who hangs: pure decisions, with made-up time. Silence, a start that takes too long, having been stopped oneself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class _Child:
     ready: bool = True
     heard_ns: int = 1
     condemned: bool = False
+    patience: int = 1
 
 
 def _first_overdue_ms(watchdog: Watchdog, children: list[_Child], until_ms: int, step_ms: int = 100) -> int:
@@ -40,6 +41,11 @@ def test_one_that_is_silent_for_too_long_hangs_and_the_others_do_not() -> None:
 @pytest.mark.parametrize(("ready", "at_ms"), [(True, 2_000), (False, 9_000)])
 def test_one_that_starts_has_a_limit_of_its_own(ready: bool, at_ms: int) -> None:
     assert _first_overdue_ms(Watchdog(2_000, 9_000), [_Child(ready=ready)], 20_000) == at_ms
+
+
+def test_one_may_be_given_more_time_than_the_others() -> None:
+    assert _first_overdue_ms(Watchdog(2_000, 2_000), [_Child(patience=3)], 20_000) == 6_000
+    assert _first_overdue_ms(Watchdog(2_000, 2_000), [_Child(patience=3, ready=False)], 20_000) == 2_000
 
 
 @pytest.mark.parametrize(("hang_ms", "start_ms", "ready"), [(0, 9_000, True), (2_000, 0, False), (0, 0, True)])
