@@ -79,6 +79,11 @@ class MetricFile:
                 file.add(family, labels, bucket, count)
             file.add(family, labels, SUM, total)
 
+    def cells(self, family: Family) -> dict[Labels, float]:
+        """What this process, and those before it in its place, have put down of a counter or gauge."""
+        file = self._file(family.kind)
+        return {} if file is None else file.cells(family)
+
     def forget(self, gone: Callable[[Family, Labels], bool]) -> None:
         """Give up the room of cells (a family's values for one set of labels) that are gone, once they are many."""
         for kind in _PREFIX:
@@ -141,6 +146,10 @@ class _File:
             self._keys[family.name, labels, bucket] = key
         value = amount if afresh else self._values.read_value(key)[0] + amount
         self._values.write_value(key, value, 0.0)
+
+    def cells(self, family: Family) -> dict[Labels, float]:
+        found = {labels: key for (name, labels, _), key in self._keys.items() if name == family.name}
+        return {labels: self._values.read_value(key)[0] for labels, key in found.items()}
 
     def forget(self, gone: Callable[[Family, Labels], bool]) -> None:
         cells = {(name, labels) for name, labels, _ in self._keys}

@@ -171,6 +171,28 @@ REQUEST_DURATION: Final = _seconds(
 PENDING: Final = Family(
     "ringserve_requests_pending", GAUGE, ("process",), "requests of a frontend that wait for their answer", FRONTEND
 )
+CALLS_RECEIVED: Final = Family(
+    "ringserve_calls_received_total",
+    COUNTER,
+    ("process", "protocol"),
+    "calls of any method and requests of any path that a frontend took in; each ends once",
+    FRONTEND,
+)
+CALLS_ENDED: Final = Family(
+    "ringserve_calls_ended_total",
+    COUNTER,
+    ("process", "protocol", "code"),
+    "those that ended, by gRPC code or HTTP status; CANCELLED: the client went before there was an answer; REFUSED: no "
+    "such method, or against gRPC's rules; LOST: their frontend died",
+    FRONTEND,
+)
+CALLS_IN_FLIGHT: Final = Family(
+    "ringserve_calls_in_flight",
+    GAUGE,
+    ("process", "protocol"),
+    "those that have not ended, this scrape's own among them; received = ended + in flight, in each process",
+    FRONTEND,
+)
 CONNECTIONS: Final = Family(
     "ringserve_connections", GAUGE, ("process", "protocol"), "open client connections of a frontend", FRONTEND
 )

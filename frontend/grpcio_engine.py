@@ -20,6 +20,7 @@ from ringserve.frontend.grpc_relay import Relay
 from ringserve.frontend.handler import EngineLimits, Methods, StreamFailure, StreamHandler, UnaryHandler
 from ringserve.frontend.http2.request import RESERVED_FIELDS
 from ringserve.frontend.http2.server import report_bug
+from ringserve.frontend.ledger import CANCELLED, Ledger
 from ringserve.frontend.status import grpc_text
 
 #: Untyped on purpose: the library has no types of its own, and the stubs that exist lag behind it.
@@ -122,30 +123,61 @@ class StreamingCall(_Call):
         await self._context.write(message)
 
 
-def _unary(handler: UnaryHandler, on_bug: Callable[[BaseException], None]) -> Any:
+class _Booked:
+    """Books one call of a handler: as cancelled, unless `end` says otherwise before it is left."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.end = CANCELLED
+
+    def __enter__(self) -> _Booked:
+        self._calls.ledger.received += 1
+        self._calls.in_flight += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.in_flight -= 1
+        self._calls.ledger.ended[self.end] += 1
+
+
+class Calls:
+    """The engine's books. in_flight: calls that are in their handlers."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.in_flight = 0
+
+
+def _unary(handler: UnaryHandler, on_bug: Callable[[BaseException], None], calls: Calls) -> Any:
     async def serve(message: bytes, context: _Context) -> bytes:
-        call = UnaryCall(context)
-        try:
-            handler(call, message)
-        except Exception as error:
-            call.fail(_INTERNAL, "internal error")
-            on_bug(error)
-        answer, code, text = await call.outcome()
-        _set_status(context, code, text)
-        return answer
+        with _Booked(calls) as booked:
+            call = UnaryCall(context)
+            try:
+                handler(call, message)
+            except Exception as error:
+                call.fail(_INTERNAL, "internal error")
+                on_bug(error)
+            answer, code, text = await call.outcome()
+            booked.end = int(code)
+            _set_status(context, code, text)
+            return answer
 
     return grpc.unary_unary_rpc_method_handler(serve)
 
 
-def _stream(handler: StreamHandler, on_bug: Callable[[BaseException], None]) -> Any:
+def _stream(handler: StreamHandler, on_bug: Callable[[BaseException], None], calls: Calls) -> Any:
     async def serve(_: Any, context: _Context) -> None:
-        try:
-            await handler(StreamingCall(context))
-        except StreamFailure as failure:
-            _set_status(context, failure.code, failure.text)
-        except Exception as error:
-            _set_status(context, _INTERNAL, "internal error")
-            on_bug(error)
+        with _Booked(calls) as booked:
+            try:
+                await handler(StreamingCall(context))
+                booked.end = _OK
+            except StreamFailure as failure:
+                booked.end = int(failure.code)
+                _set_status(context, failure.code, failure.text)
+            except Exception as error:
+                booked.end = _INTERNAL
+                _set_status(context, _INTERNAL, "internal error")
+                on_bug(error)
 
     return grpc.stream_stream_rpc_method_handler(serve)
 
@@ -159,16 +191,18 @@ def _set_status(context: _Context, code: int, text: str) -> None:
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the handler of a path; an unknown path is answered with the native engine's text."""
 
-    def __init__(self, methods: Methods, on_bug: Callable[[BaseException], None]) -> None:
-        self._handlers = {path: _unary(handler, on_bug) for path, handler in methods.unary.items()}
-        self._handlers |= {path: _stream(handler, on_bug) for path, handler in methods.stream.items()}
+    def __init__(self, methods: Methods, on_bug: Callable[[BaseException], None], calls: Calls) -> None:
+        self._calls = calls
+        self._handlers = {path: _unary(handler, on_bug, calls) for path, handler in methods.unary.items()}
+        self._handlers |= {path: _stream(handler, on_bug, calls) for path, handler in methods.stream.items()}
 
     def service(self, details: Any) -> Any:
-        return self._handlers.get(details.method) or _unknown(details.method)
+        return self._handlers.get(details.method) or _unknown(details.method, self._calls.ledger)
 
 
-def _unknown(path: str) -> Any:
+def _unknown(path: str, ledger: Ledger) -> Any:
     async def serve(_: bytes, context: _Context) -> bytes:
+        ledger.refuse()
         _set_status(context, _UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
         return b""
 
@@ -178,7 +212,8 @@ def _unknown(path: str) -> Any:
 class GrpcioEngine:
     """A serving engine. Make one with `serve_grpcio`."""
 
-    def __init__(self, server: Any, ports: list[int], relay: Relay | None) -> None:
+    def __init__(self, server: Any, ports: list[int], relay: Relay | None, calls: Calls) -> None:
+        self.calls = calls
         self._server = server
         self._relay = relay
         self.ports = ports
@@ -230,7 +265,8 @@ async def serve_grpcio(
     if limits.connection_age_ms_max:
         arguments["grpc.max_connection_age_ms"] = limits.connection_age_ms_max
     server = grpc.aio.server(options=list((arguments | dict(options)).items()))
-    server.add_generic_rpc_handlers((_Router(methods, on_bug),))
+    calls = Calls()
+    server.add_generic_rpc_handlers((_Router(methods, on_bug, calls),))
     ports = []
     for address in [*addresses, *([f"unix:{relayed[1]}"] if relayed else [])]:
         try:
@@ -242,7 +278,7 @@ async def serve_grpcio(
     relay = Relay(*relayed) if relayed else None
     if relay is not None:
         await relay.start()
-    return GrpcioEngine(server, ports, relay)
+    return GrpcioEngine(server, ports, relay, calls)
 
 
 def _credentials(tls: Callable[[], SslConfig]) -> Any:

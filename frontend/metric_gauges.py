@@ -1,17 +1,23 @@
 """What this frontend looks like now: its request ring, its connections, how late its loop is. Once a second.
 
-Gauges go into the metric file like counts, so that whichever frontend is scraped can tell those of all.
+Gauges go into the metric file like counts, so that whichever frontend is scraped can tell those of all. So do the
+books of all protocols, all at one moment, so that they balance at any scrape. A frontend that takes the place of one
+that was killed finds what that had in flight, and books it as lost. What came to that one in its last second, after it
+had written this file for the last time, is in none of the books.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from ringserve.config import metrics
 from ringserve.config.metric_file import MetricFile
+from ringserve.frontend import ledger
+from ringserve.frontend.ledger import Books
 from ringserve.shm.ring import RingStatistics
 
 _PERIOD_S: Final = 1.0
@@ -29,7 +35,7 @@ class Watched(Protocol):
 
 class Gauges:
     """Sets the gauges of one frontend. `connections`: how many are open, by protocol; `refusals`: how many clients
-    were refused or cut off, by protocol and reason. Lives on one event loop."""
+    were refused or cut off, by protocol and reason; `books`: by protocol. Lives on one event loop."""
 
     def __init__(
         self,
@@ -39,6 +45,7 @@ class Gauges:
         connections: Callable[[], Mapping[str, int]],
         clock_ns: Callable[[], int],
         refusals: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
+        books: Callable[[], Mapping[str, Sequence[Books]]] = dict,
     ) -> None:
         self._file = file
         self._process = process
@@ -48,6 +55,10 @@ class Gauges:
         self._full_count = 0
         self._refusals = refusals
         self._refused: dict[tuple[str, str], int] = {}
+        self._books = books
+        self._booked: Counter[tuple[str, int]] = Counter()
+        self._received: Counter[str] = Counter()
+        self._bury()
         self._loop = asyncio.get_running_loop()
         self._plan()
 
@@ -61,6 +72,7 @@ class Gauges:
         file.set(metrics.RING_USED, own, ring.used_bytes)
         file.add(metrics.RING_FULL, own, ring.full_count - self._full_count)
         self._full_count = ring.full_count
+        self._put_books()
         for protocol, count in self._connections().items():
             file.set(metrics.CONNECTIONS, (self._process, protocol), count)
         for protocol, reasons in self._refusals().items():
@@ -71,8 +83,30 @@ class Gauges:
                     self._refused[protocol, reason] = count
 
     def close(self) -> None:
-        """Stop looking."""
+        """Look for the last time."""
         self._timer.cancel()
+        self.update()
+
+    def _bury(self) -> None:
+        """Book what a process that was killed in this place had in flight."""
+        for labels, count in self._file.cells(metrics.CALLS_IN_FLIGHT).items():
+            if count:
+                self._file.add(metrics.CALLS_ENDED, (*labels, ledger.name_of(ledger.LOST)), count)
+                self._file.set(metrics.CALLS_IN_FLIGHT, labels, 0)
+
+    def _put_books(self) -> None:
+        file, process = self._file, self._process
+        for protocol, books in self._books().items():
+            received = sum(each.ledger.received for each in books)
+            ended = sum((each.ledger.ended for each in books), Counter[int]())
+            file.add(metrics.CALLS_RECEIVED, (process, protocol), received - self._received[protocol])
+            self._received[protocol] = received
+            for end, count in ended.items():
+                new = count - self._booked[protocol, end]
+                if new:
+                    file.add(metrics.CALLS_ENDED, (process, protocol, ledger.name_of(end)), new)
+                    self._booked[protocol, end] = count
+            file.set(metrics.CALLS_IN_FLIGHT, (process, protocol), sum(each.in_flight() for each in books))
 
     def _plan(self) -> None:
         self._due_ns = self._clock_ns() + int(_PERIOD_S * _NS_PER_S)

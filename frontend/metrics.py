@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ringserve.config import metrics
 from ringserve.config.metric_file import MetricFile
 from ringserve.frontend.client import Client
 from ringserve.frontend.exposition import Exposition, Found
+from ringserve.frontend.ledger import Books
 from ringserve.frontend.metric_gauges import Gauges
 from ringserve.frontend.metric_look import Look
 from ringserve.frontend.metric_scope import MetricScope
@@ -20,7 +21,7 @@ class FrontendMetrics:
     """Everything about metrics that one frontend process holds. Lives on its event loop.
 
     process: its name (`frontend-0`). connections: open client connections by protocol. refusals: clients refused or cut
-    off, by protocol and reason.
+    off, by protocol and reason. books: by protocol.
     tally: give it to the APIs. exposition: writes the pages.
     """
 
@@ -32,6 +33,7 @@ class FrontendMetrics:
         process: str,
         connections: Callable[[], Mapping[str, int]],
         refusals: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
+        books: Callable[[], Mapping[str, Sequence[Books]]] = dict,
     ) -> None:
         self._file = MetricFile(run_dir, process)
         self._process = process
@@ -40,7 +42,7 @@ class FrontendMetrics:
         sums = MetricSums(run_dir)
         self.tally = Tally(self._file, scope, asyncio.get_running_loop().call_later, sums)
         self.exposition = Exposition(sums, self.tally, scope=scope, look=self._look)
-        self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns, refusals)
+        self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns, refusals, books)
         self._lookup = Look(client.catalog, client.ask)
 
     def certificate(self, end_s: float) -> None:

@@ -29,6 +29,7 @@ from ringserve.frontend.http1.exchange import Http1Limits
 from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.key_keeper import KeyKeeper
+from ringserve.frontend.ledger import Books
 from ringserve.frontend.metrics import FrontendMetrics
 from ringserve.frontend.rest_access import RestGuard
 from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
@@ -113,12 +114,14 @@ class Service:
         #: Open connections of the servers that can tell, by protocol.
         self._connections: dict[str, Callable[[], int]] = {}
         self._refusals: dict[str, Mapping[str, int]] = {}
+        self._books: dict[str, list[Books]] = {}
         self._metrics = FrontendMetrics(
             self._client,
             run_dir=run_dir,
             process=name,
             connections=lambda: {protocol: count() for protocol, count in self._connections.items()},
             refusals=lambda: self._refusals,
+            books=lambda: self._books,
         )
         self._draining = Draining()
         tracing = settings.tracing
@@ -222,6 +225,7 @@ class Service:
         context = keeper.contexts[REST_ALPN] if keeper else None
         handle = app.handle if self._tracer is None else self._tracer.rest(app.handle)
         engine = await serve_http1(handle, [listener], limits, error_page, context)
+        self._books.setdefault(protocol, []).append(Books(engine.calls, engine.in_flight))
         before = self._connections.get(protocol, lambda: 0)
         self._connections[protocol] = lambda: before() + engine.connections_count
         if protocol == "rest":
@@ -279,6 +283,7 @@ class Service:
             context = tls.contexts[GRPC_ALPN] if tls else None
             engine = await serve_native(methods, sockets, limits, tls=context)
             self._connections["grpc"] = lambda: engine.connections_count
+            self._books["grpc"] = [Books(engine.account.calls, engine.in_flight)]
             self._refusals["grpc"] = engine.account.refusals
             self._servers.append(engine)
         else:
@@ -286,7 +291,9 @@ class Service:
             addresses = [f"{host}:{server.port}"] if server.port >= 0 else []
             relayed = (shared, self._inner_socket_path) if shared is not None else None
             current = (lambda: tls.config) if tls else None
-            self._servers.append(await serve_grpcio(methods, addresses, limits, tls=current, relayed=relayed))
+            grpcio = await serve_grpcio(methods, addresses, limits, tls=current, relayed=relayed)
+            self._books["grpc"] = [Books(grpcio.calls.ledger, lambda: grpcio.calls.in_flight)]
+            self._servers.append(grpcio)
 
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""

@@ -239,9 +239,7 @@ class Http1Connection(asyncio.Protocol):
     def _check_body_bytes(self, size: int) -> None:
         size_max = self._server.limits.body_bytes_max
         if size > size_max:
-            raise BadRequestError(
-                413, f"a request body may have {size_max} bytes at most; raise rest_body_bytes_max"
-            )
+            raise BadRequestError(413, f"a request body may have {size_max} bytes at most; raise rest_body_bytes_max")
 
     def _take_body(self, data: bytes) -> bytes:
         """Read a body further. Returns what follows it."""
@@ -288,7 +286,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _hand_over(self, head: Head, body: bytes | bytearray) -> None:
         self._phase = _BUSY
-        exchange = self._exchange = ServedExchange(self, head, body)
+        exchange = self._exchange = ServedExchange(self, head, body, self._server.calls)
         try:
             self._server.handler(exchange)
         except Exception:
@@ -320,7 +318,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""
-        self._server.refusals[str(status)] += 1
+        self._server.refused(status)
         is_head = self._head is not None and self._head.method == "HEAD"
         self._drop_body()
         self._unread = b""
@@ -387,6 +385,8 @@ class Http1Connection(asyncio.Protocol):
             self.answered(head, 503, *self._server.error_page(503, _STOPPING), b"")
         elif self._phase < _CLOSED:
             self._close()
+
+    is_busy = property(lambda self: self._exchange is not None)  # the application has a request and has not answered it
 
     def abort(self) -> None:
         """Close without waiting for what is unsent."""

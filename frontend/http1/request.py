@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Final, Protocol
 
 from ringserve.frontend.http1.exchange import JSON, Head
+from ringserve.frontend.ledger import CANCELLED, Ledger
 from ringserve.frontend.peer_names import names_of
 
 #: Process, user and group of whoever connected to a UNIX socket.
@@ -56,11 +57,16 @@ class Peer:
 
 
 class ServedExchange:
-    """An `Exchange`. It lets go of its connection when it is over, so that the two form no cycle of garbage."""
+    """An `Exchange`. It lets go of its connection when it is over, so that the two form no cycle of garbage.
 
-    __slots__ = ("_body", "_cancel", "_connection", "head")
+    calls: where it is booked.
+    """
 
-    def __init__(self, connection: Answerer, head: Head, body: bytes | bytearray) -> None:
+    __slots__ = ("_body", "_calls", "_cancel", "_connection", "head")
+
+    def __init__(self, connection: Answerer, head: Head, body: bytes | bytearray, calls: Ledger) -> None:
+        calls.received += 1
+        self._calls = calls
         self.head = head
         self._body = body
         self._connection: Answerer | None = connection
@@ -91,6 +97,7 @@ class ServedExchange:
         connection = self._connection
         if connection is not None:
             self._connection = self._cancel = None
+            self._calls.ended[status] += 1
             connection.answered(self.head, status, body, content_type, headers)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
@@ -99,6 +106,8 @@ class ServedExchange:
 
     def cancel(self) -> None:
         """Tell the application that there is no need for an answer any more."""
+        if self._connection is not None:
+            self._calls.ended[CANCELLED] += 1
         callback, self._connection, self._cancel = self._cancel, None, None
         if callback is not None:
             callback()

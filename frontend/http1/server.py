@@ -15,6 +15,7 @@ from ringserve.frontend.http1.answers import AnswerHeads, plain_page
 from ringserve.frontend.http1.connection import Http1Connection
 from ringserve.frontend.http1.exchange import ErrorPage, Handler, Http1Limits
 from ringserve.frontend.http1.heads import HeadTable
+from ringserve.frontend.ledger import Ledger
 
 #: Connections beyond the limit that are told so with a 503; those beyond these are closed without a word.
 _REFUSED_MAX: Final = 128
@@ -40,6 +41,7 @@ class Http1Server:
         self.bodies_bytes = 0
         #: How often the engine itself refused something, by HTTP status.
         self.refusals: Counter[str] = Counter()
+        self.calls = Ledger()
         self._addresses = Addresses(limits.connections_per_address_max)
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
@@ -52,6 +54,15 @@ class Http1Server:
     def connections_count(self) -> int:
         """Open connections."""
         return len(self._connections)
+
+    def in_flight(self) -> int:
+        """Requests that the application has and has not answered."""
+        return sum(connection.is_busy for connection in self._connections)
+
+    def refused(self, status: int) -> None:
+        """The engine itself answers what is no request, or one too many."""
+        self.refusals[str(status)] += 1
+        self.calls.refuse(status)
 
     def ticks(self, seconds: float) -> int:
         """How many ticks make so many seconds, at least."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ringserve.frontend.ledger import Ledger
+
 
 class Account:
     """input_bytes: of messages that are not complete or not taken. output_bytes: of answers that wait to be sent.
 
     refusals: how many connections were ended for what their clients did, by the error that they were told.
+    calls: the engine's books.
     """
 
-    __slots__ = ("input_bytes", "output_bytes", "refusals")
+    __slots__ = ("calls", "input_bytes", "output_bytes", "refusals")
 
     def __init__(self) -> None:
+        self.calls = Ledger()
         self.input_bytes = 0
         self.output_bytes = 0
         self.refusals: Counter[str] = Counter()

@@ -57,6 +57,10 @@ class NativeEngine:
     def connections_count(self) -> int:
         return len(self._protocols)
 
+    def in_flight(self) -> int:
+        """Calls whose answer is not decided."""
+        return sum(not call.is_done for each in self._protocols for call in each.connection.streams.values())
+
     async def listen(self, sockets: list[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Accepts from sockets that are bound already (and belong to the engine from here on)."""
         loop = asyncio.get_running_loop()

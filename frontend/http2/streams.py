@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ringserve.frontend import ledger
 from ringserve.frontend.handler import StreamFailure
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.calls import Exchange
@@ -118,6 +119,7 @@ class StreamingCall(Exchange):
     def gone(self) -> None:
         if not self.is_done:
             self.is_done = True
+            self.connection.host.account.calls.ended[ledger.CANCELLED] += 1
             if self._task is not None:
                 self._task.cancel()
 
@@ -159,6 +161,7 @@ class StreamingCall(Exchange):
             return
         self.is_done = True
         connection = self.connection
+        connection.host.account.calls.ended[code] += 1
         if self.transfer is not None:
             connection.drop_transfer(self)  # half a message, then trailers: the client sees the status
         if code and not self._headers_sent:

@@ -1,0 +1,50 @@
+"""The books of one protocol in one process: what came in, and how it ended. Each request is written down once in each.
+
+    received = ended + in flight
+
+An engine books a request when its head is there and accepted, and its end when the answer is decided or the client has
+gone, whichever comes first. What becomes of the books of a frontend that is killed: see `metric_gauges.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ringserve.broker.messages import Code
+
+#: Ends that are no gRPC code or HTTP status. The client went before there was an answer; nobody was asked, as the
+#: request named no method that there is, or broke gRPC's rules; the process that held it died.
+CANCELLED: Final = -1
+REFUSED: Final = -2
+LOST: Final = -3
+_NAMES: Final = {CANCELLED: "CANCELLED", REFUSED: "REFUSED", LOST: "LOST", **{int(code): code.name for code in Code}}
+_HTTP_STATUS_MIN: Final = 100
+
+
+class Ledger:
+    """ended: how many, by gRPC code or HTTP status, or one of the ends above."""
+
+    __slots__ = ("ended", "received")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.ended: Counter[int] = Counter()
+
+    def refuse(self, end: int = REFUSED) -> None:
+        """A request is answered that never was in flight."""
+        self.received += 1
+        self.ended[end] += 1
+
+
+class Books(NamedTuple):
+    """in_flight: requests that are in and have not ended, found by looking at them, not by counting."""
+
+    ledger: Ledger
+    in_flight: Callable[[], int]
+
+
+def name_of(end: int) -> str:
+    """What an end is called in metrics: `OK`, `200`, `CANCELLED`."""
+    return str(end) if end >= _HTTP_STATUS_MIN else _NAMES.get(end, f"CODE_{end}")
