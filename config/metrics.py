@@ -190,7 +190,14 @@ CALLS_IN_FLIGHT: Final = Family(
     "ringserve_calls_in_flight",
     GAUGE,
     ("process", "protocol"),
-    "those that have not ended, this scrape's own among them; received = ended + in flight, in each process",
+    "those that have not ended, this scrape's own among them: received less ended",
+    SCRAPE,
+)
+CALLS_UNBALANCED: Final = Family(
+    "ringserve_calls_unbalanced",
+    GAUGE,
+    ("process", "protocol"),
+    "received less ended less those that were found in flight by looking at every connection; other than 0 is a bug",
     FRONTEND,
 )
 CONNECTIONS: Final = Family(

@@ -13,6 +13,7 @@ from typing import Final
 
 from ringserve.config import metrics
 from ringserve.config.metric_family import COUNTER, HISTOGRAM, Family
+from ringserve.frontend.ledger import open_items
 from ringserve.frontend.metric_scope import MetricScope
 from ringserve.frontend.metric_sums import Cell, MetricSums
 from ringserve.frontend.tally import Tally
@@ -55,6 +56,7 @@ class Exposition:
         """Every family, and the content type."""
         found = await self._look() if self._look is not None else {}
         await self._read()
+        found[metrics.CALLS_IN_FLIGHT.name] = self._in_flight()
         page = await _written(self._pieces((*metrics.OWN, *metrics.TFS), found, _Style()))
         return page, CONTENT_TYPE
 
@@ -62,6 +64,13 @@ class Exposition:
         while self._tally.flush_some():
             await asyncio.sleep(0)
         self._sums.read()
+
+    def _in_flight(self) -> list[Cell]:
+        received, ended = (
+            {cell.labels: cell.values[0] for cell in self._sums.cells(family)}
+            for family in (metrics.CALLS_RECEIVED, metrics.CALLS_ENDED)
+        )
+        return [Cell(labels, [count]) for labels, count in open_items(received, ended).items()]
 
     def _pieces(self, families: Iterable[Family], found: Found, style: _Style) -> Iterator[list[str]]:
         for family in families:

@@ -2,17 +2,20 @@
 
     received = ended + in flight
 
-An engine books a request when its head is there and accepted, and its end when the answer is decided or the client has
-gone, whichever comes first. What becomes of the books of a frontend that is killed: see `metric_gauges.py`.
+What is in flight is told by the difference, as two numbers of one file always fit together; whether the books are right
+is found by looking at every connection, once a second, in the process itself (`ringserve_calls_unbalanced`). An engine
+books a request when its head is there and accepted, and its end when the answer is decided or the client has gone,
+whichever comes first. What becomes of the books of a frontend that is killed: see `metric_gauges.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from ringserve.broker.messages import Code
+from ringserve.config.metric_file import Labels
 
 #: Ends that are no gRPC code or HTTP status. The client went before there was an answer; nobody was asked, as the
 #: request named no method that there is, or broke gRPC's rules; the process that held it died.
@@ -43,6 +46,14 @@ class Books(NamedTuple):
 
     ledger: Ledger
     in_flight: Callable[[], int]
+
+
+def open_items(received: Mapping[Labels, float], ended: Mapping[Labels, float]) -> dict[Labels, float]:
+    """What is in flight, by process and protocol. ended: by process, protocol and code."""
+    found = dict(received)
+    for labels, count in ended.items():
+        found[labels[:2]] = found.get(labels[:2], 0) - count
+    return found
 
 
 def name_of(end: int) -> str:

@@ -1,9 +1,9 @@
 """What this frontend looks like now: its request ring, its connections, how late its loop is. Once a second.
 
 Gauges go into the metric file like counts, so that whichever frontend is scraped can tell those of all. So do the
-books of all protocols, all at one moment, so that they balance at any scrape. A frontend that takes the place of one
-that was killed finds what that had in flight, and books it as lost. What came to that one in its last second, after it
-had written this file for the last time, is in none of the books.
+books of all protocols. A frontend that takes the place of one that was killed finds by them what that had in flight,
+and books it as lost. What came to that one in its last second, after the books were put down for the last time, is in
+none of them, neither as received nor as ended.
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ class Gauges:
 
     def _bury(self) -> None:
         """Book what a process that was killed in this place had in flight."""
-        for labels, count in self._file.cells(metrics.CALLS_IN_FLIGHT).items():
+        file = self._file
+        for labels, count in ledger.open_items(
+            file.cells(metrics.CALLS_RECEIVED), file.cells(metrics.CALLS_ENDED)
+        ).items():
             if count:
-                self._file.add(metrics.CALLS_ENDED, (*labels, ledger.name_of(ledger.LOST)), count)
-                self._file.set(metrics.CALLS_IN_FLIGHT, labels, 0)
+                file.add(metrics.CALLS_ENDED, (*labels, ledger.name_of(ledger.LOST)), count)
 
     def _put_books(self) -> None:
         file, process = self._file, self._process
@@ -106,7 +108,8 @@ class Gauges:
                 if new:
                     file.add(metrics.CALLS_ENDED, (process, protocol, ledger.name_of(end)), new)
                     self._booked[protocol, end] = count
-            file.set(metrics.CALLS_IN_FLIGHT, (process, protocol), sum(each.in_flight() for each in books))
+            unbalanced = received - ended.total() - sum(each.in_flight() for each in books)
+            file.set(metrics.CALLS_UNBALANCED, (process, protocol), unbalanced)
 
     def _plan(self) -> None:
         self._due_ns = self._clock_ns() + int(_PERIOD_S * _NS_PER_S)
