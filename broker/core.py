@@ -21,7 +21,7 @@ from ringserve.broker import failures
 from ringserve.broker.admission import admit
 from ringserve.broker.batcher import FairOrder, due_ns
 from ringserve.broker.drains import Drains
-from ringserve.broker.expiry import Expiry
+from ringserve.broker.expiry import Expiry, cancel, expire
 from ringserve.broker.fleet import Fleet, WorkerState
 from ringserve.broker.lane_table import LaneTable
 from ringserve.broker.lanes import Lane
@@ -77,6 +77,8 @@ class Core:
         self._orphans: dict[Lane, None] = {}  # lanes with requests waiting and no worker; never in the order as well
         self._orphaned_ns: dict[ModelVersion, int] = {}
         self._outcomes = Outcomes()
+        #: By model, version, why and where: requests given up since the last call.
+        self.take_given_up = self._outcomes.take_given_up
         self._fleet = Fleet(credit_max)
         self._leases = Leases()
         self._drains = Drains(self._fleet)
@@ -181,8 +183,7 @@ class Core:
                 continue
             soonest = soonest_answer(lane, workers, now_ns)
             for request_id, failure in admit(lane, frontend_id, requests, soonest, now_ns):
-                expired = failure is failures.DEADLINE_PASSED
-                outcomes.tell(frontend_id, request_id, failure, "expired" if expired else "refused")
+                outcomes.refuse(lane, frontend_id, request_id, failure)
             self._list(lane, now_ns)
 
     def resubmit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
@@ -203,14 +204,7 @@ class Core:
 
     def cancel(self, frontend_id: int, requests: Sequence[Sequence[Any]], now_ns: int) -> None:
         """The clients of these are gone: [[lane_key, request_id], ...]. Those that run are left to run."""
-        ids_by_lane: dict[bytes, set[int]] = {}
-        for key, request_id in requests:
-            ids_by_lane.setdefault(key, set()).add(request_id)
-        for key, request_ids in ids_by_lane.items():
-            lane = self._lanes.get(key)
-            if lane is not None:
-                removed = lane.remove_requests(frontend_id, request_ids)
-                self._outcomes.fail(lane, removed, failures.CANCELLED, "cancelled")
+        cancel(self._lanes, self._orphans, self._leases, self._outcomes, frontend_id, requests, now_ns)
 
     def done(self, done: Done, now_ns: int) -> None:
         """A batch is over. One that was revoked, or is not known, is counted and otherwise ignored."""
@@ -234,7 +228,7 @@ class Core:
         """Decide all that can be decided now."""
         expiry = self._expiry
         if expiry.look_ns and now_ns >= expiry.look_ns:
-            expiry.look([*self._order.lanes(), *self._orphans], self._outcomes, now_ns)
+            expiry.look([*self._order.lanes(), *self._orphans], self._orphans, self._outcomes, now_ns)
         kills = [worker_id for worker_id in self._leases.expire(now_ns) if self._hung(worker_id, now_ns)]
         wake_ns = self._expire_orphans(now_ns) if self._orphans else 0
         executes: list[tuple[int, Execute]] = []
@@ -297,7 +291,7 @@ class Core:
             late_ns = late_by_prediction(lane, worker, rows_max, now_ns) if lane.deadline_min_ns else now_ns
             entries, rows, late = lane.take(rows_max, now_ns, late_ns)
         if late:
-            self._outcomes.fail(lane, late, failures.DEADLINE_PASSED, "expired")
+            expire(lane, late, self._outcomes)
         if not entries:
             return None, _AGAIN
         expected_ns = lane.predict(rows)

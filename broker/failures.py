@@ -10,8 +10,13 @@ from ringserve.broker.messages import Code, Failure, ModelVersion
 #: TF Serving's code for a full queue, which clients' retry policies know (HTTP 503).
 QUEUE_FULL_CODE = Code.UNAVAILABLE
 
-DEADLINE_PASSED = Failure(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+#: TF Serving's text for a deadline that passes while a request waits or runs; where it was comes after it.
+TIMED_OUT = "Timed out waiting for notification"
+DEADLINE_PASSED = Failure(Code.DEADLINE_EXCEEDED, f"{TIMED_OUT}: the deadline had passed before the request was queued")
+DEADLINE_QUEUED = Failure(Code.DEADLINE_EXCEEDED, f"{TIMED_OUT}: the request was still queued")
+DEADLINE_LOADING = Failure(Code.DEADLINE_EXCEEDED, f"{TIMED_OUT}: no worker serves the model yet")
 CANCELLED = Failure(Code.CANCELLED, "Cancelled by the client while the request waited for a worker")
+CANCELLED_RUNNING = Failure(Code.CANCELLED, "Cancelled by the client while a worker ran it; the worker ended")
 NO_ROWS = Failure(Code.INVALID_ARGUMENT, "A request must have at least one row")
 ENDED_TWO_WORKERS = Failure(
     Code.INTERNAL, "Running this request ended two worker processes; it will not be tried again"

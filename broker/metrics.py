@@ -32,6 +32,9 @@ _SIZES_LISTED: Final = 129
 #: What TF Serving's label thread_pool_name says, in fact.
 _NO_NAME: Final = ("",)
 
+#: (model, version, why, where) -> requests that were given up: `outcomes.GivenUp`.
+_GivenUp = Mapping[tuple[str, str, str, str], int]
+
 _WAITS: Final = Ladder(metrics.QUEUING_LATENCY, metrics.QUEUE_DURATION)
 _WAIT_EDGES: Final = _WAITS.edges
 _RUNS: Final = Ladder(metrics.RUN_DURATION)
@@ -163,14 +166,17 @@ class BrokerMetrics:
 
     # ------------------------------------------------------------------------------------------------- flushing
 
-    def tick(self, now_ns: int, ends: Callable[[], Mapping[str, int]]) -> int:
+    def tick(
+        self, now_ns: int, ends: Callable[[], Mapping[str, int]], given_up: Callable[[], _GivenUp] = dict
+    ) -> int:
         """Call it once per turn. Returns when to call it again at the latest; 0 when there is no need to.
 
-        ends: `Core.ends`, which is called once a second.
+        ends, given_up: `Core.ends` and `Core.take_given_up`, which are called once a second.
         """
         if now_ns >= self._ends_due_ns:
             self._ends_due_ns = now_ns + _ENDS_NS
             self._put_ends(ends())
+            self._put_given_up(given_up())
         if not self._books:
             return 0
         if not self._due_ns:
@@ -180,9 +186,10 @@ class BrokerMetrics:
             self._due_ns = now_ns + _FLUSH_NEXT_NS if self._books else 0
         return self._due_ns
 
-    def flush(self, ends: Mapping[str, int]) -> None:
+    def flush(self, ends: Mapping[str, int], given_up: _GivenUp | None = None) -> None:
         """Put everything into the file now."""
         self._put_ends(ends)
+        self._put_given_up(given_up or {})
         self._flush(len(self._books))
 
     def _flush(self, count: int) -> None:
@@ -199,6 +206,10 @@ class BrokerMetrics:
             elif new:
                 self._file.add(metrics.BROKER_REQUESTS, (name,), new)
         self._ends = dict(ends)
+
+    def _put_given_up(self, given_up: _GivenUp) -> None:
+        for labels, count in given_up.items():
+            self._file.add(metrics.GIVEN_UP, labels, count)
 
     def _put_batches(self, book: _Book) -> None:
         file, lane = self._file, book.lane

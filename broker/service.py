@@ -115,7 +115,7 @@ class Service:
 
     def close(self) -> None:
         """End every connection and remove the inbox."""
-        self._metrics.flush(self._core.ends())
+        self._metrics.flush(self._core.ends(), self._core.take_given_up())
         self._registry.close()
         for outbox in self._outboxes.values():
             outbox.close(flush_ms=100)
@@ -169,7 +169,7 @@ class Service:
                 outbox.send(wire.pack(Failed(requests)))
         if turn.kills or turn.drained:
             self._end_workers(turn, now_ns)
-        metrics_ns = self._metrics.tick(now_ns, self._core.ends)
+        metrics_ns = self._metrics.tick(now_ns, self._core.ends, self._core.take_given_up)
         models_ns = now_ns if self._news else models.wake_ns
         wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns, self._tending.wake_ns, self._beat(now_ns))
         return min((wake for wake in wakes if wake), default=0)

@@ -268,6 +268,14 @@ BROKER_REQUESTS: Final = Family(
     "requests by how they ended at the broker: done, refused, expired, cancelled, failed, dropped (its frontend went)",
     BROKER,
 )
+GIVEN_UP: Final = Family(
+    "ringserve_given_up_requests_total",
+    COUNTER,
+    ("model", "version", "why", "where"),
+    "requests that nobody waited for any more: expired or cancelled; while arriving, queued, loading (no worker served "
+    "the model yet) or running (a worker finished it in vain)",
+    BROKER,
+)
 BROKER_RETRIES: Final = Family(
     "ringserve_broker_retries_total", COUNTER, (), "requests queued again because their worker was gone", BROKER
 )

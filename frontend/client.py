@@ -21,11 +21,11 @@ from ringserve.broker.wire import WireError
 from ringserve.frontend import catalog
 from ringserve.frontend.asks import Asks
 from ringserve.frontend.broker_link import BrokerLink
-from ringserve.frontend.deadlines import DeadlineWheel
+from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT, NO_BROKER_TEXT, RUNNING_TEXT, DeadlineWheel, Grace
 from ringserve.frontend.handler import Buffer
-from ringserve.frontend.joins import Join
+from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
-from ringserve.frontend.outputs import Output, Reply
+from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
 from ringserve.shm.ring import RingStatistics, RingWriter
 from ringserve.shm.segment import Segment
@@ -33,16 +33,6 @@ from ringserve.shm.tensor import string_record_bytes, write_strings
 
 log = logging.getLogger(__name__)
 
-#: TF Serving's text for a deadline that passes while a request waits or runs.
-DEADLINE_TEXT = "Timed out waiting for notification"
-NOT_PER_ROW_TEXT = (
-    "an output of this model does not have one row for each input row, so the answer to a request that had to be split "
-    "cannot be joined; send fewer rows at a time, or raise batch_rows_max"
-)
-NOT_ALIKE_TEXT = (
-    "the parts of a request that had to be split have outputs of different inner shapes, which cannot be joined; send "
-    "fewer rows at a time, or raise batch_rows_max"
-)
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
 _TIDY_S = 1.0
@@ -51,19 +41,28 @@ _RELEASE_LATER_BYTES_MAX = 65_536
 _RELEASE_LATER_COUNT_MAX = 16
 _RELEASE_LATER_S = 0.005
 
+#: As a request's deadline: it was cancelled. Whoever is sent it from then on refuses it.
+_CANCELLED_NS = 1
+
 #: (reply or None when nobody waits, lane, rows, the request as in Submit, its deadline bucket or None)
-_Pending = tuple[Reply | None, Lane, int, list[int], "dict[int, None] | None"]
+_Pending = tuple[Reply | None, Lane, int, list[int], "dict[int, int] | None"]
 
 
 class Client:
     """The frontend's way to the workers. Lives on one event loop.
 
     segment: this frontend's request ring, whose only writer this is. requests_max: pending requests above which new
-    ones are refused.
+    ones are refused. timeout_ns_max: no request may take longer, whatever its client says; 0 = no limit.
     """
 
     def __init__(
-        self, segment: Segment, *, registration_path: str, inbox_path: str, requests_max: int = 65_536
+        self,
+        segment: Segment,
+        *,
+        registration_path: str,
+        inbox_path: str,
+        requests_max: int = 65_536,
+        timeout_ns_max: int = 0,
     ) -> None:
         self.catalog = catalog.Catalog()
         #: Keeps requests as warm-up records; None while nobody wants any.
@@ -74,6 +73,7 @@ class Client:
         self._data = segment.data
         self._ring = RingWriter(segment.data_bytes)
         self._requests_max = requests_max
+        self._timeout_ns_max = timeout_ns_max
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._joins: dict[int, Join] = {}
@@ -85,6 +85,7 @@ class Client:
         self._releases_due = False
         self._release_timer: asyncio.TimerHandle | None = None
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
+        self._grace = Grace(self._loop, self._give_up)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
         self._asks = Asks(self._link.ask)
@@ -111,9 +112,14 @@ class Client:
         """Run one request; `reply` gets its answer or failure, later or (a refusal) before this returns.
 
         payloads: one per input of the lane, in its order: raw row-major little-endian bytes, or a list of byte strings
-        for a string input; copied before this returns. timeout_ns: 0 for none. Returns the request's id for `cancel`,
-        or -1 when it was refused.
+        for a string input; copied before this returns. timeout_ns: 0 for none, negative when it is over already.
+        Returns the request's id for `cancel`, or -1 when it was refused.
         """
+        if timeout_ns < 0:
+            reply.fail(Code.DEADLINE_EXCEEDED, ARRIVED_LATE_TEXT)
+            return -1
+        if self._timeout_ns_max and (not timeout_ns or timeout_ns > self._timeout_ns_max):
+            timeout_ns = self._timeout_ns_max
         if self.recorder is not None:
             self.recorder.see(lane, rows, payloads, getattr(reply, "api", ""))
         if lane.heads is not None:
@@ -155,8 +161,14 @@ class Client:
     def cancel(self, request_id: int) -> None:
         """Nobody waits for this request any more; its reply is never called. Unknown ids are ignored."""
         entry = self._pending.get(request_id)
-        if entry is not None:
-            self._abandon(request_id, entry)
+        if entry is not None and entry[0] is not None:
+            _, lane, rows, request, bucket = entry
+            if bucket is not None:
+                bucket.pop(request_id, None)
+            request[2] = _CANCELLED_NS  # should it be submitted again, or not have been submitted yet
+            self._pending[request_id] = (None, lane, rows, request, None)
+            self._cancels.append([lane.key, request_id])
+            self._plan_flush()
 
     async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]:
         """An operator's call to the broker (verbs: broker/admin.py). Returns (code, text, body)."""
@@ -177,19 +189,23 @@ class Client:
                 "flight); try again, or raise request_ring_bytes",
             )
 
-    def _abandon(self, request_id: int, entry: _Pending) -> None:
-        _, lane, rows, request, bucket = entry
-        if bucket is not None:
-            bucket.pop(request_id, None)
-        self._pending[request_id] = (None, lane, rows, request, None)
-        self._cancels.append([lane.key, request_id])
-        self._plan_flush()
-
     def _expire(self, request_id: int) -> None:
+        """Its deadline has come. If the broker still has it queued it answers the Cancel, and it is gone."""
         entry = self._pending.get(request_id)
         if entry is not None and entry[0] is not None:
-            self._abandon(request_id, entry)
-            entry[0].fail(Code.DEADLINE_EXCEEDED, DEADLINE_TEXT)
+            self._cancels.append([entry[1].key, request_id])
+            self._plan_flush()
+            if self._link.connected:
+                self._grace.add(request_id)
+            else:
+                self._give_up(request_id)
+
+    def _give_up(self, request_id: int) -> None:
+        """Nobody but a worker can have it. Its records are released by its Result."""
+        entry = self._pending.get(request_id)
+        if entry is not None and entry[0] is not None:
+            self._pending[request_id] = (None, *entry[1:])
+            entry[0].fail(Code.DEADLINE_EXCEEDED, RUNNING_TEXT if self._link.connected else NO_BROKER_TEXT)
 
     def _release_records(self, request: list[int]) -> None:
         for offset in request[3:]:
@@ -268,7 +284,7 @@ class Client:
                 continue  # answered already: the batch ran twice because a worker died
             reply, lane, rows_whole, request, bucket = entry
             if outputs is None:
-                outputs = _outputs_of(result, worker.data, lane.spec.batchable)
+                outputs = outputs_of(result, worker.data, lane.spec.batchable)
             if rows != rows_whole:
                 self._join(entry, outputs, row_first, rows, row_start)
                 continue
@@ -366,6 +382,7 @@ class Client:
     def close(self) -> None:
         """Fail what is pending and leave."""
         self._deadlines.close()
+        self._grace.close()
         self._tidy_timer.cancel()
         if self._release_timer is not None:
             self._release_timer.cancel()
@@ -373,13 +390,3 @@ class Client:
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()
         self._asks.lost()
-
-
-def _outputs_of(result: Result, data: memoryview, batchable: bool) -> list[Output]:
-    """The outputs of a record. Only one request's record can hold outputs that do not follow the rows."""
-    last = result.answers[-1]
-    rows_count = last[1] + last[2]
-    return [
-        Output(dtype, tuple(shape), data, offset, batchable and bool(shape) and shape[0] == rows_count)
-        for dtype, shape, offset in result.outputs
-    ]

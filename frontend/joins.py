@@ -12,6 +12,15 @@ from ringserve.frontend.outputs import Output
 from ringserve.shm.dtype import STRING
 from ringserve.shm.tensor import string_record_bytes, write_strings
 
+NOT_PER_ROW_TEXT = (
+    "an output of this model does not have one row for each input row, so the answer to a request that had to be split "
+    "cannot be joined; send fewer rows at a time, or raise batch_rows_max"
+)
+NOT_ALIKE_TEXT = (
+    "the parts of a request that had to be split have outputs of different inner shapes, which cannot be joined; send "
+    "fewer rows at a time, or raise batch_rows_max"
+)
+
 
 class Join:
     """Collects the parts of one request of `rows_whole` rows."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Protocol
 
+from ringserve.broker.messages import Result
 from ringserve.shm.dtype import STRING, dtype_of
 from ringserve.shm.tensor import read_strings
 
@@ -68,3 +69,13 @@ class Reply(Protocol):
 
     def fail(self, code: int, text: str) -> None:
         """The request has no answer; the code is a `Code`."""
+
+
+def outputs_of(result: Result, data: memoryview, batchable: bool) -> list[Output]:
+    """The outputs of a record. Only one request's record can hold outputs that do not follow the rows."""
+    last = result.answers[-1]
+    rows_count = last[1] + last[2]
+    return [
+        Output(dtype, tuple(shape), data, offset, batchable and bool(shape) and shape[0] == rows_count)
+        for dtype, shape, offset in result.outputs
+    ]

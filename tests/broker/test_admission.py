@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ringserve.broker import failures
 from ringserve.broker.admission import admit
 from ringserve.broker.messages import Code
 from ringserve.broker.placement import soonest_answer
@@ -157,7 +158,7 @@ def test_a_passed_deadline(deadline_ns: int, admitted: bool) -> None:
     assert bool(lane.queue) == admitted
     assert lane.deadline_min_ns == (deadline_ns if admitted else 0)
     if not admitted:
-        assert refused == [(1, (Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))]
+        assert refused == [(1, failures.DEADLINE_PASSED)]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def test_an_expired_request_is_told_when_wake_ns_says() -> None:
     assert turn.wake_ns == bench.now_ns + 5 * MS
     assert not bench.turn(5 * MS - 1).failed
     turn = bench.turn(1)
-    assert turn.failed == {FRONTEND: [[1, Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"]]}
+    text = "Timed out waiting for notification: the request was still queued"
+    assert turn.failed == {FRONTEND: [[1, Code.DEADLINE_EXCEEDED, text]]}
     assert (bench.counted("expired"), bench.counted("queued")) == (1, 1)
 
 

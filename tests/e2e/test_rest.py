@@ -163,7 +163,8 @@ def test_many_clients_on_kept_connections(server: Server) -> None:
 def test_a_timeout_is_504(server: Server) -> None:
     body = {"instances": [{"x": 1.0, "turns": 200_000}]}
     status, _, answer = ask(server, "POST", "/v1/models/slow:predict", body, {"X-Request-Timeout": "0.05"})
-    assert (status, json.loads(answer)) == (504, {"error": "Timed out waiting for notification"})
+    assert status == 504
+    assert json.loads(answer)["error"].startswith("Timed out waiting for notification")
     assert predict(server, "slow", instances=[{"x": 1.0, "turns": 3}]) == {"predictions": [4.0]}
 
 
