@@ -108,7 +108,15 @@ class Server:
     metrics_path: str = setting(
         "/monitoring/prometheus/metrics", "REST path of the metrics under TF Serving's names; empty: none"
     )
-    rest_timeout_ms: int = setting(30_000, "how long a REST request may take before it is answered 504; 0: no limit")
+    rest_timeout_ms: int = setting(
+        30_000, "how long a REST request without X-Request-Timeout may take before it is answered 504; 0: no limit"
+    )
+    grpc_timeout_ms: int = setting(
+        0, "how long a gRPC call without a deadline may take before it is answered DEADLINE_EXCEEDED; 0: no limit"
+    )
+    request_timeout_ms_max: int = setting(
+        0, "no request may take longer, whatever deadline its client or these settings name; 0: no limit"
+    )
     enable_serialization_as_tensor_content: bool = setting(
         False, "gRPC answers carry raw bytes (tensor_content), not typed fields: faster on both sides"
     )

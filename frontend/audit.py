@@ -46,6 +46,10 @@ class AuditedExchange:
     def names(self) -> Sequence[str]:
         return self._exchange.names
 
+    @property
+    def upload_ns(self) -> int:
+        return self._exchange.upload_ns
+
     def take_body(self) -> bytes | bytearray:
         return self._exchange.take_body()
 

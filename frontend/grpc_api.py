@@ -54,6 +54,7 @@ class GrpcSettings:
 
     tensor_content: answer in TensorProto.tensor_content (enable_serialization_as_tensor_content). check_method_name:
     enable_signature_method_name_check. tensor_bytes_max: largest input tensor; no more than the request ring takes.
+    timeout_ms: of calls that run models and have no deadline; 0: none.
     health, reflection, profiler: whether there are these services. operators: who may reload models and profile:
     `all`, `local` or `off`. open_health: health needs no key.
     """
@@ -66,6 +67,7 @@ class GrpcSettings:
     profiler: bool = True
     operators: str = "all"
     open_health: bool = True
+    timeout_ms: int = 0
 
 
 def make_methods(
@@ -93,13 +95,13 @@ def make_methods(
     encoder = PredictEncoder(tensor_content=settings.tensor_content)
     # Not the decoder's: both keep pieces of their own kind of answer in their lanes.
     lanes = LaneTable()
-    check = settings.check_method_name
+    check, timeout_ns = settings.check_method_name, settings.timeout_ms * 1_000_000
     methods = Methods(
         unary={
-            PREDICT: predict_method(client, decoder, encoder, tally),
-            CLASSIFY: examples_method(Kind.CLASSIFY, client, lanes, tally, check_method_name=check),
-            REGRESS: examples_method(Kind.REGRESS, client, lanes, tally, check_method_name=check),
-            MULTI_INFERENCE: multi_inference_method(client, lanes, tally, check_method_name=check),
+            PREDICT: predict_method(client, decoder, encoder, tally, timeout_ns),
+            CLASSIFY: examples_method(Kind.CLASSIFY, client, lanes, tally, timeout_ns, check_method_name=check),
+            REGRESS: examples_method(Kind.REGRESS, client, lanes, tally, timeout_ns, check_method_name=check),
+            MULTI_INFERENCE: multi_inference_method(client, lanes, tally, timeout_ns, check_method_name=check),
             GET_MODEL_METADATA: metadata_method(catalog),
             GET_MODEL_STATUS: status_method(catalog),
             HANDLE_RELOAD_CONFIG_REQUEST: reload_method(client, tally),

@@ -143,9 +143,15 @@ _REPLIES: Final = {Kind.CLASSIFY: _ClassifyReply, Kind.REGRESS: _RegressReply}
 
 
 def examples_method(
-    kind: Kind, client: InferClient, lanes: LaneTable, tally: Tally, *, check_method_name: bool = False
+    kind: Kind,
+    client: InferClient,
+    lanes: LaneTable,
+    tally: Tally,
+    timeout_ns: int = 0,
+    *,
+    check_method_name: bool = False,
 ) -> UnaryHandler:
-    """The handler of Classify or Regress."""
+    """The handler of Classify or Regress. timeout_ns: of calls without a deadline; 0 = none."""
     reply_class, catalog, clock_ns = _REPLIES[kind], client.catalog, tally.clock_ns
     api = reply_class.api
 
@@ -169,7 +175,7 @@ def examples_method(
             refuse(call, bound, tally, api, model, started_ns)
             return
         reply = reply_class(call, client, bound.lane, tally, started_ns)
-        request_id = client.infer(bound.lane, bound.rows, bound.payloads, call.timeout_ns, reply)
+        request_id = client.infer(bound.lane, bound.rows, bound.payloads, call.timeout_ns or timeout_ns, reply)
         if request_id >= 0 and reply.call is not None:
             reply.request_id = request_id
             call.on_cancel(reply.cancel)
@@ -274,9 +280,9 @@ class _TaskReply:
 
 
 def multi_inference_method(
-    client: InferClient, lanes: LaneTable, tally: Tally, *, check_method_name: bool = False
+    client: InferClient, lanes: LaneTable, tally: Tally, timeout_ns: int = 0, *, check_method_name: bool = False
 ) -> UnaryHandler:
-    """The handler of MultiInference."""
+    """The handler of MultiInference. timeout_ns: of calls without a deadline; 0 = none."""
     catalog, clock_ns = client.catalog, tally.clock_ns
 
     def bind(request: Any) -> list[_Task] | Failure:
@@ -312,7 +318,7 @@ def multi_inference_method(
             tally.run(_MULTI, model, run_ns)  # the one API that is counted by its examples, not its requests
             tally.examples(model, count)
 
-        _Joint(call, client, tasks, on_run).run(tasks, call.timeout_ns)
+        _Joint(call, client, tasks, on_run).run(tasks, call.timeout_ns or timeout_ns)
 
     return handle
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.protos import ReloadConfigRequest, ReloadConfigResponse
+from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT
 from ringserve.frontend.grpc_models import parsed
 from ringserve.frontend.grpc_reply import InferClient
 from ringserve.frontend.handler import Buffer, Call, UnaryHandler
@@ -58,6 +59,8 @@ def _cancel(task: asyncio.Task[None]) -> None:
 async def _ask(client: InferClient, call: Call, verb: str, body: bytes, still: str) -> Told:
     """Ask, no longer than the call may take. still: what goes on when that is too short."""
     timeout_ns = call.timeout_ns
+    if timeout_ns < 0:
+        return int(Code.DEADLINE_EXCEEDED), ARRIVED_LATE_TEXT, b""
     code, text, answer = await client.ask(verb, body, timeout_ns / _NS if timeout_ns else None)
     if code == Code.DEADLINE_EXCEEDED:
         text = f"{text}; {still}"

@@ -47,9 +47,12 @@ class _PredictReply(GrpcReply):
 
 
 def predict_method(
-    client: InferClient, decoder: PredictDecoder, encoder: PredictEncoder, tally: Tally
+    client: InferClient, decoder: PredictDecoder, encoder: PredictEncoder, tally: Tally, timeout_ns: int = 0
 ) -> UnaryHandler:
-    """The handler of Predict. `encoder` must be the only one that uses the decoder's lanes."""
+    """The handler of Predict. `encoder` must be the only one that uses the decoder's lanes.
+
+    timeout_ns: of calls without a deadline; 0 = none.
+    """
     decode, infer, clock_ns = decoder.decode, client.infer, tally.clock_ns
 
     def predict(call: Call, message: Buffer) -> None:
@@ -60,7 +63,7 @@ def predict_method(
             return
         lane, rows, payloads = request
         reply = _PredictReply(call, client, lane, tally, started_ns, encoder)
-        request_id = infer(lane, rows, payloads, call.timeout_ns, reply)
+        request_id = infer(lane, rows, payloads, call.timeout_ns or timeout_ns, reply)
         if request_id >= 0 and reply.call is not None:
             reply.request_id = request_id
             call.on_cancel(reply.cancel)

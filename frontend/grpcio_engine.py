@@ -60,7 +60,7 @@ class _Call:
         self._context = context
         remaining = context.time_remaining()
         self.timeout_ns = (
-            0 if remaining is None or remaining > _TIMEOUT_SECONDS_MAX else max(1, int(remaining * 1_000_000_000))
+            0 if remaining is None or remaining > _TIMEOUT_SECONDS_MAX else int(remaining * 1_000_000_000) or -1
         )
 
     @property

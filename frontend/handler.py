@@ -20,7 +20,7 @@ class Call(Protocol):
 
     @property
     def timeout_ns(self) -> int:
-        """The client's `grpc-timeout`, from when the call was read; 0 = none."""
+        """What is left of the client's `grpc-timeout`, which counts from its HEADERS; 0: none, negative: it is over."""
 
     @property
     def metadata(self) -> Sequence[tuple[str, bytes]]:

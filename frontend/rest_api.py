@@ -6,6 +6,7 @@ import logging
 from typing import Any, Final, NamedTuple, Protocol
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.frontend import rest_timeout
 from ringserve.frontend.access import Refusal
 from ringserve.frontend.audit import AuditedExchange
 from ringserve.frontend.http1.exchange import Exchange, Head
@@ -139,19 +140,12 @@ class RestApp:
             target = Route(Action.METRICS, "tfs", label=head.target if path != head.target else None)
             is_counted = False
         is_gzip = any(b"gzip" in value for name, value in head.headers if name == b"content-encoding")
-        ask = Ask(target if isinstance(target, Route) else Route(Action.OPTIONS), is_gzip, self._timeout_ns(head))
+        route_asked = target if isinstance(target, Route) else Route(Action.OPTIONS)
+        own = head.get(rest_timeout.HEADER)
+        timeout_ns = max(self._settings.timeout_ms, 0) * 1_000_000 if own is None else rest_timeout.parse_timeout(own)
+        ask = Ask(route_asked, is_gzip, timeout_ns, own is not None)
         cors = CORS if self._settings.cors and is_counted else b""
         return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None)
-
-    def _timeout_ns(self, head: Head) -> int:
-        value = head.get(b"x-request-timeout")
-        if value is None:
-            return max(self._settings.timeout_ms, 0) * 1_000_000
-        try:
-            seconds = float(value)
-        except ValueError:
-            return -1
-        return int(seconds * 1e9) if 0.0 < seconds <= 1e9 else -1
 
     # ------------------------------------------------------------------------------------------ TF Serving's own
 
@@ -168,13 +162,13 @@ class RestApp:
         if action is Action.PREDICT:
             call = RestCall(exchange, self._tally, meaning.headers, "predict", name)
             if meaning.ask.timeout_ns < 0:
-                call.fail(_BAD_TIMEOUT)
+                call.fail(rest_timeout.BAD_TIMEOUT)
             else:
                 self._inference.predict(call, meaning.ask)
         elif action is Action.CLASSIFY or action is Action.REGRESS:
             call = RestCall(exchange, self._tally, meaning.headers, action.value, name)
             if meaning.ask.timeout_ns < 0:
-                call.fail(_BAD_TIMEOUT)
+                call.fail(rest_timeout.BAD_TIMEOUT)
             else:
                 self._inference.examples(call, meaning.ask)
         elif action is Action.STATUS:
@@ -230,9 +224,6 @@ class RestApp:
             exchange.answer(500, b"internal error; see the log of the server\n", _TEXT)
 
 
-_BAD_TIMEOUT: Final = Failure(
-    Code.INVALID_ARGUMENT, "X-Request-Timeout must be a number of seconds greater than 0"
-)
 _PAGES: Final = {page.status: page for page in (Page.BAD_REQUEST, Page.NOT_IMPLEMENTED)}
 
 

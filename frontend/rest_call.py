@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.deadlines import TIMED_OUT
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.http1.exchange import JSON, Exchange
 from ringserve.frontend.json_text import error_body
@@ -32,6 +33,7 @@ CORS: Final = (
 )
 BUG: Final = Failure(Code.INTERNAL, "internal error; see the log of the server")
 
+_TOO_LONG: Final = Failure(Code.DEADLINE_EXCEEDED, f"{TIMED_OUT}: the request's body was being read")
 _OK: Final = int(Code.OK)
 _SWITCH_S: Final = 0.0005
 
@@ -60,8 +62,8 @@ class RestClient(Protocol):
 class RestSettings:
     """gunzip_bytes_max: largest request body after decompression.
 
-    timeout_ms: time a request may wait and run when its X-Request-Timeout header (in seconds) does not say otherwise;
-    0 for no limit. cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
+    timeout_ms: time that a request may take when it has no X-Request-Timeout header; 0 for no limit.
+    cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
     admin: who may look at and change the server: `local`, `all` or `off`. metrics_path: of TF Serving's metrics page;
     empty for none. metrics: whether there are metrics at all. models: whether models can be asked here.
     """
@@ -98,6 +100,13 @@ class RestCall:
     def take_body(self) -> bytes | bytearray:
         """The request's body, once."""
         return self._exchange.take_body()
+
+    def left_ns(self, timeout_ns: int, *, is_own: bool) -> int:
+        """What is left of its time: 0 for no limit, negative when it is over. is_own: see `rest_predict.Ask`."""
+        if not timeout_ns:
+            return 0
+        passed_ns = self._tally.clock_ns() - self._started_ns
+        return timeout_ns - passed_ns - (self._exchange.upload_ns if is_own else 0) or -1
 
     def finish(self, body: bytes) -> None:
         """Answer 200."""
@@ -163,20 +172,33 @@ class Side:
         """Run a function on the slow side thread."""
         return await asyncio.get_running_loop().run_in_executor(self._slow, function, *arguments)
 
-    def run(self, call: RestCall, work: Coroutine[Any, Any, None], *, can_cancel: bool = False) -> None:
-        """Go on with a call in a task of its own, which is to answer it.
-
-        can_cancel: the task ends when the client goes, and lets go of what it holds.
-        """
+    def run(self, call: RestCall, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Go on with a call in a task of its own, which is to answer it."""
         task = self.spawn(self._answer(call, work))
         task.add_done_callback(lambda _: work.close())  # a task that is cancelled before its first step leaves it
+        return task
+
+    def run_for(self, call: RestCall, work: Coroutine[Any, Any, None], left_ns: int) -> None:
+        """The same, but the task ends when the client goes or its time is over, and lets go of what it holds.
+
+        left_ns: what is left of that time; 0 for no limit.
+        """
+        task = self.run(call, work)
 
         def cancel() -> None:
             call.cancel()
             task.cancel()
 
-        if can_cancel:
-            call.on_cancel(cancel)
+        def expire() -> None:
+            call.fail(_TOO_LONG)
+            task.cancel()
+
+        call.on_cancel(cancel)
+        if left_ns:
+            # The loop's timers count whole milliseconds.
+            late_ms = max(left_ns, 0) // 1_000_000 + 1
+            timer = asyncio.get_running_loop().call_later(late_ms / 1000, expire)
+            task.add_done_callback(lambda _: timer.cancel())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that catches whatever it raises."""

@@ -38,11 +38,13 @@ _Text = bytes | bytearray
 
 
 class Ask(NamedTuple):
-    """What a request's head says of it. timeout_ns: 0 for none."""
+    """What a request's head says of it. timeout_ns: 0 for none. is_own_timeout: the client named it, and counts from
+    when it sent its head; else it counts from when the request is there whole."""
 
     route: Route
     is_gzip: bool
     timeout_ns: int
+    is_own_timeout: bool = False
 
 
 class _Bound(NamedTuple):
@@ -86,7 +88,7 @@ class Inference:
             return
         lane, rows, payloads = found.request
         reply = PredictReply(call, self._client, lane, self._tally, self._side, by_row=found.by_row)
-        reply.run(rows, payloads, ask.timeout_ns)
+        reply.run(rows, payloads, _left_ns(call, ask))
 
     # ------------------------------------------------------------------------------------------------ on the loop
 
@@ -154,7 +156,7 @@ class Inference:
     # --------------------------------------------------------------------------------------------------- elsewhere
 
     def _aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
-        self._side.run(call, self._predict_aside(call, ask, body), can_cancel=True)
+        self._side.run_for(call, self._predict_aside(call, ask, body), _left_ns(call, ask))
 
     async def _predict_aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
         found: _Bound | Failure | None
@@ -224,7 +226,7 @@ class Inference:
             assert found is not None
             self._run_examples(call, ask, found if isinstance(found, Failure) else _examples(found))
         else:
-            self._side.run(call, self._examples_aside(call, ask, body), can_cancel=True)
+            self._side.run_for(call, self._examples_aside(call, ask, body), _left_ns(call, ask))
 
     async def _examples_aside(self, call: RestCall, ask: Ask, data: _Text) -> None:
         async with self._slow_room:
@@ -257,7 +259,11 @@ class Inference:
             call.fail(request)
             return
         reply = EXAMPLE_REPLIES[kind](call, self._client, request.lane, self._tally, self._side)
-        reply.run(request.rows, request.payloads, ask.timeout_ns)
+        reply.run(request.rows, request.payloads, _left_ns(call, ask))
+
+
+def _left_ns(call: RestCall, ask: Ask) -> int:
+    return call.left_ns(ask.timeout_ns, is_own=ask.is_own_timeout)
 
 
 class _Examples(NamedTuple):

@@ -110,6 +110,7 @@ class Service:
             self._segment,
             registration_path=os.path.join(run_dir, "broker.sock"),
             inbox_path=os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
+            timeout_ns_max=settings.server.request_timeout_ms_max * 1_000_000,
         )
         #: Open connections of the servers that can tell, by protocol.
         self._connections: dict[str, Callable[[], int]] = {}
@@ -255,6 +256,7 @@ class Service:
             profiler=server.enable_profiler,
             operators=server.grpc_admin,
             open_health=self._settings.access.open_health,
+            timeout_ms=server.grpc_timeout_ms,
         )
         tally, guard = self._metrics.tally, None
         if self._access is not None:

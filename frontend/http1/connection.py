@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
 from ringserve.frontend.http1.exchange import Head
 from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, ChunkedBody, HeadParser
+from ringserve.frontend.http1.presence import has_ended, probe
 from ringserve.frontend.http1.request import Peer, ServedExchange
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 _FREE_BODY_BYTES: Final = 262_144
 #: Answers longer than this are handed to the transport as they are, not joined with their head.
 _JOIN_BYTES_MAX: Final = 65_536
-#: A client that has said goodbye is sent a word twice, this long apart: the second one fails if nobody listens.
-_PROBE_S: Final = 0.05
 _STOPPING: Final = "the server is shutting down"
 
 
@@ -63,6 +62,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_half_closed = False
         self._unsent_bytes = 0
         self._unsent_since = 0
+        self._body_began_ns = 0
+        self._is_probed = False  # the end of what it sends was seen while reading was paused
 
     # ------------------------------------------------------------------------------------------ asyncio.Protocol
 
@@ -93,23 +94,16 @@ class Http1Connection(asyncio.Protocol):
         if not self._transport.can_write_eof():
             return False
         if self._phase == _BUSY:
-            if self._exchange is not None and self._exchange.head.is_1_1:
-                self._probe(again=True)
+            self._probe()
             return True
         if self._phase == _LINGER:
             self._phase = _CLOSED
             return False
         return bool(self._unread) and self._phase == _IDLE
 
-    def _probe(self, *, again: bool) -> None:
-        """Find out whether a client that sends nothing more is gone, by an interim answer, which every client ignores.
-
-        A closed socket refuses it, and the next write then fails here, which ends the connection.
-        """
-        if self._phase == _BUSY:
-            self._transport.write(CONTINUE)
-            if again:
-                self._loop.call_later(_PROBE_S, lambda: self._probe(again=False))
+    def _probe(self) -> None:
+        if self._exchange is not None and self._exchange.head.is_1_1:
+            probe(self._transport, self._loop, lambda: self._phase == _BUSY)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._phase = _CLOSED
@@ -233,6 +227,7 @@ class Http1Connection(asyncio.Protocol):
         self._decoder = ChunkedBody() if head.body_bytes < 0 else None
         self._since = self._server.tick
         self._window_bytes = 0
+        self._body_began_ns = self._server.clock_ns()
         if head.expects_continue and not has_begun:
             self._transport.write(CONTINUE)
 
@@ -263,7 +258,8 @@ class Http1Connection(asyncio.Protocol):
             assert head is not None
             self._head = self._decoder = None
             self._body = bytearray()
-            self._hand_over(head, bytes(body) if len(body) <= _FREE_BODY_BYTES else body)
+            upload_ns = self._server.clock_ns() - self._body_began_ns
+            self._hand_over(head, bytes(body) if len(body) <= _FREE_BODY_BYTES else body, upload_ns)
         return data[size:] if size < len(data) else b""
 
     def _count_body(self) -> None:
@@ -284,9 +280,9 @@ class Http1Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------------- answering
 
-    def _hand_over(self, head: Head, body: bytes | bytearray) -> None:
+    def _hand_over(self, head: Head, body: bytes | bytearray, upload_ns: int = 0) -> None:
         self._phase = _BUSY
-        exchange = self._exchange = ServedExchange(self, head, body, self._server.calls)
+        exchange = self._exchange = ServedExchange(self, head, body, self._server.calls, upload_ns)
         try:
             self._server.handler(exchange)
         except Exception:
@@ -360,6 +356,9 @@ class Http1Connection(asyncio.Protocol):
                 if self._window_bytes < limits.body_window_bytes_min:
                     self._refuse(408, f"only {self._window_bytes} bytes of a body within {limits.body_window_s:g} s")
                 self._since, self._window_bytes = tick, 0
+        elif phase == _BUSY and self._is_paused and not self._is_probed and has_ended(self._transport):
+            self._is_probed = True
+            self._probe()
         elif phase == _LINGER and waited > server.ticks(limits.linger_s):
             self._close()
 

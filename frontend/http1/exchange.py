@@ -69,6 +69,10 @@ class Exchange(Protocol):
     def names(self) -> Sequence[str]:
         """Names of the client's verified certificate (`dns:client.example`); none without one."""
 
+    @property
+    def upload_ns(self) -> int:
+        """How long the body took to arrive after the head."""
+
     def take_body(self) -> bytes | bytearray:
         """The whole body, decoded from its chunks. The exchange lets go of it: a second call gives nothing."""
 

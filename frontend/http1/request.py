@@ -62,12 +62,15 @@ class ServedExchange:
     calls: where it is booked.
     """
 
-    __slots__ = ("_body", "_calls", "_cancel", "_connection", "head")
+    __slots__ = ("_body", "_calls", "_cancel", "_connection", "head", "upload_ns")
 
-    def __init__(self, connection: Answerer, head: Head, body: bytes | bytearray, calls: Ledger) -> None:
+    def __init__(
+        self, connection: Answerer, head: Head, body: bytes | bytearray, calls: Ledger, upload_ns: int = 0
+    ) -> None:
         calls.received += 1
         self._calls = calls
         self.head = head
+        self.upload_ns = upload_ns
         self._body = body
         self._connection: Answerer | None = connection
         self._cancel: Callable[[], None] | None = None

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -37,6 +38,7 @@ class Http1Server:
         self.heads = HeadTable(limits.headers_max)
         self.answers = AnswerHeads()
         self.tick = 0
+        self.clock_ns = time.monotonic_ns
         self.is_draining = False
         self.bodies_bytes = 0
         #: How often the engine itself refused something, by HTTP status.

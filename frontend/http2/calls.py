@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Exchange:
     """An open stream.
 
+    arrived_ns: when its HEADERS came, by the host's clock.
     is_done: the answer is decided or nobody waits for it; a later one is ignored.
     is_fresh: a unary call none of whose DATA has come, which the frame loop may take the short way.
     is_half_closed: the client has ended its side. credit: see `sending.py`. unreturned_bytes: flow-controlled bytes
@@ -26,6 +27,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "arrived_ns",
         "body_bytes",
         "connection",
         "credit",
@@ -46,6 +48,7 @@ class Exchange:
         self.connection = connection
         self.stream_id = stream_id
         self.request = request
+        self.arrived_ns = connection.received_ns
         self.is_done = False
         self.is_half_closed = False
         self.credit = 0
@@ -59,7 +62,11 @@ class Exchange:
 
     @property
     def timeout_ns(self) -> int:
-        return self.request.timeout_ns
+        timeout_ns = self.request.timeout_ns
+        if not timeout_ns:
+            return 0
+        connection = self.connection
+        return timeout_ns - (connection.host.clock_ns() - self.arrived_ns) or -1
 
     @property
     def metadata(self) -> Sequence[tuple[str, bytes]]:
@@ -95,6 +102,7 @@ class UnaryCall(Exchange):
         self.connection = connection
         self.stream_id = stream_id
         self.request = request
+        self.arrived_ns = connection.received_ns
         self.is_done = False
         self.is_fresh = True
         self.is_half_closed = False

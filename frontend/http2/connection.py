@@ -61,6 +61,7 @@ class Connection(Control):
         self.peer = peer
         self.names: Sequence[str] = ()
         self.is_short_way_on = True
+        self.received_ns = 0  # when the bytes came that are handled now
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
         self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
@@ -87,6 +88,7 @@ class Connection(Control):
         """Handles the next bytes from the client. Raises nothing, whatever a client sends."""
         if self.is_closing:
             return
+        self.received_ns = self.host.clock_ns()
         try:
             at = self._complete_partial(data) if self._partial_need else 0
             if at >= 0 and not self.is_closing:

@@ -46,8 +46,15 @@ def peer_text(transport: asyncio.BaseTransport) -> str:
 class HostOfTheGone:
     """The `Host` of connections whose socket is closed, for handlers that still hold their calls."""
 
-    def __init__(self, now: Callable[[], float], bug: Callable[[BaseException], None], account: Account) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        clock_ns: Callable[[], int],
+        bug: Callable[[BaseException], None],
+        account: Account,
+    ) -> None:
         self.now = now
+        self.clock_ns = clock_ns
         self.bug = bug
         self.account = account
 
@@ -68,6 +75,7 @@ class EngineProtocol(asyncio.Protocol):
         self._can_write = True
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
+        self.clock_ns = engine.clock_ns
         self.bug = engine.bug
         self.account = engine.account
         self.aside = engine.aside

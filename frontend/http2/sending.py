@@ -52,6 +52,9 @@ class Host(Protocol):
     def now(self) -> float:
         """Seconds of a monotonic clock; asked only when a client misbehaves."""
 
+    def clock_ns(self) -> int:
+        """The clock of deadlines, in ns; asked once for whatever is read together."""
+
     def bug(self, error: BaseException) -> None:
         """A handler raised. The call has been answered INTERNAL."""
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -39,11 +40,12 @@ class NativeEngine:
         self.limits = limits
         self.cache = HeaderCache(methods, limits.header_list_bytes_max)
         self.bug = on_bug
+        self.clock_ns = time.monotonic_ns
         self.account = Account()
         self._loop = asyncio.get_running_loop()
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
-        self.host_of_the_gone = HostOfTheGone(self._loop.time, on_bug, self.account)
+        self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
         self._protocols: set[EngineProtocol] = set()
         self._is_draining = False

@@ -45,8 +45,9 @@ class StreamingCall(Exchange):
         """Runs the handler, no longer than the client waits. It takes its first step in the loop's next turn."""
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run())
-        if self.timeout_ns:
-            self._timer = loop.call_later(self.timeout_ns / 1e9, self.fail, DEADLINE_EXCEEDED, "Deadline Exceeded")
+        timeout_ns = self.timeout_ns
+        if timeout_ns:
+            self._timer = loop.call_later(max(timeout_ns, 0) / 1e9, self.fail, DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     # For the handler.
 

@@ -51,6 +51,9 @@ class Host:
     def now(self) -> float:
         return self.seconds
 
+    def clock_ns(self) -> int:
+        return int(self.seconds * 1e9)
+
     def bug(self, error: BaseException) -> None:
         self.bugs.append(error)
 

@@ -67,6 +67,7 @@ class FakeExchange:
         self.peer_is_local = local
         self.peer = "127.0.0.1:1"
         self.names: Sequence[str] = ()
+        self.upload_ns = 0
         self.response: Response | None = None
         self.answered = asyncio.Event()
         self.cancel: Callable[[], None] | None = None

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import zlib
 
 import pytest
 
 from ringserve.broker.messages import Code
 from ringserve.frontend.rest_api import RestSettings, make_app
+from ringserve.frontend.rest_timeout import parse_timeout
+from ringserve.frontend.tally import Tally
 from tests.frontend.fakes import half_plus_two
-from tests.frontend.rest.served import PREDICT, CountingTally, RestLoopback, call, default_model, post, serve
+from tests.frontend.rest.served import (
+    PREDICT,
+    CountingTally,
+    FakeExchange,
+    RestLoopback,
+    call,
+    default_model,
+    head_of,
+    post,
+    serve,
+)
 
 BODY = b'{"instances":[1]}'
 EMPTY = "JSON Parse error: The document is empty"
@@ -120,13 +133,49 @@ def test_rest_3_9_cors(method: str, target: str, body: str, has: bool) -> None:
 
 @pytest.mark.parametrize(
     ("header", "timeout_ns"),
-    [(None, 30_000_000_000), ("0.5", 500_000_000), ("60", 60_000_000_000), ("1e-3", 1_000_000)],
+    [(None, 30_000_000_000), ("0.5", 500_000_000), ("60", 60_000_000_000), ("250ms", 250_000_000)],
 )
 def test_rest_3_10_timeouts(header: str | None, timeout_ns: int) -> None:
-    client = RestLoopback(model=half_plus_two)
+    """What is left of it is handed on: the time counts from when the request was there."""
+    client, tally, times_ns = RestLoopback(model=half_plus_two), Tally(), itertools.count(0, 1_000)
+    tally.clock_ns = lambda: next(times_ns)
     headers = {} if header is None else {"X-Request-Timeout": header}
-    assert call(make_app(client), "POST", PREDICT, BODY, headers).status == 200
-    assert client.requests[0][3] == timeout_ns
+    assert call(make_app(client, tally=tally), "POST", PREDICT, BODY, headers).status == 200
+    assert timeout_ns - 100_000 < client.requests[0][3] < timeout_ns
+
+
+async def test_a_timeout_of_its_own_counts_from_the_head() -> None:
+    """And the server's from when the body was there: a slow line must not use it up."""
+    for headers, left in (({"X-Request-Timeout": "2"}, False), ({}, True)):
+        client = RestLoopback(model=half_plus_two)
+        exchange = FakeExchange(head_of("POST", PREDICT, headers), BODY)
+        exchange.upload_ns = 31_000_000_000
+        make_app(client).handle(exchange)
+        assert (client.requests[0][3] > 0) == left
+
+
+@pytest.mark.parametrize(
+    ("value", "timeout_ns"),
+    [
+        (b"1", 1_000_000_000),
+        (b"1.", 1_000_000_000),
+        (b".5", 500_000_000),
+        (b" 2.5 ", 2_500_000_000),
+        (b"1e-3", 1_000_000),
+        (b"1s", 1_000_000_000),
+        (b"0.25s", 250_000_000),
+        (b"250ms", 250_000_000),
+        (b"1.5ms", 1_500_000),
+        (b"900us", 900_000),
+        (b"0.0001us", 1),
+        (b"1e9", 10**18),
+        *((value, -1) for value in (b"", b"s", b"ms", b"x", b"0", b"0ms", b"-1", b"+1", b"nan", b"inf", b"1e10")),
+        *((value, -1) for value in (b"1 ms", b"1m", b"1S", b"1MS", b"1h", b"1_0", b"1,5", b"0x1", b"1e", b"1e999")),
+        *((value, -1) for value in ("\u0663".encode(), b"1\x00", b"9" * 400)),
+    ],
+)
+def test_values_of_the_header(value: bytes, timeout_ns: int) -> None:
+    assert parse_timeout(value) == timeout_ns
 
 
 @pytest.mark.parametrize("timeout_ms", [0, -1])
@@ -140,7 +189,8 @@ def test_rest_3_10_no_timeout(timeout_ms: int) -> None:
 @pytest.mark.parametrize("verb", ["predict", "classify", "regress"])
 def test_senseless_timeouts(header: str, verb: str) -> None:
     response = call(None, "POST", f"/v1/models/default:{verb}", BODY, {"X-Request-Timeout": header})
-    assert (response.status, response.error) == (400, "X-Request-Timeout must be a number of seconds greater than 0")
+    assert response.status == 400
+    assert response.error.startswith("X-Request-Timeout must be a number greater than 0, in seconds or with a unit")
 
 
 def test_rest_3_10_a_timeout_is_504() -> None:
