@@ -129,8 +129,9 @@ class Http1Connection(asyncio.Protocol):
         left = self._server.limits.requests_at_once_max
         try:
             while data and self._phase <= _BODY and self._can_write and left:
-                data = self._take_body(data) if self._phase == _BODY else self._take_head(data)
-                left -= self._phase != _HEAD
+                before = self._phase
+                data = self._take_body(data) if before == _BODY else self._take_head(data)
+                left = 0 if before == _BODY == self._phase else left - (self._phase != _HEAD)
         except BadRequestError as error:
             self._refuse(error.status, error.text)
             data = b""
@@ -245,7 +246,7 @@ class Http1Connection(asyncio.Protocol):
             self._body += data if size == len(data) else data[:size]
             is_complete = not self._missing
         else:
-            size = decoder.feed(data)
+            size = decoder.feed_some(data)
             for piece in decoder.pieces:
                 self._body += piece
             decoder.pieces.clear()

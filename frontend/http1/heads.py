@@ -28,6 +28,10 @@ _HOST: Final = re.compile(rb"[0-9A-Za-z\-._~!$&'()*+;=%:\[\]]*")
 FRAMING_BYTES_MAX: Final = 65_536
 _FRAMING_BYTES_PER_PIECE: Final = 16
 
+#: Chunks taken before others get their turn, and the bytes between two looks at how many there were.
+PIECES_AT_ONCE_MAX: Final = 2_048
+_STEP_BYTES: Final = 8_192
+
 #: What the decoder of chunked bodies is told in place of the real head.
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -181,6 +185,13 @@ class ChunkedBody:
 
     def on_message_complete(self) -> None:
         self.is_complete = True
+
+    def feed_some(self, data: bytes) -> int:
+        """`feed`, but no more of `data` than others can wait for: in a read there may be tens of thousands of chunks."""
+        size = 0
+        while size < len(data) and not self.is_complete and len(self.pieces) < PIECES_AT_ONCE_MAX:
+            size += self.feed(data[size : size + _STEP_BYTES])
+        return size
 
     def feed(self, data: bytes) -> int:
         """Take bytes off `data`; returns how many. `pieces` grows by what they hold. Raises BadRequestError.

@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, Arriving
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
-from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Control
+from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_HEADER,
     HEADERS,
-    PREFACE,
     PRIORITY_FLAG,
     ConnectionFault,
     ErrorCode,
@@ -35,8 +35,6 @@ from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Reque
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
 
-#: Largest frame that we take. The least that RFC 9113 allows: a long message costs about a microsecond per frame.
-FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_DEFAULT
 _HEAD_MAX: Final = FRAME_BYTES_MAX << 8 | 255
 #: The head (length << 8 | type) of the shortest DATA frame that can hold a message's prefix.
 _HEAD_PREFIXED: Final = 5 << 8
@@ -44,16 +42,18 @@ _HEAD_PREFIXED: Final = 5 << 8
 _HELD_BYTES_MIN: Final = 256 * 2**20
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
-#: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
-_PIECES_MAX: Final = 64
 #: DATA that come late for a stream that we have reset cost a client nothing when they are smaller.
 _LATE_BYTES_MIN: Final = 256
+#: What is taken of one read before others have their turn: so many frames, and so much work beside them, in the bytes
+#: of header blocks that no cache knows (about a microsecond each).
+FRAMES_AT_ONCE_MAX: Final = 256
+WORK_AT_ONCE_MAX: Final = 2_048
 
 _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
 
 
-class Connection(Control):
+class Connection(Arriving):
     """The server's side of one connection. peer, names: `handler.Call`'s."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
@@ -61,15 +61,9 @@ class Connection(Control):
         self.peer = peer
         self.names: Sequence[str] = ()
         self.is_short_way_on = True
-        self.received_ns = 0  # when the bytes came that are handled now
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
         self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
-        self._preface_seen = False
-        self._partial: list[bytes] = []  # a frame that has not come whole
-        self._partial_bytes = 0
-        self._partial_need = len(PREFACE)
-        self._block: list[bytes] = []  # fragments of a header block that CONTINUATION frames go on with
         self._block_stream_id = 0  # 0: none
         self._block_ends_stream = False
         self.out.append(
@@ -84,61 +78,6 @@ class Connection(Control):
             + frames.window_update(0, CONNECTION_WINDOW_BYTES - frames.WINDOW_BYTES_DEFAULT)
         )
 
-    def receive(self, data: bytes) -> None:
-        """Handles the next bytes from the client. Raises nothing, whatever a client sends."""
-        if self.is_closing:
-            return
-        self.received_ns = self.host.clock_ns()
-        try:
-            at = self._complete_partial(data) if self._partial_need else 0
-            if at >= 0 and not self.is_closing:
-                self._frames(data, at)
-            if self._received_bytes > CONNECTION_WINDOW_BYTES // 2:
-                self._return_connection_window()
-        except ConnectionFault as fault:
-            self.close(fault.code, fault.text)
-
-    def _complete_partial(self, data: bytes) -> int:
-        """Completes and handles the frame that began earlier. Where the next one begins in `data`; -1: not here.
-
-        Only that frame is put together; joining it with all of `data` would copy every byte of a busy connection.
-        """
-        at = 0
-        while self._partial_need and not self.is_closing:
-            missing = self._partial_need - self._partial_bytes
-            piece = data[at : at + missing]
-            self._partial.append(piece)
-            if len(self._partial) > _PIECES_MAX:
-                self._partial[:] = [b"".join(self._partial)]
-            self._partial_bytes += len(piece)
-            whole = len(piece) == missing
-            if not self._preface_seen:
-                self._preface(b"".join(self._partial))
-            elif whole:
-                self._frames(b"".join(self._partial), 0)  # or it was the head only: then the rest is missing now
-            if not whole:
-                return -1
-            at += missing
-        return at
-
-    def _preface(self, data: bytes) -> None:
-        if not PREFACE.startswith(data):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
-        if len(data) == len(PREFACE):
-            self._preface_seen = True
-            self._hold(b"", 0)
-
-    def beginning(self) -> list[bytes]:
-        """The header block or the frame that the client has begun, always the same list until it is complete."""
-        return self._block or self._partial
-
-    def _hold(self, rest: bytes, need_bytes: int) -> None:
-        """Keeps the beginning of a frame until `need_bytes` of it are there."""
-        if rest:
-            self._partial, self._partial_bytes, self._partial_need = [rest], len(rest), need_bytes
-        elif self._partial_need:
-            self._partial, self._partial_bytes, self._partial_need = [], 0, 0
-
     def _frames(self, data: bytes, at: int) -> None:
         end = len(data)
         streams = self.streams
@@ -147,7 +86,9 @@ class Connection(Control):
         blocks = self._decoder.blocks
         is_plain = self._is_plain and self.is_short_way_on
         calls = 0
-        while at + 9 <= end:
+        for _ in range(FRAMES_AT_ONCE_MAX):
+            if at + 9 > end:
+                break
             head, flags, stream_id = _frame_header(data, at)
             if head > _HEAD_MAX:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {head >> 8} bytes")
@@ -185,13 +126,15 @@ class Connection(Control):
                     and len(streams) < streams_max
                 ):
                     block = data[at + 9 : stop]
-                    request = blocks.get(block) or self._decoder.decode(block)
+                    request = blocks.get(block) or self._decode(block)
                     if request.unary is not None:
                         self.last_stream_id = stream_id
                         streams[stream_id] = UnaryCall(self, stream_id, request)
                     else:
                         self._open(stream_id, request, ends_stream=False)
                     at = stop
+                    if self.work > WORK_AT_ONCE_MAX:
+                        break
                     continue
             if calls:
                 self._noise.forgive(calls)
@@ -200,11 +143,19 @@ class Connection(Control):
             if self.is_closing:
                 return
             at = stop
+            if self.work > WORK_AT_ONCE_MAX:
+                break
             blocks = self._decoder.blocks
             is_plain = self._is_plain and self.is_short_way_on
-        self._hold(data[at:], stop - at if at + 9 <= end else 9)
+        self._keep(data, at)
         if calls:
             self._noise.forgive(calls)
+
+    def _decode(self, block: bytes) -> Request:
+        """The request of a header block that is not in the cache. ConnectionFault: it is not HPACK."""
+        request = self._decoder.decode(block)
+        self.work += self._decoder.read_bytes
+        return request
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """The long way: any frame, any circumstance."""
@@ -255,7 +206,7 @@ class Connection(Control):
     def _header_block(self, stream_id: int, block: bytes) -> None:
         """A whole header block. It is decoded in any case: the library's table must follow the client's."""
         if stream_id > self.last_stream_id:
-            request = self._decoder.blocks.get(block) or self._decoder.decode(block)
+            request = self._decoder.blocks.get(block) or self._decode(block)
             if self._final_stream_id >= 0:
                 self._noise.add()
                 return  # the client will try it elsewhere: we said so in GOAWAY
@@ -263,6 +214,7 @@ class Connection(Control):
             return
         self._noise.add(len(block) >> 6)
         well_formed = self._decoder.decode_trailers(block)
+        self.work += len(block)
         call = self.streams.get(stream_id)
         if call is None:
             if stream_id not in self._reset_streams:

@@ -37,12 +37,14 @@ class Control(Sending):
     """Settings, windows, closed streams and the end of a connection.
 
     is_closing: write what is in `out`, then close the socket. last_stream_id: the highest stream opened by the client.
+    work: what the present part of a read has cost beside the handling of its frames, see `connection.WORK_AT_ONCE_MAX`.
     """
 
     def __init__(self, host: Host, unsent_bytes_max: int) -> None:
         super().__init__(host, unsent_bytes_max)
         self.is_closing = False
         self.is_draining = False
+        self.work = 0
         self.last_stream_id = 0
         self.held_bytes = 0
         self._is_plain = False  # nothing is the case that every frame must be checked for by `Connection._frame`
@@ -81,6 +83,7 @@ class Control(Sending):
             else:
                 initial_window = value  # only the last one counts, and applying it takes a look at every stream
         if initial_window >= 0:
+            self.work += len(self.streams)
             self.set_peer_initial_window(initial_window)
         self._settings_seen = True
         self._is_plain = self._final_stream_id < 0

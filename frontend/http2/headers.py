@@ -72,15 +72,17 @@ class HeaderDecoder:
     """The decoding side of one connection.
 
     blocks: the cache to look into before calling `decode`; empty while the client may still use the dynamic table.
+    read_bytes: how much the last `decode` had to read, of what no cache knew.
     """
 
-    __slots__ = ("_cache", "_library", "_prefix_lengths", "_stateless", "blocks")
+    __slots__ = ("_cache", "_library", "_prefix_lengths", "_stateless", "blocks", "read_bytes")
 
     def __init__(self, cache: HeaderCache) -> None:
         self._cache = cache
         self._stateless = False
         self._prefix_lengths: list[int] = []
         self.blocks: dict[bytes, Request] = {}
+        self.read_bytes = 0
         self._library: hpack.Decoder = hpack.Decoder(max_header_list_size=_DECODED_LISTS_MAX * cache.list_bytes_max)
         self._library.max_allowed_table_size = HEADER_TABLE_BYTES_DEFAULT
 
@@ -98,6 +100,7 @@ class HeaderDecoder:
     def decode(self, block: bytes) -> Request:
         """The request of a block that is not in `blocks`. ConnectionFault: the block is not HPACK."""
         cache = self._cache
+        self.read_bytes = len(block)
         if not self._stateless:
             return build(self._decode_by_library(block), cache.methods, cache.list_bytes_max)
         try:
@@ -157,6 +160,7 @@ class HeaderDecoder:
             at = stop
         if list_bytes > cache.list_bytes_max:
             return None
+        self.read_bytes = end - length
         return Request(request.unary, request.body_bytes, timeout_ns, tuple(metadata), request.details)
 
     def _scan(self, block: bytes) -> Request:

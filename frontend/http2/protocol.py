@@ -3,7 +3,7 @@
 The transport tells when the client reads too slowly. Then transfers stop, and when what is unsent grows beyond
 `write_buffer_bytes_max` in spite of that, reading stops too, so that no new work is taken from a client that does not
 collect its answers. Answers held up by HTTP/2's own windows never stop reading: the window updates that would free
-them are yet to be read.
+them are yet to be read. A read that holds more than others can wait for stops reading until the rest had its turn.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class EngineProtocol(asyncio.Protocol):
         self._limits: EngineLimits = engine.limits
         self._loop = loop
         self._can_write = True
+        self._is_full = False  # with answers that the client does not take
+        self._waits_for_turn = False  # with the rest of a read
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -107,6 +109,34 @@ class EngineProtocol(asyncio.Protocol):
         connection.is_awake = True  # `flush` follows anyway
         connection.receive(data)
         self.flush()
+        if connection.has_rest:
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        if not self._waits_for_turn and not self._is_full:
+            self._waits_for_turn = True
+            self._engine.turns.ask(self)
+        self._set_reading()
+
+    def take_turn(self) -> bool:
+        """Handles more of a read that was too much for one turn of the loop. False: that was all of it."""
+        connection = self.connection
+        connection.is_awake = True
+        connection.go_on()
+        self.flush()
+        self._waits_for_turn = connection.has_rest and not self._is_full
+        self._set_reading()
+        return self._waits_for_turn
+
+    def _set_reading(self) -> None:
+        """Reads while there is room for answers, and nothing of what was read waits."""
+        paused = self._is_full or (self.connection.has_rest and not self.connection.is_closing)
+        if paused != self._reading_paused:
+            self._reading_paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def wake(self) -> None:
         """Output is waiting. Everything that this turn of the loop still adds will leave with it."""
@@ -133,13 +163,13 @@ class EngineProtocol(asyncio.Protocol):
             out.clear()
         if connection.is_closing or connection.is_drained:
             self._transport.close()
-        elif not self._can_write and not self._reading_paused:
-            self._pause_reading_if_full()
+        elif not self._can_write and not self._is_full:
+            self._stop_if_full()
 
-    def _pause_reading_if_full(self) -> None:
+    def _stop_if_full(self) -> None:
         if self._transport.get_write_buffer_size() > self._limits.write_buffer_bytes_max:
-            self._reading_paused = True
-            self._transport.pause_reading()
+            self._is_full = True
+            self._set_reading()
 
     def pause_writing(self) -> None:
         self._can_write = False
@@ -148,9 +178,11 @@ class EngineProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._can_write = True
         self.connection.set_blocked(False)
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        if self._is_full:
+            self._is_full = False
+            if self.connection.has_rest:
+                self._wait_for_turn()
+            self._set_reading()
         self.flush()
 
     def connection_lost(self, error: Exception | None) -> None:

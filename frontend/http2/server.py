@@ -17,6 +17,7 @@ from ringserve.frontend.http2.aside import Aside
 from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
+from ringserve.frontend.http2.turns import Turns
 
 #: As for a connection without TLS, see `protocol.HANDSHAKE_SECONDS`.
 _TLS_SECONDS: Final = 20.0
@@ -45,6 +46,7 @@ class NativeEngine:
         self._loop = asyncio.get_running_loop()
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
+        self.turns = Turns(self._loop)
         self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
         self._protocols: set[EngineProtocol] = set()

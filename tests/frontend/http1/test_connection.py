@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from ringserve.frontend.http1.exchange import Exchange, Http1Limits
+from ringserve.frontend.http1.heads import PIECES_AT_ONCE_MAX
 from tests.frontend.http1.peer import GET, Holding, Peer, chunked, mirror, on_loop, post, read_answers
 
 # ----------------------------------------------------------------------------------------------- requests in pieces
@@ -142,6 +143,24 @@ def test_a_client_that_asks_much_at_once_lets_others_go_first() -> None:
             counts.append(len(read_answers(peer.take())))
         assert counts == [10, 10, 10, 5, 0]
         assert not peer.is_paused()
+
+    on_loop(test)
+
+
+def test_a_body_in_many_chunks_is_read_in_parts() -> None:
+    """One read may hold forty thousand chunks of a byte."""
+
+    async def test() -> None:
+        peer = Peer(mirror)
+        body = bytes(40_000)
+        peer.push(chunked(body, 1))
+        turns = 0
+        while peer.is_paused():
+            await asyncio.sleep(0)
+            turns += 1
+        # The bytes between two looks hold some chunks more.
+        assert len(body) / (PIECES_AT_ONCE_MAX + 1_500) - 1 <= turns <= len(body) / PIECES_AT_ONCE_MAX
+        assert [answer.body for answer in read_answers(peer.take())] == [b"POST /c 2 " + body]
 
     on_loop(test)
 

@@ -151,6 +151,8 @@ class Peer:
     def send(self, data: bytes) -> None:
         self.connection.is_awake = True
         self.connection.receive(data)
+        while self.connection.has_rest:
+            self.connection.go_on()
         self.connection.is_awake = False
 
     def raw(self) -> bytes:

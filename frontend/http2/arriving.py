@@ -1,0 +1,123 @@
+"""What has come from the client and is not handled yet: a frame's beginning, and what one read holds too much of.
+
+A read may hold thousands of frames. Only a part of them is handled at a time (`Connection._frames` says how much); the
+rest waits here until the host, which reads nothing meanwhile, calls `go_on`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, Control
+from ringserve.frontend.http2.frames import FRAME_HEADER, PREFACE, ConnectionFault, ErrorCode
+from ringserve.frontend.http2.sending import Host
+
+#: Largest frame that we take. The least that RFC 9113 allows: a long message costs about a microsecond per frame.
+FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_DEFAULT
+#: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
+_PIECES_MAX: Final = 64
+
+
+class Arriving(Control):
+    """The input of one connection, cut where it must be."""
+
+    def __init__(self, host: Host, unsent_bytes_max: int) -> None:
+        super().__init__(host, unsent_bytes_max)
+        self._preface_seen = False
+        self._partial: list[bytes] = []  # a frame that has not come whole
+        self._partial_bytes = 0
+        self._partial_need = len(PREFACE)
+        self._block: list[bytes] = []  # fragments of a header block that CONTINUATION frames go on with
+        self._rest = b""  # what is left of a read, from `_rest_at` on
+        self._rest_at = 0
+        self.received_ns = 0  # when the bytes came that are handled now
+
+    @property
+    def has_rest(self) -> bool:
+        """More has come than was to be handled at once: nothing is to be read until `go_on` has handled the rest."""
+        return bool(self._rest)
+
+    def go_on(self) -> None:
+        """Handles the next part of what `receive` left."""
+        data, at, self._rest = self._rest, self._rest_at, b""
+        self._receive(data, at)
+
+    def receive(self, data: bytes) -> None:
+        """Handles the next bytes from the client, or as many as others can wait for. Raises nothing, whatever comes."""
+        if self._rest:
+            self._rest += data  # which nobody asked for
+        elif not self.is_closing:
+            self.received_ns = self.host.clock_ns()
+            self._receive(data, -1)
+
+    def _receive(self, data: bytes, at: int) -> None:
+        """Handles bytes from `at` on; -1: from the beginning, which may be the end of a frame that began earlier."""
+        if self.is_closing:
+            return
+        self.work = 0
+        try:
+            if at < 0:
+                at = self._complete_partial(data) if self._partial_need else 0
+            if at >= 0 and not self.is_closing:
+                self._frames(data, at)
+            if self._received_bytes > CONNECTION_WINDOW_BYTES // 2:
+                self._return_connection_window()
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.text)
+
+    def _complete_partial(self, data: bytes) -> int:
+        """Completes and handles the frame that began earlier. Where the next one begins in `data`; -1: not here.
+
+        Only that frame is put together; joining it with all of `data` would copy every byte of a busy connection.
+        """
+        at = 0
+        while self._partial_need and not self.is_closing:
+            missing = self._partial_need - self._partial_bytes
+            piece = data[at : at + missing]
+            self._partial.append(piece)
+            if len(self._partial) > _PIECES_MAX:
+                self._partial[:] = [b"".join(self._partial)]
+            self._partial_bytes += len(piece)
+            whole = len(piece) == missing
+            if not self._preface_seen:
+                self._preface(b"".join(self._partial))
+            elif whole:
+                self._frames(b"".join(self._partial), 0)  # or it was the head only: then the rest is missing now
+            if not whole:
+                return -1
+            at += missing
+        return at
+
+    def _preface(self, data: bytes) -> None:
+        if not PREFACE.startswith(data):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
+        if len(data) == len(PREFACE):
+            self._preface_seen = True
+            self._hold(b"", 0)
+
+    def beginning(self) -> list[bytes]:
+        """The header block or the frame that the client has begun, always the same list until it is complete."""
+        return self._block or self._partial
+
+    def _hold(self, rest: bytes, need_bytes: int) -> None:
+        """Keeps the beginning of a frame until `need_bytes` of it are there."""
+        if rest:
+            self._partial, self._partial_bytes, self._partial_need = [rest], len(rest), need_bytes
+        elif self._partial_need:
+            self._partial, self._partial_bytes, self._partial_need = [], 0, 0
+
+    def _frames(self, data: bytes, at: int) -> None:
+        """Handles the whole frames from `at` on, not more of them than others can wait for; the rest to `_keep`."""
+        raise NotImplementedError
+
+    def _keep(self, data: bytes, at: int) -> None:
+        """What was not handled of `data`: the beginning of a frame, or as much as others must not wait for."""
+        missing = 9
+        if at + 9 <= len(data):
+            missing += FRAME_HEADER.unpack_from(data, at)[0] >> 8
+            if at + missing <= len(data) or missing > 9 + FRAME_BYTES_MAX:
+                self._rest, self._rest_at = data, at
+                self._hold(b"", 0)
+                return
+        self._hold(data[at:], missing)
