@@ -208,7 +208,7 @@ REFUSALS: Final = Family(
     COUNTER,
     ("process", "protocol", "reason"),
     "connections ended for what their clients did or did not do: HTTP/2's error, or REST's HTTP status; `unread`: "
-    "answers not taken; `address`: too many connections of one",
+    "answers not taken; `address`: too many connections of one; `handshake`: TLS that did not begin in time",
     FRONTEND,
 )
 LOOP_LAG: Final = Family(

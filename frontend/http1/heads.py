@@ -187,7 +187,7 @@ class ChunkedBody:
         self.is_complete = True
 
     def feed_some(self, data: bytes) -> int:
-        """`feed`, but no more of `data` than others can wait for: in a read there may be tens of thousands of chunks."""
+        """`feed`, but no more of `data` than others can wait for: a read may hold tens of thousands of chunks."""
         size = 0
         while size < len(data) and not self.is_complete and len(self.pieces) < PIECES_AT_ONCE_MAX:
             size += self.feed(data[size : size + _STEP_BYTES])

@@ -17,13 +17,12 @@ from ringserve.frontend.http1.connection import Http1Connection
 from ringserve.frontend.http1.exchange import ErrorPage, Handler, Http1Limits
 from ringserve.frontend.http1.heads import HeadTable
 from ringserve.frontend.ledger import Ledger
+from ringserve.frontend.tls_door import TlsDoor
 
 #: Connections beyond the limit that are told so with a 503; those beyond these are closed without a word.
 _REFUSED_MAX: Final = 128
 #: Connections that may wait to be accepted. The loop listens again with its own, smaller number if it is not told.
 _BACKLOG: Final = 1024
-#: How long a client may take to begin TLS, and to end it.
-_TLS_S: Final = 20.0
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
@@ -47,6 +46,7 @@ class Http1Server:
         self._addresses = Addresses(limits.connections_per_address_max)
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
+        self._doors: list[TlsDoor] = []
         self._connections: set[Http1Connection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -73,10 +73,10 @@ class Http1Server:
     async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Accept from sockets that listen already. Raises OSError when that fails. tls: a server's context."""
         options: dict[str, Any] = {"backlog": _BACKLOG}
-        if tls is not None:
-            options |= {"ssl": tls, "ssl_handshake_timeout": _TLS_S, "ssl_shutdown_timeout": _TLS_S}
         for sock in sockets:
-            if sock.family == socket.AF_UNIX:
+            if tls is not None:
+                self._doors.append(TlsDoor(sock, self._connection, tls, self.refusals))
+            elif sock.family == socket.AF_UNIX:
                 options_unix = options | _KEEP_FILE
                 self._servers.append(await self._loop.create_unix_server(self._connection, sock=sock, **options_unix))
             else:
@@ -115,7 +115,8 @@ class Http1Server:
         What runs then is cancelled and answered 503.
         """
         self.is_draining = True
-        for server in self._servers:
+        opened: list[asyncio.Server | TlsDoor] = [*self._servers, *self._doors]
+        for server in opened:
             server.close()
         for connection in list(self._connections):
             connection.drain()
@@ -132,6 +133,8 @@ class Http1Server:
         self._timer.cancel()
         for server in self._servers:
             server.close()
+        for door in self._doors:
+            door.abort()
         for connection in list(self._connections):
             connection.stop()
         await asyncio.sleep(0)

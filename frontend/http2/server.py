@@ -18,9 +18,8 @@ from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
 from ringserve.frontend.http2.turns import Turns
+from ringserve.frontend.tls_door import TlsDoor
 
-#: As for a connection without TLS, see `protocol.HANDSHAKE_SECONDS`.
-_TLS_SECONDS: Final = 20.0
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
@@ -49,6 +48,7 @@ class NativeEngine:
         self.turns = Turns(self._loop)
         self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
+        self._doors: list[TlsDoor] = []
         self._protocols: set[EngineProtocol] = set()
         self._is_draining = False
         self._addresses = Addresses(limits.connections_per_address_max)
@@ -69,14 +69,14 @@ class NativeEngine:
         """Accepts from sockets that are bound already (and belong to the engine from here on)."""
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {"backlog": 1024}
-        if tls is not None:
-            options |= {"ssl": tls, "ssl_handshake_timeout": _TLS_SECONDS, "ssl_shutdown_timeout": _TLS_SECONDS}
 
         def protocol() -> EngineProtocol:
             return EngineProtocol(self, loop)
 
         for sock in sockets:
-            if sock.family == socket.AF_UNIX:
+            if tls is not None:
+                self._doors.append(TlsDoor(sock, protocol, tls, self.account.refusals))
+            elif sock.family == socket.AF_UNIX:
                 self._servers.append(await loop.create_unix_server(protocol, sock=sock, **options, **_KEEP_FILE))
             else:
                 self._servers.append(await loop.create_server(protocol, sock=sock, **options))
@@ -104,7 +104,8 @@ class NativeEngine:
     async def drain(self, timeout_s: float) -> None:
         """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
         self._is_draining = True
-        for server in self._servers:
+        opened: list[asyncio.Server | TlsDoor] = [*self._servers, *self._doors]
+        for server in opened:
             server.close()
         for protocol in list(self._protocols):
             protocol.connection.drain()
@@ -122,6 +123,8 @@ class NativeEngine:
         self._side.close()
         for server in self._servers:
             server.close()
+        for door in self._doors:
+            door.abort()
         for protocol in list(self._protocols):
             protocol.abort()
 
