@@ -26,6 +26,8 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
+from ringserve.config import privilege
+
 _PR_SET_NAME: Final = 15
 _NAME_BYTES_MAX: Final = 15
 
@@ -47,9 +49,11 @@ class Exit(IntEnum):
 
 
 def begin(name: str, log_level: str, log_format: str) -> None:
-    """Name this process (`broker`, `frontend-0`, …) for `ps`, `top` and its log lines, and set its log up."""
+    """Name this process (`broker`, `frontend-0`, …) for `ps`, `top` and its log lines, and set its log up; give up what
+    it does not need."""
     set_title(f"rs-{name}")
     set_up_log(name, log_level, log_format)
+    privilege.settle(name)
 
 
 def set_title(title: str) -> None:

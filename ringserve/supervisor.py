@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Final
 
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
-from ringserve.config import limits, process
+from ringserve.config import limits, privilege, process
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
@@ -200,7 +200,8 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         for child in self.children:
             if not child.alive and child.due_ns <= now_ns:
-                child.start(self._command_of(child.spec), self._environment, now_ns)
+                environment = privilege.environment(child.spec.name, self._environment)
+                child.start(self._command_of(child.spec), environment, now_ns)
                 log.info("started %s (process %d)", child.spec.name, child.pid)
 
     def _turn(self) -> Fatal | None:

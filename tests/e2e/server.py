@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from tests.e2e.ordinary_user import command_as
+
 _GRPC_LINE = re.compile(r"listening: .*gRPC at \S*?:(\d+)\b")
 _REST_LINE = re.compile(r"listening: .*REST at \S*?:(\d+)\b")
 _PATIENCE_S = 60.0
@@ -38,7 +40,10 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = _PAT
 class Server:
     """One server under test. Use it as a context manager; leaving it asserts that it stops cleanly."""
 
-    def __init__(self, directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, environment: dict[str, str] | None = None, uid: int | None = None
+    ) -> None:
+        """uid: of the user that it runs as, where the tests run as root."""
         self.directory = directory
         # Not under pytest's folder, whose path is too long for the sockets' names.
         self._short_dir = tempfile.TemporaryDirectory(prefix="rs-")
@@ -48,8 +53,12 @@ class Server:
         # The ports are the server's choice, so that tests never collide.
         command = [sys.executable, "-m", "ringserve", "serve", "--port", "0", "--rest_api_port", "-1"]
         command += ["--rest_admin", "local"]
+        command += ["--run_dir", str(self.run_dir), *arguments]
+        if uid is not None:
+            os.chown(self._short_dir.name, uid, uid)
+            command = command_as(uid, command)
         self.process = subprocess.Popen(
-            [*command, "--run_dir", str(self.run_dir), *arguments],
+            command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
