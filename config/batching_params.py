@@ -25,6 +25,7 @@ MAX_BATCH_SIZE: Final = 1000
 MAX_ENQUEUED_BATCHES: Final = 10
 #: In each version's directory, with enable_per_model_batching_parameters.
 VERSION_FILE: Final = "batching_params.pbtxt"
+_VERSION_FILE_BYTES_MAX: Final = 2**20
 
 
 def parse_batching_parameters(text: str) -> Any:
@@ -119,6 +120,9 @@ def read_version_batching(path: str, base: Batching) -> Batching | None:
     file = os.path.join(path, VERSION_FILE)
     if not os.path.lexists(file):
         return None
+    if not os.path.isfile(file) or os.path.getsize(file) > _VERSION_FILE_BYTES_MAX:
+        # A pipe would be waited for without an end, by the thread that looks at models.
+        raise invalid(f"{file} is no file, cannot be seen, or is too large")
     parameters = read_batching_parameters(file)
     parameters.ClearField("num_batch_threads")
     return batching_of(parameters, base)

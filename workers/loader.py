@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ringserve.workers.session import run_here
 _INIT_SIGNATURE = "__saved_model_init_op"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 _ASSETS_COLLECTION = "saved_model_assets"
+#: Protobuf's limit.
+_GRAPH_BYTES_MAX = 2**31 - 1
 
 
 def read_meta_graph(path: str | os.PathLike[str], tags: Sequence[str]) -> Any:
@@ -44,10 +47,32 @@ def read_meta_graph(path: str | os.PathLike[str], tags: Sequence[str]) -> Any:
     )
 
 
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raises LoadError for pipes, sockets and devices, which could be waited for without an end, and for a graph that
+    is larger than one can be. Links count as what they lead to. Variables are TensorFlow's to open: a pipe there keeps
+    its own version from being loaded and nobody else."""
+    for folder in (path, path / "assets", path / "assets.extra"):
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as children:
+            for child in children:
+                try:
+                    about = os.stat(child.path)
+                except OSError:
+                    continue
+                if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+                    raise LoadError(Code.INVALID_ARGUMENT, f"{child.path!r} is no file: it is a pipe, socket or device")
+                if child.name in ("saved_model.pb", "saved_model.pbtxt") and about.st_size > _GRAPH_BYTES_MAX:
+                    raise LoadError(
+                        Code.DATA_LOSS, f"{child.path} has {about.st_size} bytes: no SavedModel is larger than 2 GiB"
+                    )
+
+
 def _read_saved_model(path: Path) -> Any:
     saved_model = saved_model_pb2.SavedModel()
     binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
     try:
+        _refuse_what_is_no_file(path)
         if binary.is_file():
             saved_model.ParseFromString(binary.read_bytes())
         elif text.is_file():
