@@ -47,6 +47,8 @@ _TRANSITION = (
 )
 #: A config file that could not be applied is tried again after this long although it has not changed.
 _FILE_AGAIN_NS = 60_000_000_000
+#: So is saving a configuration for which there was no room.
+_SAVE_AGAIN_NS = 5_000_000_000
 
 #: Gives the answer to a call: (outcome, body).
 Answer = Callable[[Failure, bytes], None]
@@ -73,7 +75,7 @@ class Admin:
     """The configured models, and who may change them. Owns neither of the parts that it is given.
 
     defaults: the batching of a model that says nothing. look: (names, now, over): has the base paths of these models
-    looked at, and calls `over`. tell_workers: sends them new options. save: keeps the state for a broker that follows.
+    looked at, and calls `over`. tell_workers: sends them new options. save: keeps the state for a broker that follows; may raise OSError.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Admin:
         self._file_failed_ns = 0
         self._file_said = ""
         self._now_ns = 0
+        self._save_again_ns = 0
         self.epoch = 0
 
     # -------------------------------------------------------------------------------------------------- the start
@@ -155,6 +158,8 @@ class Admin:
     def turn(self, now_ns: int) -> None:
         """Go on with the change under way, and begin the next when it is over."""
         self._now_ns = now_ns
+        if 0 < self._save_again_ns <= now_ns:
+            self._keep(now_ns)
         while True:
             if self._change is not None:
                 ended = self._change.progress(self._lifecycle, self._labels, now_ns)
@@ -183,7 +188,16 @@ class Admin:
         self._labels.configure({model.name: dict(model.labels) for model in models})
         self._labels.settle(self._lifecycle.is_available)
         self.epoch += 1
-        self._save(State(models, self._file_digest))
+        self._keep(now_ns)
+
+    def _keep(self, now_ns: int) -> None:
+        """Save the configuration. Where that fails the change holds all the same, and saving is tried again."""
+        try:
+            self._save(State(self.models, self._file_digest))
+            self._save_again_ns = 0
+        except OSError as error:
+            log.error("The configuration cannot be saved, and another broker would not know of this change: %s", error)
+            self._save_again_ns = now_ns + _SAVE_AGAIN_NS
 
     def _begin(self, after: tuple[Model, ...], checked: list[str], over: Callable[[Ended], None], now_ns: int) -> None:
         change = self._change = Change(self.models, after, checked, over)

@@ -385,7 +385,10 @@ class Kill(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """pool -> broker: a worker process of mine ended. status: exit status, negative for a signal."""
+    """pool -> broker: a worker process of mine ended. status: exit status, negative for a signal.
+
+    pid: 0 when it could not even be forked.
+    """
 
     pid: int
     worker_index: int

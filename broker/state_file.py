@@ -29,7 +29,10 @@ class StateFile:
         self._path = os.path.join(run_dir, _NAME)
 
     def save(self, settings: Settings, state: State) -> None:
-        """Replace the file. It lies in memory on most systems, so that this does not wait for a disk."""
+        """Replace the file. It lies in memory on most systems, so that this does not wait for a disk.
+
+        Raises OSError when there is no room for it; what was saved before is there still.
+        """
         text = json.dumps(
             {"settings": replace(settings, models=state.models).to_json(), "file_digest": state.file_digest}
         )

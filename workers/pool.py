@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _RECONNECT_MS = 20
 _KILL_AFTER_NS = 10_000_000_000
+#: The status of a worker that could not be forked (sysexits' EX_OSERR).
+_NO_PROCESS = 71
 
 #: Runs in the new process; returns its exit status. (fork, pool_fd, weights): end-of-file on pool_fd means the pool is
 #: gone; weights: descriptors of those that its orders name, by weights_id, the worker's to close.
@@ -148,11 +150,13 @@ class Pool:
         return readable
 
     def _fork(self, order: Fork) -> None:
-        pid = os.fork()
-        if pid == 0:
-            self._child(f"worker {order.worker_index}", lambda: self._be_worker(order))
+        try:
+            pid = self._spawn(f"worker {order.worker_index}", lambda: self._be_worker(order))
+        except OSError as error:
+            log.error("cannot fork worker %d: %s", order.worker_index, error)
+            self._tell(Exited(0, order.worker_index, _NO_PROCESS))
+            return
         self._workers[pid] = order.worker_index
-        self._pidfds[os.pidfd_open(pid)] = pid
         log.info("forked worker %d (process %d)", order.worker_index, pid)
 
     def _be_worker(self, order: Fork) -> int:
@@ -163,22 +167,43 @@ class Pool:
         try:
             writing = self._vault.open(order, time.monotonic_ns())
         except OSError as error:
-            note = f"its weights are private to each worker: no memory to share them in: {error}"
-            of = order.order
-            self._tell(Authored(order.weights_id, of.name, of.version, of.path, 0, 0, "", 0, 0, [note], 0))
+            self._not_shared(order, f"no memory to share them in: {error}")
             return
-        pid = os.fork()
-        if pid == 0:
 
-            def be_author() -> int:
-                self._vault.keep_only(())
-                return self._run_author(order, writing.weights_fd, writing.report_fd, self._life_read)
+        def be_author() -> int:
+            self._vault.keep_only(())
+            return self._run_author(order, writing.weights_fd, writing.report_fd, self._life_read)
 
-            self._child(f"the author of weights {order.weights_id}", be_author)
+        try:
+            pid = self._spawn(f"the author of weights {order.weights_id}", be_author)
+        except OSError as error:
+            self._vault.close(writing)
+            self._not_shared(order, f"no process to write them: {error}")
+            return
         self._vault.begin(pid, writing)
-        self._pidfds[os.pidfd_open(pid)] = pid
         name, version = order.order.name, order.order.version
         log.info("forked author %d of model %s version %d (process %d)", order.weights_id, name, version, pid)
+
+    def _not_shared(self, order: Author, why: str) -> None:
+        log.error("model %s version %d: %s", order.order.name, order.order.version, why)
+        note = f"its weights are private to each worker: {why}"
+        of = order.order
+        self._tell(Authored(order.weights_id, of.name, of.version, of.path, 0, 0, "", 0, 0, [note], 0))
+
+    def _spawn(self, name: str, live: Callable[[], int]) -> int:
+        """A new process that does `live`; returns its process id, which `_reap` will be asked for. Raises OSError when
+        the system has no room for one, which says nothing about those that are there."""
+        pid = os.fork()
+        if pid == 0:
+            self._child(name, live)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._pidfds[pidfd] = pid
+        return pid
 
     def _child(self, name: str, live: Callable[[], int]) -> NoReturn:
         """The new process's life. Never returns: the pool's own stack lies above."""

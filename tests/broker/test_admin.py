@@ -372,3 +372,27 @@ def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert file.load() == State((model, Model("n", "/n")), "two")
     # The run directory may hold our own files only: its next owner refuses it otherwise.
     assert [path.name for path in tmp_path.iterdir()] == ["models.json"]
+
+
+def test_a_change_that_cannot_be_saved_holds_and_is_saved_when_there_is_room() -> None:
+    desk = Desk()
+    room = False
+
+    def save(state: State) -> None:
+        if not room:
+            raise OSError(28, "No space left on device")
+        desk.saved.append(state)
+
+    desk.saved.clear()
+    desk.admin._save = save
+    desk.ask("remove", b"m")
+    assert desk.answer()[0].code is Code.OK
+    assert desk.names == []
+    desk.turn()
+    room = True
+    desk.turn()
+    assert desk.saved == []  # not at every turn
+    desk.life.now_ns += 5 * S
+    desk.turn()
+    desk.turn()
+    assert [state.models for state in desk.saved] == [()]
