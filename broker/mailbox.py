@@ -13,6 +13,7 @@ import zmq
 # Queues are unbounded here because the requests that fill them are bounded elsewhere (lane queues, rings, credits);
 # a bound would turn a slow peer into a lost message.
 _HIGH_WATER_UNLIMITED = 0
+_INBOX_END = ".inbox"
 
 
 class MailError(Exception):
@@ -88,3 +89,28 @@ class Outbox:
     def close(self, *, flush_ms: int = 0) -> None:
         """Close; `flush_ms` is how long the context keeps trying to deliver what is queued."""
         self._socket.close(linger=flush_ms)
+
+
+def remove_dead_inboxes(folder: str) -> list[str]:
+    """Remove the inboxes in `folder`, named NAME-PID.inbox, whose processes are gone; returns their names.
+
+    Who leaves removes its own, and the broker that of a peer that was killed: so this is for a broker that was killed,
+    and for those who died while there was none.
+    """
+    removed = []
+    for name in os.listdir(folder):
+        pid = name.removesuffix(_INBOX_END).rpartition("-")[2]
+        if name.endswith(_INBOX_END) and pid.isdecimal() and not _is_alive(int(pid)):
+            os.unlink(os.path.join(folder, name))
+            removed.append(name)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -9,6 +9,7 @@ import sys
 import time
 
 from ringserve.broker.core import Core
+from ringserve.broker.mailbox import remove_dead_inboxes
 from ringserve.broker.metrics import BrokerMetrics
 from ringserve.broker.models import Models
 from ringserve.broker.service import Service
@@ -35,6 +36,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
     sys.setswitchinterval(_SWITCH_S)
+    remove_dead_inboxes(run_dir)
     lifecycle = make_lifecycle(settings)
     pin_broker(settings.workers)  # after the workers' cores were counted: this narrows what the process may use
     with socket.socket(fileno=listen_fd) as listener:
