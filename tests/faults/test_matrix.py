@@ -1,0 +1,51 @@
+"""Every cell of the fault matrix (cases.py) that every test run has time for, on real processes with real clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import wait_until
+from tests.faults import oom
+from tests.faults.cases import CASES, Case
+from tests.faults.load import Load
+from tests.faults.runner import run
+from tests.faults.stage import Stage
+
+#: What cases of the table wait for (`Case.waits_for`), and is built.
+HAVE: frozenset[str] = frozenset()
+
+_SHARED = [case for case in CASES if case.ci and not case.own_server and (not case.waits_for or case.waits_for in HAVE)]
+
+
+@pytest.fixture(scope="module")
+def stage(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One server for all cases that leave it whole. At the end it has what it had at the start, and no more."""
+    with Stage(tmp_path_factory.mktemp("stage"), models) as stage:
+        stage.wait_ready()
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def load(stage: Stage) -> Iterator[Load]:
+    with Load(stage.grpc_target) as load:
+        memory, descriptors = stage.memory(), stage.descriptors()
+        yield load
+        # Rings of the dead stay mapped for five seconds.
+        wait_until(lambda: stage.memory() == memory, f"memory to be given back: {stage.memory()}, was {memory}", 20)
+        wait_until(
+            lambda: all(count <= descriptors[name] for name, count in stage.descriptors().items()),
+            f"descriptors to be closed: {stage.descriptors()}, were {descriptors}",
+            20,
+        )
+
+
+@pytest.mark.parametrize("case", _SHARED, ids=lambda case: case.name)
+def test_a_fault_costs_clients_what_the_table_says(case: Case, stage: Stage, load: Load) -> None:
+    if case.fault == "oom" and oom.why_not():
+        pytest.skip(oom.why_not())
+    outcome = run(case, stage, load)
+    print(f"{case.name}: {outcome.gap_s:.2f} s without an answer")
+    assert outcome.sees == case.sees
