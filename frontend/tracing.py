@@ -331,6 +331,7 @@ class TracedExchange:
     def __init__(self, exchange: Exchange, trace: Trace) -> None:
         self._exchange = exchange
         self._trace = trace
+        self.upload_ns = exchange.upload_ns
 
     @property
     def head(self) -> Head:
