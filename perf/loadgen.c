@@ -28,6 +28,7 @@
 #include "loadgen_stats.h"
 
 #define NEVER UINT64_MAX
+#define DEADLINE_TICK_NS 1000000u /* deadlines are looked at so often; an answer is judged by its very time */
 
 uint64_t now_ns;
 enum phase phase = CONNECTING;
@@ -46,6 +47,7 @@ struct figures figures = {.window_from = NEVER, .window_until = NEVER};
 static char verdict_buffer[TEXT_BYTES];
 static uint64_t random_state, message_next, answers_seen;
 
+static struct call *oldest, *newest; /* running calls, when they have a deadline */
 static struct { uint64_t *times; uint64_t first, count, capacity; } arrivals; /* open loop: due and not yet started */
 static uint64_t arrival_next = NEVER;
 
@@ -90,16 +92,37 @@ static struct slice *slice_of(uint64_t intended_ns) {
     return index < figures.slices_count ? &figures.slices[index] : NULL;
 }
 
+static bool in_window(uint64_t intended_ns) {
+    return intended_ns >= figures.window_from && intended_ns < figures.window_until;
+}
+
+/* A call of the window failed. */
+static void count_window(const struct call *call, enum outcome outcome, int grpc_status) {
+    bool refused = grpc_status == 8 || grpc_status == 14; /* RESOURCE_EXHAUSTED, UNAVAILABLE */
+    if (outcome == OUTCOME_HTTP_STATUS) refused = call->http_status == 429 || call->http_status == 503;
+    if (refused) histogram_record(&figures.refused, now_ns - call->intended_ns);
+    if (refused && grpc_status) figures.refused_counts[grpc_status]++;
+    if (outcome == OUTCOME_LATE || grpc_status == 4) figures.late_count++; /* DEADLINE_EXCEEDED */
+}
+
 void call_end(struct connection *c, struct call *call, enum outcome outcome, int grpc_status, const char *text) {
     struct slice *slice = slice_of(call->intended_ns);
+    if (setup.deadline_ns) {
+        *(call->older ? &call->older->newer : &oldest) = call->newer;
+        *(call->newer ? &call->newer->older : &newest) = call->older;
+        if (outcome == OUTCOME_GOOD && now_ns > call->intended_ns + setup.deadline_ns) {
+            outcome = OUTCOME_LATE;
+            text = "answered after the deadline";
+        }
+    }
     if (outcome == OUTCOME_GOOD) {
         if (slice) slice_record(slice, now_ns - call->intended_ns);
         if (phase == MEASURING) figures.good_count++;
-        if (call->intended_ns >= figures.window_from && call->intended_ns < figures.window_until)
-            histogram_record(&figures.latency, now_ns - call->intended_ns);
+        if (in_window(call->intended_ns)) histogram_record(&figures.latency, now_ns - call->intended_ns);
     } else {
         count_failure(outcome, text);
         if (slice) slice->failed_count++;
+        if (in_window(call->intended_ns)) count_window(call, outcome, grpc_status);
         if (grpc_status) figures.grpc_status_counts[grpc_status > 0 && grpc_status < 17 ? grpc_status : 2]++;
     }
     call->stream_id = 0;
@@ -121,8 +144,13 @@ static void call_start(struct connection *c, uint64_t intended_ns) {
     uint8_t *answer = call->answer;
     size_t answer_capacity = call->answer_capacity;
     uint64_t turn = setup.order_random ? random_bits() >> 16 : message_next++;
-    *call = (struct call){.intended_ns = intended_ns, .message = &setup.messages[turn % setup.messages_count],
+    *call = (struct call){.intended_ns = intended_ns, .connection = c, .message = &setup.messages[turn % setup.messages_count],
                           .answer = answer, .answer_capacity = answer_capacity};
+    if (setup.deadline_ns) {
+        call->older = newest;
+        *(newest ? &newest->newer : &oldest) = call;
+        newest = call;
+    }
     c->active_count++;
     if (++active_count > figures.active_reached) figures.active_reached = active_count;
     protocol->start(c, call);
@@ -135,6 +163,17 @@ static inline bool has_room(const struct connection *c) {
 static void start_waiting(struct connection *c) {
     if (phase != WARMING && phase != MEASURING) return;
     for (; c->waiting_count && has_room(c); c->waiting_count--) call_start(c, now_ns);
+}
+
+static bool is_late(uint64_t intended_ns) { return intended_ns + setup.deadline_ns <= now_ns; }
+
+/* Gives up the running calls whose deadline has passed. */
+static void give_up_late(void) {
+    for (struct call *call = oldest, *after; call && is_late(call->intended_ns); call = after) {
+        after = call->newer;
+        struct connection *c = call->connection;
+        if (protocol->give_up) protocol->give_up(c, call);
+    }
 }
 
 /* Open loop: draws what is due by now and starts it, on the connections in turn. */
@@ -151,8 +190,19 @@ static void start_arrivals(void) {
             arrivals.capacity = 2 * arrivals.count + 1024;
         }
         arrivals.times[arrivals.first + arrivals.count++] = arrival_next;
+        if (in_window(arrival_next)) figures.due_count++;
+        bool later = setup.later_rate > 0 && figures.window_from != NEVER &&
+                     arrival_next >= figures.window_from + (uint64_t)(setup.later_s * 1e9);
         double uniform = ((double)(random_bits() >> 11) + 1.0) / 9007199254740993.0;
-        arrival_next += (uint64_t)(-log(uniform) / setup.rate * 1e9) + 1;
+        arrival_next += (uint64_t)(-log(uniform) / (later ? setup.later_rate : setup.rate) * 1e9) + 1;
+    }
+    for (; setup.deadline_ns && arrivals.count && is_late(arrivals.times[arrivals.first]); arrivals.count--) {
+        uint64_t intended_ns = arrivals.times[arrivals.first++];
+        struct slice *slice = slice_of(intended_ns);
+        if (slice) slice->failed_count++;
+        if (in_window(intended_ns)) figures.late_count++, figures.unsent_count++;
+        count_failure(OUTCOME_LATE, "not sent before the deadline");
+        if (held_back) held_back--;
     }
     uint32_t full = 0;
     while (arrivals.count && active_count < setup.in_flight_max && full < setup.connections_count) {
@@ -165,8 +215,7 @@ static void start_arrivals(void) {
         uint64_t intended_ns = arrivals.times[arrivals.first++];
         arrivals.count--;
         if (held_back) held_back--;
-        if (intended_ns >= figures.window_from && intended_ns < figures.window_until)
-            histogram_record(&figures.start_delay, now_ns - intended_ns);
+        if (in_window(intended_ns)) histogram_record(&figures.start_delay, now_ns - intended_ns);
         call_start(c, intended_ns);
     }
     if (phase == MEASURING) figures.held_back_count += arrivals.count - held_back;
@@ -227,6 +276,14 @@ static void arm_timer(void) {
     uint64_t wanted = phase_until < arrival || phase >= DRAINING ? phase_until : arrival;
     for (uint32_t i = 0; i < setup.connections_count && phase < DRAINING; i++)
         if (connections[i].retry_ns && connections[i].retry_ns < wanted) wanted = connections[i].retry_ns;
+    if (setup.deadline_ns && (oldest || arrivals.count)) {
+        uint64_t first = oldest ? oldest->intended_ns : NEVER;
+        if (arrivals.count && arrivals.times[arrivals.first] < first) first = arrivals.times[arrivals.first];
+        first += setup.deadline_ns;
+        if (first <= now_ns) first = now_ns; /* one that cannot be given up */
+        first += DEADLINE_TICK_NS - first % DEADLINE_TICK_NS;
+        if (first < wanted) wanted = first;
+    }
     if (wanted == timer_ns) return;
     timer_ns = wanted;
     struct itimerspec at = {0}; /* zero disarms it */
@@ -257,6 +314,7 @@ static void turn(void) {
     for (uint32_t i = 0; i < setup.connections_count && phase < DRAINING; i++)
         if (connections[i].retry_ns && connections[i].retry_ns <= now_ns) connection_open(&connections[i]);
     advance();
+    if (setup.deadline_ns) give_up_late();
     if (setup.rate > 0) start_arrivals();
     for (uint32_t i = 0; i < setup.connections_count; i++)
         if (out_staged(&connections[i]) && !connections[i].writable_wanted) connection_flush(&connections[i]);

@@ -35,6 +35,7 @@ enum outcome {
     OUTCOME_GRPC_STATUS, /* not 0, or missing */
     OUTCOME_LENGTH,      /* the gRPC message and its length prefix disagree, or there is none */
     OUTCOME_VALUE,       /* not the expected answer */
+    OUTCOME_LATE,        /* not answered before --deadline_ms: given up, or answered too late */
     OUTCOME_UNANSWERED,  /* still running when the drain limit passed */
     OUTCOMES_COUNT
 };
@@ -77,6 +78,8 @@ struct setup {
     double warmup_s, duration_s, drain_s, connect_s;
     uint64_t count; /* end after so many measured calls; 0: by duration */
     double rate;    /* calls a second, Poisson; 0: closed loop */
+    double later_rate, later_s; /* the rate from this second of the measured window on; 0: no change */
+    uint64_t deadline_ns; /* of each call, from when it should have started; 0: none */
     uint64_t tick_ns;  /* open loop: the clock wakes the program at most so often for arrivals; 0: for each */
     uint64_t slice_ns; /* 0: no slices */
     uint64_t seed, check_every;
@@ -93,6 +96,8 @@ void setup_read(int argc, char **argv); /* exits with status 2 and a text on a m
 
 struct call {
     uint64_t intended_ns;
+    struct connection *connection;
+    struct call *older, *newer; /* with a deadline: the running calls in the order of their start */
     const struct message *message;
     uint32_t stream_id; /* 0: not running */
     bool head_seen, judged, compare;
@@ -127,6 +132,8 @@ struct protocol {
     /* Consumes what is whole of `bytes` bytes at `data` and returns how much that was. */
     size_t (*receive)(struct connection *, const uint8_t *data, size_t bytes);
     void (*room)(struct connection *); /* everything staged has been sent */
+    /* Tells the server that nobody waits for this call, and ends it with OUTCOME_LATE. NULL: cannot be told. */
+    void (*give_up)(struct connection *, struct call *);
     /* Before the descriptor closes: ends every running call. `outcome` is never GOOD. */
     void (*closing)(struct connection *, enum outcome outcome, const char *text);
 };

@@ -41,7 +41,8 @@ class Load:
 
     `count`: measure so many calls instead of a duration. `compare`: exact, predict or json; None: the generator's
     default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each such slice of
-    the duration as well. `extra`: further options of the generator, as they are.
+    the duration as well. `deadline_ms`: of each call, from when it should have started; told to the server, and kept
+    here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further options of the generator, as they are.
     """
 
     port: int
@@ -60,6 +61,9 @@ class Load:
     errors_allowed: bool = False
     tick_us: float = 0.0
     slice_ms: float = 0.0
+    deadline_ms: float = 0.0
+    later_s: float = 0.0
+    later_rate: float = 0.0
     extra: Sequence[str] = ()
 
 
@@ -96,7 +100,9 @@ class Slices:
 class Figures:
     """The generator's result. Rate, CPU and bytes are of the measured window; failures of the whole run.
 
-    held_back: calls that were due in the window while `in_flight` were running; they were sent later. met: compared
+    held_back: calls that were due in the window while `in_flight` were running; they were sent later. Of the calls
+    that should have started in the window: due: all; late: no answer before their deadline, unsent: of these, never
+    sent for want of room; refused_us: when they were refused. met: compared
     answers of the whole run, by which expected answer they equal: the first, the first of the others and so on.
     window_from_s: when the window opened, as time.monotonic() tells it.
     """
@@ -111,6 +117,11 @@ class Figures:
     in_flight_reached: int
     failures: int
     held_back: int = 0
+    due: int = 0
+    late: int = 0
+    unsent: int = 0
+    refused_us: Spread = field(default_factory=Spread)
+    refused_by_grpc_status: dict[str, int] = field(default_factory=dict)
     met: Sequence[int] = ()
     window_from_s: float = 0.0
     slices: Slices = field(default_factory=Slices)
@@ -172,6 +183,8 @@ def arguments(load: Load, folder: Path) -> list[str]:
     options += [f"--compare={load.compare}"] if load.compare else []
     options += [f"--tick_us={load.tick_us}"] if load.tick_us else []
     options += [f"--slice_ms={load.slice_ms}"] if load.slice_ms else []
+    options += [f"--deadline_ms={load.deadline_ms}"] if load.deadline_ms else []
+    options += [f"--later_s={load.later_s}", f"--later_rate={load.later_rate}"] if load.later_rate else []
     options += ["--allow_errors"] if load.errors_allowed else []
     options += load.extra
     for index, exchange in enumerate(load.exchanges):
@@ -188,7 +201,7 @@ def arguments(load: Load, folder: Path) -> list[str]:
 
 def figures_of(result: dict[str, Any]) -> Figures:
     plain = {name: result[name] for name in Figures.__dataclass_fields__ if name in result}
-    spreads = {name: Spread(**result[name]) for name in ("latency_us", "start_delay_us")}
+    spreads = {name: Spread(**result[name]) for name in ("latency_us", "start_delay_us", "refused_us")}
     slices = Slices(**result.get("slices", {}))
     return Figures(**{**plain, **spreads, "slices": slices, "raw": result})
 

@@ -123,4 +123,5 @@ static void http1_closing(struct connection *c, enum outcome outcome, const char
     c->state = NULL;
 }
 
-const struct protocol protocol_http1 = {http1_opened, http1_start, http1_receive, write_request, http1_closing};
+const struct protocol protocol_http1 = {http1_opened, http1_start, http1_receive, write_request, NULL,
+                                        http1_closing};

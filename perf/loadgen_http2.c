@@ -101,8 +101,9 @@ static void end_stream(struct connection *c, struct call *call, enum outcome out
     uint32_t stream_id = call->stream_id;
     h->streams[(stream_id >> 1) & h->streams_mask] = NULL;
     unblock(h, call);
-    if (call->sent_bytes < call->message->wire_bytes && outcome != OUTCOME_RESET && c->fd >= 0) {
-        uint8_t code[4] = {0, 0, 0, 8}; /* CANCEL: the answer came before the whole request had gone */
+    bool unfinished = call->sent_bytes < call->message->wire_bytes && outcome != OUTCOME_RESET;
+    if ((unfinished || outcome == OUTCOME_LATE) && c->fd >= 0) {
+        uint8_t code[4] = {0, 0, 0, 8}; /* CANCEL: nobody waits, or the answer came before the whole request had gone */
         send_frame(c, RST_STREAM, 0, stream_id, code, sizeof code);
     }
     call_end(c, call, outcome, grpc_status, text);
@@ -393,6 +394,10 @@ static void http2_opened(struct connection *c) {
     send_frame(c, WINDOW_UPDATE, 0, 0, increment, sizeof increment);
 }
 
+static void http2_give_up(struct connection *c, struct call *call) {
+    end_stream(c, call, OUTCOME_LATE, 0, "no answer before the deadline");
+}
+
 static void http2_closing(struct connection *c, enum outcome outcome, const char *text) {
     struct http2 *h = c->state;
     for (uint32_t i = 0; i <= h->streams_mask; i++)
@@ -404,4 +409,5 @@ static void http2_closing(struct connection *c, enum outcome outcome, const char
     c->state = NULL;
 }
 
-const struct protocol protocol_http2 = {http2_opened, http2_start, http2_receive, write_blocked, http2_closing};
+const struct protocol protocol_http2 = {http2_opened, http2_start, http2_receive, write_blocked,
+                                        http2_give_up, http2_closing};

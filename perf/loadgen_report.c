@@ -7,6 +7,7 @@ typedef unsigned long long number;
 
 static const char *const outcome_names[OUTCOMES_COUNT] = {
     "good", "connect", "closed", "goaway", "protocol", "reset", "http_status", "grpc_status", "length", "value",
+    "late",
     "unanswered"};
 
 void count_failure(enum outcome outcome, const char *text) {
@@ -63,6 +64,19 @@ static void print_slices(void) {
     printf("}, ");
 }
 
+static void print_window(void) {
+    const struct figures *f = &figures;
+    const char *comma = "";
+    printf("\"due\": %llu, \"late\": %llu, \"unsent\": %llu, \"refused_by_grpc_status\": {", (number)f->due_count,
+           (number)f->late_count, (number)f->unsent_count);
+    for (int i = 1; i < 17; i++) {
+        if (!f->refused_counts[i]) continue;
+        printf("%s\"%d\": %llu", comma, i, (number)f->refused_counts[i]);
+        comma = ", ";
+    }
+    printf("}, ");
+}
+
 static double seconds(struct timeval t) { return (double)t.tv_sec + (double)t.tv_usec / 1e6; }
 
 static double ratio(double a, double b) { return b > 0 ? a / b : 0.0; }
@@ -80,6 +94,8 @@ uint64_t figures_print(void) {
            ratio(calls, window_s));
     print_histogram("latency_us", &f->latency);
     print_histogram("start_delay_us", &f->start_delay);
+    print_histogram("refused_us", &f->refused);
+    print_window();
     printf("\"cpu_us_per_call\": %.3f, \"cpu_user_us_per_call\": %.3f, \"cpu_system_us_per_call\": %.3f, ",
            ratio(user_us + system_us, calls), ratio(user_us, calls), ratio(system_us, calls));
     printf("\"calls_per_receive\": %.2f, \"calls_per_send\": %.2f, ", ratio(calls, (double)f->receives_count),

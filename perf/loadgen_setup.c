@@ -45,6 +45,9 @@ static const char usage[] =
     "  --slice_ms=0                 latency and failures of each such slice of the measured duration, too\n"
     "  --warmup_s=0 --duration_s=5 --count=N   measure for a duration, or for so many calls\n"
     "  --drain_s=10 --connect_s=10  how long to wait for the last answers, for connections\n"
+    "  --deadline_ms=0              of every call, from when it should have started: sent as grpc-timeout, given up and\n"
+    "                               counted as late when it has passed\n"
+    "  --later_s=S --later_rate=N   open loop: this rate from the second S of the measured window on\n"
     "  --grpc_timeout=100m          deadline sent with every call, in gRPC's notation\n"
     "  --seed=1 --reconnect --allow_errors\n"
     "Exit status: 0, 1 if any call failed (0 with --allow_errors), 2 if nothing could be measured.\n";
@@ -135,7 +138,7 @@ static enum comparison comparison_named(const char *name) {
 void setup_read(int argc, char **argv) {
     enum { HOST = 1, PORT, PATH, AUTHORITY, REST, REQUEST, EXPECT, COMPARE, TOLERANCE, FLOOR, CHECK_EVERY, ORDER,
            CONNECTIONS, IN_FLIGHT, RATE, WARMUP, DURATION, COUNT, DRAIN, CONNECT, TIMEOUT, SEED, RECONNECT, ALLOW,
-           TICK, SLICE, HELP };
+           TICK, SLICE, DEADLINE, LATER_S, LATER_RATE, HELP };
     static const struct option options[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"path", 1, NULL, PATH}, {"authority", 1, NULL, AUTHORITY},
         {"rest", 0, NULL, REST}, {"request", 1, NULL, REQUEST}, {"expect", 1, NULL, EXPECT},
@@ -145,7 +148,9 @@ void setup_read(int argc, char **argv) {
         {"duration_s", 1, NULL, DURATION}, {"count", 1, NULL, COUNT}, {"drain_s", 1, NULL, DRAIN},
         {"connect_s", 1, NULL, CONNECT}, {"grpc_timeout", 1, NULL, TIMEOUT}, {"seed", 1, NULL, SEED},
         {"reconnect", 0, NULL, RECONNECT}, {"allow_errors", 0, NULL, ALLOW}, {"tick_us", 1, NULL, TICK},
-        {"slice_ms", 1, NULL, SLICE}, {"help", 0, NULL, HELP}, {0}};
+        {"slice_ms", 1, NULL, SLICE},
+        {"deadline_ms", 1, NULL, DEADLINE}, {"later_s", 1, NULL, LATER_S}, {"later_rate", 1, NULL, LATER_RATE},
+        {"help", 0, NULL, HELP}, {0}};
     char **requests = allocate(NULL, (size_t)argc * sizeof *requests);
     char **expects = allocate(NULL, (size_t)argc * sizeof *expects);
     uint32_t *expects_of = allocate(NULL, (size_t)argc * sizeof *expects_of), expects_count = 0;
@@ -189,6 +194,9 @@ void setup_read(int argc, char **argv) {
         case ALLOW: setup.errors_allowed = true; break;
         case TICK: setup.tick_ns = (uint64_t)(number(name, optarg, 0) * 1e3); break;
         case SLICE: setup.slice_ns = (uint64_t)(number(name, optarg, 0) * 1e6); break;
+        case DEADLINE: setup.deadline_ns = (uint64_t)(number(name, optarg, 0) * 1e6); break;
+        case LATER_S: setup.later_s = number(name, optarg, 0); break;
+        case LATER_RATE: setup.later_rate = number(name, optarg, 1e-3); break;
         case HELP: fputs(usage, stdout); exit(0);
         default: refuse("unknown option");
         }
@@ -199,6 +207,14 @@ void setup_read(int argc, char **argv) {
     if (setup.slice_ns && setup.count) refuse("--slice_ms goes with --duration_s, not with --count");
     if (setup.slice_ns && setup.duration_s * 1e9 / (double)setup.slice_ns > SLICES_MAX)
         refuse("more than %d slices", SLICES_MAX);
+    if (setup.later_rate > 0 && setup.rate <= 0) refuse("--later_rate goes with --rate");
+    if (setup.deadline_ns && !setup.rest && !setup.grpc_timeout) {
+        static char timeout[16];
+        bool fits = setup.deadline_ns < 100000000000ull; /* eight digits of microseconds */
+        uint64_t number = setup.deadline_ns / (fits ? 1000 : 1000000);
+        snprintf(timeout, sizeof timeout, "%llu%c", (unsigned long long)(number ? number : 1), fits ? 'u' : 'm');
+        setup.grpc_timeout = timeout;
+    }
     if (setup.rest) setup.connections_count = setup.in_flight_max;
     if (setup.connections_count > setup.in_flight_max) refuse("more connections than calls in flight");
     if (!setup.authority) {

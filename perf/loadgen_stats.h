@@ -93,6 +93,9 @@ static inline uint64_t slice_quantile(const struct slice *s, double fraction) {
 struct figures {
     uint64_t window_from, window_until;       /* the measured window; UINT64_MAX before it is known */
     struct histogram latency, start_delay;    /* of calls that should have started inside the window */
+    struct histogram refused;                 /* likewise: until RESOURCE_EXHAUSTED, UNAVAILABLE, HTTP 429 or 503 */
+    uint64_t due_count, late_count, unsent_count; /* likewise; unsent: late ones that there was no room to start */
+    uint64_t refused_counts[17];              /* likewise, by grpc-status */
     uint64_t good_count;                      /* ended inside the window */
     uint64_t compared_count, received_bytes, sent_bytes, receives_count, sends_count; /* in window and drain */
     uint32_t active_reached;
