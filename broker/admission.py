@@ -13,6 +13,10 @@ from ringserve.broker.lanes import Lane, Split
 from ringserve.broker.messages import Failure
 from ringserve.broker.policy import ROWS_ANY
 
+#: A wait in the queue is taken to last so many times what is predicted. Who is let in and then comes too late costs
+#: twice: a worker's time, and a client that waited in vain. In an overload queues are not empty for that, only shorter.
+_PATIENCE = 2.0
+
 Refusal = tuple[int, Failure]  # request id, what it is told
 
 
@@ -29,7 +33,11 @@ def admit(
     refused: list[Refusal] = []
     room = policy.queue_requests_max - len(queue)
     rows_queued = lane.rows_queued
-    rows_room = policy.queue_rows_max
+    rows_room = lane.queue_rows_max
+    rows_slow = ROWS_ANY  # so many rows would wait for `queue_ns_max`
+    if policy.queue_ns_max and soonest[1]:
+        rows_slow = int(policy.queue_ns_max / soonest[1])
+        rows_room = min(rows_room, rows_slow)
     batches: deque[int] | None = None
     if policy.queue_batches_max and not lane.single:
         if policy.split:
@@ -43,7 +51,8 @@ def admit(
     if batches is not None:
         rows_end = min(rows_room, opened_at + lane.rows_max if batches else 0)
     deadline_min_ns = lane.deadline_min_ns or ROWS_ANY
-    soonest_ns, row_ns = soonest
+    soonest_ns, row_ns = soonest if policy.refuse_late else (0, 0.0)
+    row_ns *= _PATIENCE
     for request in requests:
         request_id, rows, deadline_ns, *offsets = request
         if deadline_ns:
@@ -59,7 +68,7 @@ def admit(
         if rows > rows_plain or rows < 1 or room < 1 or rows_queued + rows > rows_end:
             if batches:
                 batches[-1] = rows_queued - opened_at
-            failure = _second_look(lane, rows, rows_queued, batches)
+            failure = _second_look(lane, rows, rows_queued, batches, rows_slow)
             if failure is not None:
                 refused.append((request_id, failure))
                 continue
@@ -80,7 +89,9 @@ def admit(
     return refused
 
 
-def _second_look(lane: Lane, rows: int, rows_queued: int, batches: deque[int] | None) -> Failure | None:
+def _second_look(
+    lane: Lane, rows: int, rows_queued: int, batches: deque[int] | None, rows_slow: int
+) -> Failure | None:
     """Why a request that is large, or finds the lane (nearly) full, must be refused; None when it need not be.
 
     batches: `Lane.open_batches`, where whole batches are counted.
@@ -94,8 +105,10 @@ def _second_look(lane: Lane, rows: int, rows_queued: int, batches: deque[int] | 
         return failures.too_large(rows, lane.rows_max)
     if not lane.queue:
         return None
-    if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > policy.queue_rows_max:
-        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, policy.queue_rows_max)
+    if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > lane.queue_rows_max:
+        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, lane.queue_rows_max)
+    if rows_queued + rows > rows_slow:
+        return failures.queue_slow(rows_queued, rows_slow, policy.queue_ns_max)
     if not policy.queue_batches_max or lane.single:
         return None
     if batches is None:

@@ -15,7 +15,7 @@ answer twice only after a worker's death, when the first worker's Result was sen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ringserve.broker import failures
 from ringserve.broker.admission import admit
@@ -27,30 +27,16 @@ from ringserve.broker.lane_table import LaneTable
 from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Leases
 from ringserve.broker.messages import Done, Execute, Failure, LaneSpec, ModelVersion
+from ringserve.broker.neighbours import Neighbours, runs
 from ringserve.broker.observer import Observer
 from ringserve.broker.outcomes import Outcomes
 from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
 from ringserve.broker.policy import LanePolicy
-from ringserve.broker.sizes import rows_fitting
+from ringserve.broker.sizes import rows_fitting, rows_in_time
 from ringserve.broker.statistics import Queue, Usage, held, queues, usage
+from ringserve.broker.turn import Turn as Turn
 
 _AGAIN, _REPLACED_MAX = -1, 100
-
-
-class Turn(NamedTuple):
-    """What the broker's loop has to do now.
-
-    executes: (worker id, batch). failed: frontend id -> [[request_id, code, text], ...], ready to be a Failed.
-    kills: workers whose lease ran out, each named once; end them, and say `worker_left` when they are gone.
-    wake_ns: call `turn` again at this time even if nothing arrives; 0 = not needed. Always later than the turn's own.
-    drained: draining workers that hold nothing any more and are sent nothing more, each named once.
-    """
-
-    executes: list[tuple[int, Execute]]
-    failed: dict[int, list[list[Any]]]
-    kills: list[int]
-    wake_ns: int
-    drained: list[int]
 
 
 class Core:
@@ -86,6 +72,7 @@ class Core:
         self._served: set[ModelVersion] = set()
         self._replaced: set[ModelVersion] = set()  # they went, and their last worker before them: tell who asked late
         self._expiry = Expiry()
+        self._neighbours = Neighbours()
         self.ran_last = -1  # the worker whose batch ended last
         self._counters = dict.fromkeys(
             ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
@@ -181,6 +168,7 @@ class Core:
                 for request in requests:
                     outcomes.tell(frontend_id, request[0], refusal, "refused")
                 continue
+            self._neighbours.saw(lane, now_ns)
             soonest = soonest_answer(lane, workers, now_ns)
             for request_id, failure in admit(lane, frontend_id, requests, soonest, now_ns):
                 outcomes.refuse(lane, frontend_id, request_id, failure)
@@ -273,13 +261,16 @@ class Core:
         at_limit = self._running_max and self._leases.running_count >= self._running_max
         if at_limit:  # none may start on an idle worker, and nobody may be sent ahead of who waits to
             workers = [worker for worker in workers if worker.leases]
+        keep_off_ns = self._neighbours.keeps_off(lane, workers, now_ns)
+        if keep_off_ns:
+            workers = [worker for worker in workers if runs(worker, lane.servable.name)]
         placement = place(lane, workers, now_ns, credit_max=self._fleet.credit_max, lanes_waiting=len(self._order) + 1)
         worker = placement.worker
         if worker is None:
             taken.update(waited_for.worker_id for waited_for in placement.waits_for)
             if at_limit:
                 taken.update(self._leases.busy_workers())
-            return None, placement.ask_ns
+            return None, earliest(placement.ask_ns, keep_off_ns)
         solo = bool(lane.solo)
         if solo:
             entries, late = [lane.solo.popleft()], []
@@ -287,7 +278,9 @@ class Core:
             if 0 < entries[0][1] <= now_ns:
                 entries, late = [], entries
         else:
-            rows_max = rows_fitting(lane, placement.rows_max) if lane.rows_allowed else placement.rows_max
+            rows_max = rows_in_time(lane, placement.rows_max)
+            if lane.rows_allowed:
+                rows_max = rows_fitting(lane, rows_max)
             late_ns = late_by_prediction(lane, worker, rows_max, now_ns) if lane.deadline_min_ns else now_ns
             entries, rows, late = lane.take(rows_max, now_ns, late_ns)
         if late:
@@ -298,6 +291,7 @@ class Core:
         lease = self._leases.grant(worker.worker_id, lane, entries, rows, now_ns, expected_ns=expected_ns, solo=solo)
         lease.charged_ns = self._order.charge(lane, expected_ns)
         lease.has_parts = lane.granted(worker.worker_id, entries)
+        lane.drain.granted(rows, now_ns, leaves_some=bool(lane.queue))
         worker.quiet_since_ns = now_ns
         counters = self._counters
         counters["batches"] += 1

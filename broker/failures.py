@@ -60,6 +60,14 @@ def queue_full(requests: int, requests_max: int, rows: int, rows_max: int) -> Fa
     )
 
 
+def queue_slow(rows: int, rows_max: int, wait_ns_max: int) -> Failure:
+    return Failure(
+        QUEUE_FULL_CODE,
+        f"{_FULL}currently {rows} rows enqueued, and {rows_max} are predicted to wait for the "
+        f"{wait_ns_max / 1e6:.0f} ms that queue_ms_max allows",
+    )
+
+
 def queue_full_batches(batches: int, batches_max: int) -> Failure:
     """TF Serving's text, word for word: requests are not split, and no further batch may be opened."""
     return Failure(
@@ -84,6 +92,6 @@ def no_capacity(rows: int, rows_queued: int, batch_rows_max: int, batches_max: i
 def too_late(wait_ns: int, left_ns: int) -> Failure:
     return Failure(
         Code.RESOURCE_EXHAUSTED,
-        f"The queue is too long for this request's deadline: an answer is predicted in {wait_ns / 1e6:.1f} ms at the "
-        f"earliest and {left_ns / 1e6:.1f} ms are left",
+        f"The queue is too long for this request's deadline: an answer can be promised in {wait_ns / 1e6:.1f} ms at "
+        f"the earliest and {left_ns / 1e6:.1f} ms are left",
     )

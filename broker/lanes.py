@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from ringserve.broker.drain import Drain
 from ringserve.broker.messages import Failure, LaneSpec, ModelVersion
 from ringserve.broker.policy import ROWS_ANY, LanePolicy
+from ringserve.broker.row_bytes import row_bytes
 from ringserve.broker.runtimes import RunTimes
 
 #: (part as Execute carries it: [frontend_id, request_id, rows, row_start, offset, ...], deadline_ns, arrived_ns)
@@ -42,6 +44,7 @@ class Lane:
 
     single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
     rows_best: largest batch that is made when more waits: `rows_max`, or less where a larger one only takes longer.
+    queue_rows_max: rows that may wait, by the policy's own limit and its limit in bytes.
     rows_allowed: sizes up to which the worker pads a batch's rows.
     deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
     costs nothing; `sweep` makes it exact again.
@@ -53,11 +56,13 @@ class Lane:
         "_open_batches",
         "attained_ns",
         "deadline_min_ns",
+        "drain",
         "key",
         "leases_count",
         "listed",
         "policy",
         "queue",
+        "queue_rows_max",
         "recent",
         "rows_allowed",
         "rows_best",
@@ -82,6 +87,7 @@ class Lane:
         self.deadline_min_ns = 0
         self.splits: dict[tuple[int, int], Split] = {}
         self.times = RunTimes()
+        self.drain = Drain()
         self.attained_ns = 0
         self.listed = False
         self.recent: list[int] = []
@@ -97,6 +103,10 @@ class Lane:
         self.rows_max = ROWS_ANY if self.single else policy.batch_rows_max
         self.rows_allowed = policy.batch_rows_allowed if self.spec.batchable else ()
         self._open_batches = None
+        self.queue_rows_max = policy.queue_rows_max
+        if policy.queue_bytes_max:
+            rows_of_bytes = policy.queue_bytes_max // max(1, row_bytes(self.spec))
+            self.queue_rows_max = min(policy.queue_rows_max, max(1, rows_of_bytes))
         self._choose_best()
 
     # ------------------------------------------------------------------------------------------------ run times

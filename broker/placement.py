@@ -19,6 +19,7 @@ from ringserve.broker.fleet import Worker
 from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Lease
 from ringserve.broker.runtimes import RunTimes
+from ringserve.broker.sizes import rows_in_time
 
 #: A known run is overdue this many `spread_ns` after its time. On a host whose cores are shared a worker is often put
 #: aside for some milliseconds and comes back; a second worker then only competes for the core that it waits for.
@@ -191,15 +192,22 @@ def late_by_prediction(lane: Lane, worker: Worker, rows_max: int, now_ns: int) -
 def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[int, float]:
     """(when a new request with an empty queue before it could be answered, ns that each queued row adds to that).
 
-    As if every worker, once it has run what it holds, ran nothing but full batches of this lane: it cannot be sooner.
-    (0, 0) when that is not known well enough, or the policy does not want it.
+    The queue goes as fast as it lately did; while that is not known, as if every worker, once it has run what it holds,
+    ran nothing but full batches of this lane. (0, 0) when neither is known well enough.
     """
     times = lane.times
-    if not (workers and lane.queue and lane.policy.refuse_late and times.confident):
+    if not (workers and lane.queue and times.known):
         return 0, 0.0
     held_ns = sum(free_ns(worker.leases, now_ns) - now_ns for worker in workers) // len(workers)
+    rows = 1 if lane.single else rows_in_time(lane, min(lane.rows_best, lane.rows_queued + 1))
+    soonest_ns = now_ns + held_ns + lane.predict(rows) + int(times.turnaround_ns)
+    row_ns = lane.drain.row_ns(now_ns)
+    if row_ns:
+        return soonest_ns, row_ns
+    if not times.confident:
+        return 0, 0.0
     row_ns = times.row_ns if lane.single else lane.predict(lane.rows_best) / lane.rows_best
-    return now_ns + held_ns + lane.predict(1) + int(times.turnaround_ns), row_ns / len(workers)
+    return soonest_ns, row_ns / len(workers)
 
 
 def free_ns(leases: Sequence[Lease], now_ns: int) -> int:

@@ -36,6 +36,8 @@ class LanePolicy:
       default policy's counts.
     request_rows_max: a request with more rows is refused; 0 = no limit.
     queue_requests_max, queue_rows_max: what may wait in one lane. A request that finds the lane empty is always taken.
+    queue_bytes_max: likewise, of their inputs, as far as dtypes and shapes tell; 0 = not limited this way.
+    queue_ns_max: a request that by prediction would wait longer is refused, whatever its deadline; 0 = not limited.
     queue_batches_max: TF Serving's `max_enqueued_batches`: whole batches that may wait in one lane; 0 = not limited
       this way.
     split: may a request with more rows than `batch_rows_max` run as several parts?
@@ -49,6 +51,8 @@ class LanePolicy:
       than messages take: what is sent ahead stands before every other lane's next batch.
     refuse_late: refuse requests that by the learned run times cannot make their deadline (only when these are known
       well, and never the only one waiting, so that a wrong prediction corrects itself).
+    keep_free_ns: a model whose batches run longer than `spread_ns` leaves one worker to the others for so long after
+      the last request of one of them (see `neighbours.py`); 0 = it need not.
     no_worker_ns_max: how long requests wait when no worker serves their model version (one is being replaced).
     """
 
@@ -61,6 +65,8 @@ class LanePolicy:
     request_rows_max: int = 0
     queue_requests_max: int = 8_192
     queue_rows_max: int = 65_536
+    queue_bytes_max: int = 0
+    queue_ns_max: int = 0
     queue_batches_max: int = 0
     split: bool = True
     workers_max: int = 0
@@ -69,6 +75,7 @@ class LanePolicy:
     prefetch_ns: int = MILLISECOND_NS
     prefetch_full_ns: int = 5 * MILLISECOND_NS
     refuse_late: bool = True
+    keep_free_ns: int = 100 * MILLISECOND_NS
     no_worker_ns_max: int = 10 * SECOND_NS
 
     def __post_init__(self) -> None:
@@ -82,7 +89,10 @@ class LanePolicy:
             "batch_enough_ns",
             "batches_at_once_max",
             "request_rows_max",
+            "queue_bytes_max",
+            "queue_ns_max",
             "queue_batches_max",
+            "keep_free_ns",
             "workers_max",
             "spread_ns",
             "prefetch_ns",

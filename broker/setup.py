@@ -34,8 +34,9 @@ from ringserve.config.topology import read_topology
 log = logging.getLogger(__name__)
 
 
-def lane_policy(batching: Batching, workers: Workers) -> LanePolicy:
+def lane_policy(batching: Batching, workers: Workers, request_ring_bytes: int) -> LanePolicy:
     """The policy of one model's lanes."""
+    queue_bytes_max = batching.queue_bytes_max or request_ring_bytes // 2
     return LanePolicy(
         batching=batching.policy,  # type: ignore[arg-type]  # one of the choices that the schema allows
         batch_rows_max=batching.batch_rows_max,
@@ -45,6 +46,9 @@ def lane_policy(batching: Batching, workers: Workers) -> LanePolicy:
         request_rows_max=batching.request_rows_max,
         queue_requests_max=batching.queue_requests_max,
         queue_rows_max=batching.queue_rows_max,
+        queue_bytes_max=queue_bytes_max,
+        queue_ns_max=batching.queue_ms_max * 1_000_000,
+        keep_free_ns=batching.keep_free_ms * 1_000_000,
         queue_batches_max=batching.queue_batches_max,
         split=batching.split,
         spread_ns=batching.spread_us * 1_000,
@@ -59,6 +63,7 @@ class Policies:
     def __init__(self, core: Core, settings: Settings) -> None:
         self._core = core
         self._workers = settings.workers
+        self._ring_bytes = settings.shm.request_ring_bytes
         self._defaults = settings.batching
         self._models: dict[str, Batching] = {}
         self._versions: dict[str, Batching] = {}
@@ -110,10 +115,10 @@ class Policies:
         if before and state == (self._models, self._versions, self._singles):
             return []
         self._models, self._versions, self._singles = state
-        by_model = {name: lane_policy(self.batching(name), self._workers) for name in self._models}
+        by_model = {name: lane_policy(self.batching(name), self._workers, self._ring_bytes) for name in self._models}
         for name in singles & by_model.keys():
             by_model[name] = replace(by_model[name], workers_max=1)
-        self._core.set_policies(lane_policy(self._defaults, self._workers), by_model)
+        self._core.set_policies(lane_policy(self._defaults, self._workers, self._ring_bytes), by_model)
         options = [self.options(name) for name in self._models]
         return [new for new in options if new.name in before and before[new.name] != new]
 

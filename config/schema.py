@@ -202,9 +202,21 @@ class Batching:
         1000, "policy timeout: how long the oldest request waits for its batch to fill"
     )
     queue_requests_max: int = setting(
-        10_000, "requests waiting in one lane; one more is answered RESOURCE_EXHAUSTED at once", low=1
+        10_000, "requests waiting in one lane; one more is answered UNAVAILABLE at once", low=1
     )
     queue_rows_max: int = setting(100_000, "rows waiting in one lane, likewise", low=1)
+    queue_bytes_max: int = setting(
+        0, "bytes of inputs waiting in one lane, likewise; 0: half of request_ring_bytes, so that others find room",
+        high=1024 * GIB, shown="0",
+    )
+    queue_ms_max: int = setting(
+        0, "a request that is predicted to wait longer is answered UNAVAILABLE at once; 0: only its deadline counts"
+    )
+    keep_free_ms: int = setting(
+        100,
+        "a model whose batches run longer than spread_us leaves one worker free so long after another asked; 0: off",
+        flag="batching_keep_free_ms",
+    )
     split: bool = setting(
         True, "cut a request of more rows than a batch holds, and join its answers", flag="batching_split"
     )

@@ -42,7 +42,8 @@ class Load:
     `count`: measure so many calls instead of a duration. `compare`: exact, predict or json; None: the generator's
     default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each such slice of
     the duration as well. `deadline_ms`: of each call, from when it should have started; told to the server, and kept
-    here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further options of the generator, as they are.
+    here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further options
+    of the generator, as they are.
     """
 
     port: int

@@ -6,12 +6,12 @@
     python -m perf.overload --record        also appends a line per figure to perf/results/overload.tsv
 
 First the capacity, closed loop. Then Poisson arrivals that wait for nobody, at 50 to 400 % of it, each call with a
-deadline that counts from when it should have been sent; the server is told of it (grpc-timeout) and the client gives up
-when it has passed, as gRPC's clients do. Every answer is checked. Goodput is what was answered rightly within the
-deadline. Two models: the MLP, which is cheap, so that the frontend is what is overloaded; and the convolution net, 4 ms
-a row, where it is TensorFlow. Then recovery: seconds at 200 %, then 50 %, and how many 100 ms pass until the p99 of such
-a piece is what it was in quiet. Starvation: model B under a light load, alone and beside model A at 400 % of its
-capacity.
+deadline that counts from when it should have been sent; the server is told of it (grpc-timeout) and the client gives
+up when it has passed, as gRPC's clients do. Every answer is checked. Goodput is what was answered rightly within the
+deadline. Two models: the MLP, which is cheap, so that the frontend is what is overloaded; and the convolution net,
+4 ms a row, where it is TensorFlow. Then recovery: seconds at 200 %, then 50 %, and how many 100 ms pass until the p99
+of such a piece is what it was in quiet. Starvation: model B under a light load, alone and beside model A at 400 % of
+its capacity.
 
 The generator takes its share of the same cores: what it cannot send in time counts as late, in the column `unsent` when
 every connection had as many calls in flight as the server allows.

@@ -103,8 +103,9 @@ def print_course(
     peak = max(level.goodput for level in levels)
     report.figure(f"{name} capacity", capacity, "requests/s")
     report.figure(f"{name} peak goodput", peak, "requests/s")
-    header = ["of capacity", "offered/s", "goodput/s", "of peak", "refused", "by code", "late", "unsent", "p50 ms", "p99",
-              "p99.9", "refusal p50 ms", "p99", "failed", "generator CPUs", "others' CPUs"]  # fmt: skip
+    header = ["of capacity", "offered/s", "goodput/s", "of peak", "refused", "by code", "late", "unsent", "p50 ms",
+              "p99",
+              "p99.9", "refusal p50 ms", "p99", "failed", "generator CPUs", "others'"]  # fmt: skip
     rows = []
     for level in levels:
         figures, latency, refusal = level.figures, level.figures.latency_us, level.figures.refused_us
@@ -138,8 +139,8 @@ def print_course(
         if level.refused:
             bound_us = REFUSAL_MS_MAX * 1e3
             report.budget(f"{name}: p99 of a refusal at {level.share} %", refusal.p99, bound_us, "us")
-    print_table(f"{name}: Poisson arrivals, deadline {deadline_ms:g} ms; latency of the good from their intended start",
-                header, rows)  # fmt: skip
+    title = f"{name}: Poisson arrivals, deadline {deadline_ms:g} ms; latency of the good from their intended start"
+    print_table(title, header, rows)
     after_ms = report.figure(f"{name} recovery", recovery.after_ms, "ms")
     print(f"\n{name}: back to the quiet p99 of 100 ms ({recovery.quiet_us / 1e3:.1f} ms) {after_ms:,.0f} ms after the "
           "overload")  # fmt: skip

@@ -47,8 +47,9 @@ class Beside:
 
 def _load(server: Ringserve, exchanges: Sequence[Exchange], rate: float, warmup_s: float, duration_s: float,
           seed: int) -> Load:  # fmt: skip
-    return Load(server.port, exchanges, connections=4, in_flight=100_000, rate=rate, tick_us=200.0, warmup_s=warmup_s,
-                duration_s=duration_s, deadline_ms=DEADLINE_MS, errors_allowed=True, extra=[f"--seed={seed}"])  # fmt: skip
+    return Load(server.port, exchanges, connections=4, in_flight=100_000, rate=rate, tick_us=200.0,
+                warmup_s=warmup_s, duration_s=duration_s, deadline_ms=DEADLINE_MS, errors_allowed=True,
+                extra=[f"--seed={seed}"])  # fmt: skip
 
 
 def run(duration_s: float, rate: float, flags: tuple[str, ...], report: Report) -> int:
@@ -60,7 +61,8 @@ def run(duration_s: float, rate: float, flags: tuple[str, ...], report: Report) 
         server.wait_ready(slow.exchanges[0])
         server.call("PUT", f"/ringserve/v1/models/{light.name}", {"base_path": str(light.base_path)})
         server.settle()
-        closed = Load(server.port, slow.exchanges, connections=4, in_flight=32, warmup_s=1.0, duration_s=duration_s / 2)
+        closed = Load(server.port, slow.exchanges, connections=4, in_flight=32, warmup_s=1.0,
+                      duration_s=duration_s / 2)  # fmt: skip
         full_rate = rate or loadgen.run(closed).calls_per_second
         for turn in range(2):
             one = _load(server, light.exchanges, LIGHT_RATE, MARGIN_S, duration_s, 1 + turn)
@@ -72,9 +74,12 @@ def run(duration_s: float, rate: float, flags: tuple[str, ...], report: Report) 
     rows = []
     for kind, figures, other_figures in runs:
         latency = figures.latency_us
-        beside_text = "-" if other_figures is None else f"{other_figures.latency_us.count / other_figures.seconds:,.0f}"
+        beside_text = "-"
+        if other_figures is not None:
+            beside_text = f"{other_figures.latency_us.count / other_figures.seconds:,.0f}"
         rows.append([kind, f"{figures.calls_per_second:,.0f}", f"{latency.p50:,.0f}", f"{latency.p99:,.0f}",
-                     f"{latency.p99_9:,.0f}", str(figures.refused_us.count), str(figures.late), beside_text])  # fmt: skip
+                     f"{latency.p99_9:,.0f}", str(figures.refused_us.count), str(figures.late),
+                     beside_text])  # fmt: skip
     print_table(f"Starvation: {LIGHT} at {LIGHT_RATE:,.0f}/s, alone and beside {SLOW} at {SHARE * full_rate:,.0f}/s",
                 ["", "calls/s", "p50 µs", "p99", "p99.9", "refused", "late", f"goodput of {SLOW}"], rows)  # fmt: skip
     p99 = {kind: median(one.latency_us.p99 for name, one, _ in runs if name == kind) for kind in ("alone", "beside")}

@@ -165,9 +165,10 @@ def test_a_passed_deadline(deadline_ns: int, admitted: bool) -> None:
     # 1 ms a row, well known. 20 rows wait before the request.
     ("refuse_late", "known", "waiting", "workers", "deadline_ms", "admitted"),
     [
-        (True, True, 20, 1, 30, True),
-        (True, True, 20, 1, 15, False),
-        (True, True, 20, 2, 15, True),  # two workers need half the time
+        (True, True, 20, 1, 50, True),  # twice what the queue is predicted to take, and a batch of eight
+        (True, True, 20, 1, 45, False),
+        (True, True, 20, 2, 30, True),  # two workers need half the time
+        (True, True, 20, 2, 25, False),
         (False, True, 20, 1, 15, True),  # the policy is off
         (True, False, 20, 1, 15, True),  # not known well enough
         (True, True, 0, 1, 1, True),  # the only one: it is tried

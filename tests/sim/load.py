@@ -1,17 +1,18 @@
 """A quiet world under load: closed-loop clients or open arrivals against the real `Core`, simulated workers and time.
 
 For questions of policy: who gets how much, how long does anyone wait, how many workers does a lane use? There is no
-chance in it; each link takes `LINK_NS`.
+chance in it but a lane's `chance`, from a seed; each link takes `LINK_NS`.
 """
 
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ringserve.broker.core import Core
-from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
+from ringserve.broker.messages import Code, Done, Execute, InputSpec, LaneSpec
 from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
 
 LINK_NS = 60_000
@@ -24,6 +25,8 @@ class LoadLane:
 
     A batch takes fixed_ns + rows * row_ns, rows padded to the policy's allowed sizes; each worker's first batch takes
     cold_ns more. rows: of each request. timeout_ns: every request's deadline after its arrival; 0 = none.
+    chance: arrivals are Poisson's, and a batch takes up to a third more or less, one in twenty three times as long.
+    model: lanes of different models have different ones.
     """
 
     name: str
@@ -36,19 +39,43 @@ class LoadLane:
     rows: int = 1
     burst: int = 1
     cold_ns: int = 0
+    chance: random.Random | None = None
+    model: str = "m"
     answered: int = 0
     in_time: int = 0
-    refused: int = 0
+    expired: int = 0
     batches: int = 0
     busy_ns: int = 0
     wait_ns_max: int = 0
     waits_ns: list[int] = field(default_factory=list)
+    answered_at_ns: list[int] = field(default_factory=list)
+    refusals_ns: list[int] = field(default_factory=list)
     rows_of_batches: list[int] = field(default_factory=list)
     workers_used: set[int] = field(default_factory=set)
 
     @property
     def spec(self) -> LaneSpec:
-        return LaneSpec("m", 1, self.name, (InputSpec("x", 1, (4,)),), ("y",), self.batchable)
+        return LaneSpec(self.model, 1, self.name, (InputSpec("x", 1, (4,)),), ("y",), self.batchable)
+
+    @property
+    def late(self) -> int:
+        """Let in, and not answered in time."""
+        return self.expired + self.answered - self.in_time
+
+    @property
+    def refused(self) -> int:
+        return len(self.refusals_ns)
+
+    def gap_ns(self) -> int:
+        """Until the next arrival."""
+        return self.interval_ns if self.chance is None else 1 + int(self.chance.expovariate(1 / self.interval_ns))
+
+    def run_ns(self, rows: int) -> int:
+        """What a batch of so many rows takes now."""
+        run_ns = self.fixed_ns + self.row_ns * rows
+        if self.chance is None:
+            return run_ns
+        return int(run_ns * (3 if self.chance.random() < 0.05 else self.chance.uniform(0.67, 1.33)))
 
     def wait_ns(self, part: float) -> int:
         """What this part of the requests waited at most for its answer: 0.5 is the median."""
@@ -62,7 +89,7 @@ class Load:
         self.core = Core(lambda key: self.lanes[key].spec, default_policy=self.policy)
         self.core.frontend_joined(1)
         for index in range(workers_count):
-            self.core.worker_joined(10 + index, index, {("m", 1)})
+            self.core.worker_joined(10 + index, index, {(lane.model, 1) for lane in lanes})
         self._queues: dict[int, list[Execute]] = {10 + index: [] for index in range(workers_count)}
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -89,16 +116,19 @@ class Load:
             turn = self.core.turn(self.now_ns)
             for worker_id, execute in turn.executes:
                 self.at(LINK_NS, lambda worker_id=worker_id, execute=execute: self._execute(worker_id, execute))  # type: ignore[misc]
-            for request_id, _, _ in turn.failed.get(1, []):
-                key, _ = self._requests.pop(request_id)
-                self.lanes[key].refused += 1
+            for request_id, code, *_ in turn.failed.get(1, []):
+                key, sent_ns = self._requests.pop(request_id)
+                if code == Code.DEADLINE_EXCEEDED:
+                    self.lanes[key].expired += 1
+                else:
+                    self.lanes[key].refusals_ns.append(self.now_ns - sent_ns)
             if turn.wake_ns not in (0, wake_ns):
                 self.at(turn.wake_ns - self.now_ns, lambda: None)
             wake_ns = turn.wake_ns
 
     def _arrive(self, key: bytes) -> None:
         self._send(key, self.lanes[key].burst)
-        self.at(self.lanes[key].interval_ns, lambda: self._arrive(key))
+        self.at(self.lanes[key].gap_ns(), lambda: self._arrive(key))
 
     def _send(self, key: bytes, count: int) -> None:
         timeout_ns = self.lanes[key].timeout_ns
@@ -120,7 +150,7 @@ class Load:
         lane = self.lanes[execute.lane_key]
         rows = sum(part[2] for part in execute.parts)
         rows = min((size for size in self.policy.batch_rows_allowed if size >= rows), default=rows)
-        run_ns = lane.fixed_ns + lane.row_ns * rows
+        run_ns = lane.run_ns(rows)
         if worker_id not in lane.workers_used:
             run_ns += lane.cold_ns
             lane.workers_used.add(worker_id)
@@ -139,6 +169,7 @@ class Load:
             lane.answered += 1
             lane.wait_ns_max = max(lane.wait_ns_max, self.now_ns - sent_ns)
             lane.waits_ns.append(self.now_ns - sent_ns)
+            lane.answered_at_ns.append(self.now_ns - START_NS)
             lane.in_time += not lane.timeout_ns or self.now_ns <= sent_ns + lane.timeout_ns
         done = Done(worker_id, execute.batch_id, run_ns, lane.rows_of_batches[-1])
         self.at(LINK_NS, lambda: self.core.done(done, self.now_ns))
