@@ -103,5 +103,5 @@ def test_the_image_runs_the_script_with_its_environment() -> None:
     assert 'ENTRYPOINT ["/usr/bin/tf_serving_entrypoint.sh"]' in dockerfile
     assert f"COPY --chmod=755 {_SCRIPT.relative_to(_ROOT)} /usr/bin/tf_serving_entrypoint.sh" in dockerfile
     assert re.search(r"MODEL_NAME=model \\\n\s+MODEL_BASE_PATH=/models\n", dockerfile)
-    assert "EXPOSE 8500 8501" in dockerfile
+    assert "EXPOSE 8500 8501 8502\n" in dockerfile
     assert os.access(_SCRIPT, os.X_OK)
