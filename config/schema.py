@@ -120,6 +120,9 @@ class Server:
     enable_serialization_as_tensor_content: bool = setting(
         False, "gRPC answers carry raw bytes (tensor_content), not typed fields: faster on both sides"
     )
+    lame_duck_ms: int = setting(
+        0, "before the drain of a stop: how long requests are still taken while health checks say not to send any"
+    )
     drain_ms_max: int = setting(30_000, "how long requests in flight may take to finish after a stop was asked for")
     hang_ms_max: int = setting(
         10_000,

@@ -1,4 +1,8 @@
-"""The stop of the server as streams see it that have no end of their own: they must end, or they would hold it up."""
+"""The stop of the server as health checks and streams without an end of their own see it.
+
+First it is announced: health checks say so, and everything is served as before. Then it begins: such streams must end,
+or they would hold it up.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,31 @@ STOPPING_TEXT: Final = "the server is shutting down"
 
 
 class Draining:
-    """Whether the server is about to stop. `watch`ers are told once."""
+    """Whether the server is about to stop. `watch`ers are told of each of the two steps once."""
 
     def __init__(self) -> None:
+        self.announced = False
         self.began = False
         self._watchers: dict[object, Callable[[], object]] = {}
 
+    def announce(self) -> None:
+        """The server shall be sent nothing more from here on; it still takes what comes."""
+        self.announced = True
+        self._tell()
+
     def begin(self) -> None:
         """The server takes no new connections from here on."""
-        self.began = True
+        self.announced = self.began = True
+        self._tell()
+
+    def _tell(self) -> None:
         for watcher in list(self._watchers.values()):
             watcher()
 
-    def watch(self, began: Callable[[], object]) -> Callable[[], None]:
-        """Call `began` when it begins. Returns what takes that back."""
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """Call `changed` at each step. Returns what takes that back."""
         key = object()
-        self._watchers[key] = began
+        self._watchers[key] = changed
         return lambda: self._forget(key)
 
     def _forget(self, key: object) -> None:
@@ -38,7 +51,7 @@ class Draining:
         """`stream.receive()`, but a StreamFailure (UNAVAILABLE) when the server stops meanwhile."""
         receiving = asyncio.ensure_future(stream.receive())
         receiving.add_done_callback(_note_exception)
-        forget = self.watch(receiving.cancel)
+        forget = self.watch(lambda: receiving.cancel() if self.began else None)
         try:
             if self.began:
                 receiving.cancel()

@@ -66,7 +66,7 @@ class Health:
             if name not in names:
                 return None
             ready = _is_available(catalog, name)
-        return int(_SERVING if ready and not self._draining.began else _NOT_SERVING)
+        return int(_SERVING if ready and not self._draining.announced else _NOT_SERVING)
 
     def _check(self, request: Any) -> Any:
         status = self.status(request.service)

@@ -1,7 +1,7 @@
 """One frontend, put together: the client to the workers, the gRPC engine and the REST server on one event loop.
 
-Start order: listen last, so that a connection that is accepted can be served. Stop order: stop accepting, let calls
-finish (up to drain_ms_max), leave the broker.
+Start order: listen last, so that a connection that is accepted can be served. Stop order: have health checks say not to
+come here and serve on (for lame_duck_ms), stop accepting, let calls finish (up to drain_ms_max), leave the broker.
 """
 
 from __future__ import annotations
@@ -299,9 +299,12 @@ class Service:
 
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""
-        self._draining.begin()
+        self._draining.announce()
         for app in self._apps:
             app.begin_drain()
+        if drain:
+            await asyncio.sleep(self._settings.server.lame_duck_ms / 1000)
+        self._draining.begin()
         drain_s = self._settings.server.drain_ms_max / 1000 if drain else 0.0
         await asyncio.gather(*(server.drain(drain_s) for server in self._servers))
         for server in self._servers:

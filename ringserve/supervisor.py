@@ -292,7 +292,8 @@ class Supervisor:
             children = [child for child in self.children if child.spec.stage is stage]
             for child in children:
                 child.signal(signal.SIGKILL if self._hurry else signal.SIGTERM)
-            drain_ms = self._settings.server.drain_ms_max if stage is Stage.FRONTEND else 0
+            server = self._settings.server
+            drain_ms = server.lame_duck_ms + server.drain_ms_max if stage is Stage.FRONTEND else 0
             deadline_ns = time.monotonic_ns() + (drain_ms + _STOP_MS[stage]) * 1_000_000
             while any(child.alive for child in children):
                 left_ns = deadline_ns - time.monotonic_ns()

@@ -171,6 +171,20 @@ def test_draining_is_told_and_ends_the_watch(server: ApiServer, stub: Any) -> No
         assert check(stub, service) == NOT_SERVING
 
 
+def test_a_stop_that_is_announced_is_told_and_the_watch_goes_on(server: ApiServer, stub: Any) -> None:
+    update(server, GOOD, LATE)
+    watching = stub.Watch(pb2.HealthCheckRequest(service=""), timeout=60)
+    assert next(watching).status == SERVING
+    server.on_loop(server.api.draining.announce)
+    assert next(watching).status == NOT_SERVING
+    assert check(stub, "good") == NOT_SERVING
+    assert watching.is_active()
+    server.on_loop(server.api.draining.begin)
+    with pytest.raises(grpc.RpcError) as ended:
+        next(watching)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_a_watch_does_not_hold_up_the_drain(server: ApiServer, stub: Any) -> None:
     watching = stub.Watch(pb2.HealthCheckRequest(service=""), timeout=60)
     assert next(watching).status == NOT_SERVING
