@@ -7,6 +7,7 @@ go into the broker's metric file some times a second, a few in each turn of the 
 from __future__ import annotations
 
 import json
+import signal
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -159,6 +160,11 @@ class BrokerMetrics:
     def process_started(self, name: str) -> None:
         """A process of that name (`worker-0`) is being started."""
         self._file.add(metrics.PROCESS_STARTS, (name,))
+
+    def worker_ended(self, status: int) -> None:
+        """A worker process ended: exit status, negative for a signal."""
+        if status:
+            self._file.add(metrics.WORKERS_DIED, (signal.Signals(-status).name if status < 0 else "failed",))
 
     def generation_begun(self, group: str, reason: str) -> None:
         """New workers are made for this group."""

@@ -344,6 +344,7 @@ class Service:
             keys = frozenset(ModelVersion(str(name), int(version)) for name, version in message.loaded)
             crew.worker_ready(peer.peer_id, keys, complete=message.complete)
         elif isinstance(message, Exited):
+            self._metrics.worker_ended(message.status)
             log.info("worker process %d (index %d) ended: %s", message.pid, message.worker_index, message.status)
             for failed in crew.worker_exited(message.worker_index, message.pid, message.status, now_ns):
                 self.models.lifecycle.load_failed(failed, now_ns)

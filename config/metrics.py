@@ -286,6 +286,14 @@ PROCESS_STARTS: Final = Family(
     "how often the broker, a frontend or a worker of that name was started; one more than its restarts",
     f"{FRONTEND}, {BROKER}",
 )
+WORKERS_DIED: Final = Family(
+    "ringserve_workers_died_total",
+    COUNTER,
+    ("end",),
+    "worker processes that ended other than asked for: `SIGKILL` (the kernel without memory, or the broker when one "
+    "hung), another signal, `failed`",
+    BROKER,
+)
 QUEUE_REQUESTS: Final = Family(
     "ringserve_queue_requests", GAUGE, ("model", "version"), "requests waiting at the broker", SCRAPE
 )
