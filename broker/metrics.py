@@ -28,6 +28,8 @@ _PATHS_MAX: Final = 500
 _PATHS_MORE: Final = 100
 #: Execution batch sizes above this are told as the power of two above, so that there are not too many.
 _SIZES_EXACT_MAX: Final = 1_024
+#: What ends workers, as a rule.
+_ENDS_COMMON: Final = ("SIGKILL", "SIGSEGV", "SIGABRT", "failed")
 #: Rows of batches that a list counts, which is quicker than a dict.
 _SIZES_LISTED: Final = 129
 #: What TF Serving's label thread_pool_name says, in fact.
@@ -81,6 +83,9 @@ class BrokerMetrics:
         self._ends: dict[str, int] = {}
         self._paths: dict[str, None] = {}
         self._live: frozenset[tuple[str, ...]] = frozenset()
+        # A counter whose first value is 1 has no increase that an alert could see.
+        for end in _ENDS_COMMON:
+            file.add(metrics.WORKERS_DIED, (end,), 0)
 
     # -------------------------------------------------------------------------------------------- the core's calls
 

@@ -28,7 +28,6 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from ringserve.sample_model import export_sample
 from tests.deploy.real import asked_for, podman
 from tests.e2e.clients import make_request
 from tests.e2e.server import wait_until
@@ -189,11 +188,7 @@ class Container:
 
 
 @pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    models = tmp_path_factory.mktemp("models")
-    export_sample(str(models))
-    for path in (models.parent, models, *models.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+def container(models: Path) -> Iterator[Container]:
     running = Container(models, f"ringserve-test-{os.getpid()}")
     try:
         running.wait_healthy()
