@@ -4,7 +4,7 @@
 |--------------------|--------------------------------------------------------------------------------------------|
 | those of `admin.py`| see there                                                                                  |
 | `rescan`           | nothing; answered when every base path, and the config file, have been looked at           |
-| `state`            | nothing; JSON: generation, workers, what they have loaded, weights, what waits             |
+| `state`            | nothing; JSON: generation, workers, what they have loaded, weights, lanes that wait        |
 | `metrics`          | nothing; JSON, see `metrics.gauges`                                                        |
 | `profile/...`      | handed on to one worker, see `workers/profile.py`                                          |
 """
@@ -22,6 +22,7 @@ from ringserve.broker.messages import Ask, Code, Failure, Role, Told
 from ringserve.broker.metrics import Memory, gauges
 from ringserve.broker.models import Models
 from ringserve.broker.registry import Peer, Registry
+from ringserve.broker.statistics import Queue
 
 _OK = Failure(Code.OK, "")
 _PROFILE = "profile/"
@@ -161,6 +162,7 @@ class Operators:
                 "memory": memory,
                 "frontends": [peer.hello.pid for peer in self._registry.of_role(Role.FRONTEND)],
                 "requests": self._core.statistics(),
+                "lanes": [_about_queue(queue) for queue in self._core.queues(now_ns)],
             }
         ).encode()
 
@@ -176,6 +178,25 @@ class Operators:
         memory = Memory(weights, preparation.budget.limits.host_bytes, preparation.budget.used_bytes)
         lanes = self._core.statistics()["lanes"]
         return gauges(self._core.queues(now_ns), states, groups.number, lanes, sizes, memory)
+
+
+def _about_queue(queue: Queue) -> dict[str, Any]:
+    """One lane with something waiting or running, for operators. inputs: alias, TensorFlow's number of the dtype, and
+    shape as in LaneSpec."""
+    lane = queue.lane
+    return {
+        "model": lane.model,
+        "version": lane.version,
+        "signature": lane.signature,
+        "outputs": list(lane.outputs),
+        "inputs": [list(each) for each in lane.inputs],
+        "batchable": lane.batchable,
+        "requests": queue.requests,
+        "rows": queue.rows,
+        "oldest_s": queue.oldest_wait_ns / 1e9,
+        "batches": queue.batches,
+        "rows_best": queue.rows_best,
+    }
 
 
 def _about(group: Group) -> dict[str, Any]:

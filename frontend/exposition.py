@@ -60,6 +60,12 @@ class Exposition:
         page = await _written(self._pieces((*metrics.OWN, *metrics.TFS), found, _Style()))
         return page, CONTENT_TYPE
 
+    async def cells(self, families: Iterable[Family]) -> Found:
+        """Every cell of these families, by the family's name."""
+        found = await self._look() if self._look is not None else {}
+        await self._read()
+        return {family.name: list(self._cells(family, found)) for family in families}
+
     async def _read(self) -> None:
         while self._tally.flush_some():
             await asyncio.sleep(0)

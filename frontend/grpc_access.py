@@ -88,7 +88,7 @@ class GrpcGuard:
                 return
             call.fail(key.code, grpc_text(key.text))
             if api in _COUNTED:
-                self._tally.request(GRPC, api, "", int(key.code), self._tally.clock_ns())
+                self._tally.failure(GRPC, api, "", int(key.code), key.text, self._tally.clock_ns())
             elif need is Need.ADMIN:
                 note("(refused)", path, call.peer, code_name(key.code))
 

@@ -80,7 +80,7 @@ class GrpcReply:
 
     def _refuse(self, call: Call, code: int, text: str) -> None:
         call.fail(code, grpc_text(text))
-        self.tally.request(GRPC, self.api, self.lane.spec.model, int(code), self.started_ns, self.lane)
+        self.tally.failure(GRPC, self.api, self.lane.spec.model, int(code), text, self.started_ns, self.lane)
 
     def cancel(self) -> None:
         """The client of the call has gone."""
@@ -93,4 +93,4 @@ class GrpcReply:
 def refuse(call: Call, failure: Failure, tally: Tally, api: str, model: str, started_ns: int) -> None:
     """Answer a call that has come to no lane, and count it. model: as the client sent it."""
     call.fail(failure.code, grpc_text(failure.text))
-    tally.request(GRPC, api, model, int(failure.code), started_ns)
+    tally.failure(GRPC, api, model, int(failure.code), failure.text, started_ns)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ringserve.config import metrics
 from ringserve.config.metric_file import MetricFile
 from ringserve.frontend.client import Client
+from ringserve.frontend.console_failures import RecentFailures
 from ringserve.frontend.exposition import Exposition, Found
 from ringserve.frontend.ledger import Books
 from ringserve.frontend.metric_gauges import Gauges
@@ -40,7 +41,8 @@ class FrontendMetrics:
         self._file.add(metrics.PROCESS_STARTS, (process,))
         scope = MetricScope(client.catalog)
         sums = MetricSums(run_dir)
-        self.tally = Tally(self._file, scope, asyncio.get_running_loop().call_later, sums)
+        later = asyncio.get_running_loop().call_later
+        self.tally = Tally(self._file, scope, later, sums, RecentFailures(run_dir, process, later))
         self.exposition = Exposition(sums, self.tally, scope=scope, look=self._look)
         self._gauges = Gauges(self._file, process, client, connections, self.tally.clock_ns, refusals, books)
         self._lookup = Look(client.catalog, client.ask)

@@ -13,6 +13,7 @@ from ringserve.frontend.rest_routes import Action, Route
 #: Actions that run a model.
 RUN: Final = (Action.PREDICT, Action.CLASSIFY, Action.REGRESS)
 _LOOK: Final = (Action.STATUS, Action.METADATA)
+_OPEN: Final = (Action.OPTIONS, Action.CONSOLE)
 _HEALTH: Final = (Action.HEALTH, Action.READY)
 
 
@@ -26,8 +27,9 @@ class RestGuard:
 
     def judge(self, exchange: Exchange, target: object, shown: bytes | None) -> Key | Refusal | None:
         """Who asks, or why that is refused; None for what needs no key: health, if it is open, what a browser asks
-        before it asks (it shows no key then), and what is no request of the API."""
-        if not isinstance(target, Route) or target.action is Action.OPTIONS:
+        before it asks (it shows no key then), the console's page, which asks for the key, and what is no request of
+        the API."""
+        if not isinstance(target, Route) or target.action in _OPEN:
             return None
         action, model = target.action, target.name
         if action in _HEALTH and self._open_health:

@@ -91,7 +91,7 @@ class Admin:
             exchange.answer(Page.NOT_FOUND.status, Page.NOT_FOUND.body, _HTML)
             return
         head = exchange.head
-        refusal = self._refusal(exchange)
+        refusal = self.refusal(exchange)
         if refusal is not None:
             exchange.answer(403, error_body(refusal))
             return
@@ -111,7 +111,7 @@ class Admin:
         allowed = ", ".join(sorted(method for method, _, _ in found))
         exchange.answer(405, error_body(f"only {allowed} can be done here"), JSON, f"Allow: {allowed}\r\n".encode())
 
-    def _refusal(self, exchange: Exchange) -> str | None:
+    def refusal(self, exchange: Exchange) -> str | None:
         """Why this client may not, if so."""
         if self._policy == "all":
             return None

@@ -9,6 +9,7 @@ from ringserve.broker.messages import Code, Failure
 from ringserve.frontend import rest_timeout
 from ringserve.frontend.access import Refusal
 from ringserve.frontend.audit import AuditedExchange
+from ringserve.frontend.console import DATA_HEADERS, PAGE_HEADERS, assets
 from ringserve.frontend.http1.exchange import Exchange, Head
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.rest_access import RUN, RestGuard, headers_of, shown
@@ -16,7 +17,7 @@ from ringserve.frontend.rest_admin import Admin
 from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
 from ringserve.frontend.rest_predict import Ask, Inference
 from ringserve.frontend.rest_ready import Readiness
-from ringserve.frontend.rest_routes import Action, Page, Route, is_api, route
+from ringserve.frontend.rest_routes import OVERVIEW, Action, Page, Route, is_api, route
 from ringserve.frontend.rest_status import metadata_body, status_body
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import Tally
@@ -40,6 +41,13 @@ class MetricPages(Protocol):
         """The whole page, and its content type."""
 
 
+class OverviewPage(Protocol):
+    """Writes what the console shows (`console.Overview`)."""
+
+    async def write(self) -> bytes:
+        """JSON."""
+
+
 class _Meaning(NamedTuple):
     """What a head means; found out once for all requests of the same bytes.
 
@@ -60,12 +68,13 @@ def make_app(
     tally: Tally | None = None,
     metrics: MetricPages | None = None,
     guard: RestGuard | None = None,
+    overview: OverviewPage | None = None,
 ) -> RestApp:
     """The REST application of one frontend. tally: counts requests. metrics: writes the pages that show the counts.
 
-    guard: judges who may ask for what; None: everybody may.
+    guard: judges who may ask for what; None: everybody may. overview: what the console shows; None: no console.
     """
-    return RestApp(client, settings or RestSettings(), tally or Tally(), metrics, guard)
+    return RestApp(client, settings or RestSettings(), tally or Tally(), metrics, guard, overview)
 
 
 class RestApp:
@@ -78,8 +87,11 @@ class RestApp:
         tally: Tally,
         metrics: MetricPages | None,
         guard: RestGuard | None = None,
+        overview: OverviewPage | None = None,
     ) -> None:
         self._guard = guard
+        self._overview = overview
+        self._assets = assets() if overview is not None else {}
         self._client = client
         self._settings = settings
         self._tally = tally
@@ -139,6 +151,11 @@ class RestApp:
         if self._settings.metrics_path and path == self._settings.metrics_path and target is not Page.NOT_IMPLEMENTED:
             target = Route(Action.METRICS, "tfs", label=head.target if path != head.target else None)
             is_counted = False
+        if self._overview is not None and head.method in ("GET", "HEAD"):
+            if path in self._assets:
+                target = Route(Action.CONSOLE, path)
+            elif path == OVERVIEW:
+                target = Route(Action.OVERVIEW)
         is_gzip = any(b"gzip" in value for name, value in head.headers if name == b"content-encoding")
         route_asked = target if isinstance(target, Route) else Route(Action.OPTIONS)
         own = head.get(rest_timeout.HEADER)
@@ -200,8 +217,28 @@ class RestApp:
             exchange.answer(status, text.encode(), _TEXT)
         elif target.action is Action.METRICS:
             self._metrics_page(exchange, target)
+        elif target.action is Action.CONSOLE:
+            asset = self._assets[target.name]
+            exchange.answer(200, asset.body, asset.content_type, PAGE_HEADERS)
+        elif target.action is Action.OVERVIEW:
+            self._show_overview(exchange)
         else:
             self._admin.handle(exchange if self._settings.admin == "off" else AuditedExchange(exchange, who))
+
+    def _show_overview(self, exchange: Exchange) -> None:
+        """No operator's call in the log: a page that is open asks every other second, as who scrapes metrics does."""
+        refusal = self._admin.refusal(exchange)
+        if refusal is not None:
+            exchange.answer(403, error_body(refusal))
+        elif self._overview is not None:
+            self._side.spawn(self._write_overview(exchange, self._overview))
+
+    async def _write_overview(self, exchange: Exchange, overview: OverviewPage) -> None:
+        try:
+            exchange.answer(200, await overview.write(), _JSON, DATA_HEADERS)
+        except Exception:
+            log.exception("the overview")
+            exchange.answer(http_status(BUG.code), error_body(BUG.text))
 
     def _metrics_page(self, exchange: Exchange, target: Route) -> None:
         if target.label is not None:

@@ -65,7 +65,8 @@ class RestSettings:
     timeout_ms: time that a request may take when it has no X-Request-Timeout header; 0 for no limit.
     cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
     admin: who may look at and change the server: `local`, `all` or `off`. metrics_path: of TF Serving's metrics page;
-    empty for none. metrics: whether there are metrics at all. models: whether models can be asked here.
+    empty for none. metrics: whether there are metrics at all. models: whether models can be asked here. console:
+    whether its page is here.
     """
 
     gunzip_bytes_max: int = 100 * 2**20
@@ -76,6 +77,7 @@ class RestSettings:
     metrics_path: str = ""
     metrics: bool = True
     models: bool = True
+    console: bool = False
 
 
 class RestCall:
@@ -118,8 +120,10 @@ class RestCall:
     def fail(self, failure: Failure) -> None:
         """Answer with the failure's status and text."""
         if not self.is_over:
+            self.is_over = True
             code = int(failure.code)
-            self.answer(http_status(code), error_body(failure.text), JSON, code)
+            self._exchange.answer(http_status(code), error_body(failure.text), JSON, self._headers)
+            self._tally.failure(REST, self.api, self.model, code, failure.text, self._started_ns, self.lane)
 
     def answer(self, status: int, body: bytes, content_type: bytes, code: int) -> None:
         """Answer anything else. code: as which the request is counted."""

@@ -24,6 +24,8 @@ _READY: Final = re.compile(r"/readyz/([^/]+)")
 
 #: What our own API begins with.
 ADMIN: Final = "/ringserve/v1/"
+#: What the console's page is drawn from.
+OVERVIEW: Final = "/ringserve/v1/overview"
 
 #: Methods that TF Serving's HTTP library knows; all others are answered 501 whatever the path.
 METHODS: Final = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
@@ -41,11 +43,14 @@ class Action(Enum):
     HEALTH = "health"
     READY = "ready"
     METRICS = "metrics"
+    CONSOLE = "console"
+    OVERVIEW = "overview"
     ADMIN = "admin"
 
 
 class Route(NamedTuple):
-    """A request of the API. version and label are never both set. name: of READY, empty for all models."""
+    """A request of the API. version and label are never both set. name: of READY, empty for all models; of CONSOLE,
+    the path of the file."""
 
     action: Action
     name: str = ""

@@ -58,7 +58,12 @@ def metadata_body(catalog: Catalog, name: str, version: int | None, label: str |
 
 def models_summary(catalog: Catalog) -> bytes:
     """Every configured model: its versions and whether it serves."""
-    return _printed({"models": [_model(catalog, name) for name in catalog.names()]})
+    return _printed({"models": models_found(catalog)})
+
+
+def models_found(catalog: Catalog) -> list[dict[str, Any]]:
+    """The same before it is printed."""
+    return [_model(catalog, name) for name in catalog.names()]
 
 
 def model_summary(catalog: Catalog, name: str) -> bytes | Failure:

@@ -20,6 +20,7 @@ from ringserve.config.schema import Server, Settings
 from ringserve.config.tls import GRPC_ALPN, REST_ALPN, Source, source_of_grpc, source_of_rest
 from ringserve.frontend.access import Access
 from ringserve.frontend.client import Client
+from ringserve.frontend.console import Overview
 from ringserve.frontend.grpc_access import GrpcGuard
 from ringserve.frontend.grpc_api import GrpcSettings, make_methods
 from ringserve.frontend.grpc_draining import Draining
@@ -101,6 +102,7 @@ class Service:
         self, settings: Settings, *, name: str, run_dir: str, inherited: Inherited | None = None
     ) -> None:
         self._settings = settings
+        self._run_dir = run_dir
         self._inherited = inherited or Inherited()
         self._grpc_socket_fd = self._inherited.grpc_socket_fd
         #: For an engine that cannot use that one. The process's number: a file of an earlier process may be there.
@@ -193,11 +195,11 @@ class Service:
         if fd >= 0:
             shared = socket.socket(fileno=fd)
             shared.setblocking(False)
-            await self._start_http("admin", shared, RestSettings(admin="all", models=False), None, None)
+            await self._start_http("admin", shared, RestSettings(admin="all", models=False, console=True), None, None)
         if server.admin_port > 0:
             guard = self._guard()
             policy = "local" if is_loopback(server.admin_host) and guard is None else "all"
-            settings = RestSettings(admin=policy, models=False, metrics_path=server.metrics_path)
+            settings = RestSettings(admin=policy, models=False, metrics_path=server.metrics_path, console=True)
             listener = listen(server.admin_host, server.admin_port)
             await self._start_http("admin", listener, settings, guard, source_of_rest(server))
         if server.metrics_port > 0:
@@ -211,7 +213,11 @@ class Service:
     ) -> None:
         """Serve HTTP/1.1. protocol: as which its connections are counted."""
         server, metrics = self._settings.server, self._metrics
-        app = make_app(self._seen, settings, tally=metrics.tally, metrics=metrics.exposition, guard=guard)
+        pages = metrics.exposition
+        overview = Overview(self._run_dir, self._client.catalog, self._client.ask, pages) if settings.console else None
+        app = make_app(
+            self._seen, settings, tally=metrics.tally, metrics=pages, guard=guard, overview=overview
+        )
         self._apps.append(app)
         stall_s = server.client_stall_ms_max / 1000 or _FOREVER_S
         limits = Http1Limits(

@@ -16,6 +16,7 @@ from ringserve.broker.messages import Code
 from ringserve.config import metrics
 from ringserve.config.metric_family import COUNTER, Ladder
 from ringserve.config.metric_file import MetricFile
+from ringserve.frontend.console_failures import RecentFailures, shown_text
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.metric_scope import MetricScope
 from ringserve.frontend.metric_sums import MetricSums
@@ -48,7 +49,7 @@ class Tally:
 
     file: where the counts go; without one they are thrown away. scope: which models may be named. later: runs a
     function after so many seconds (an event loop's call_later); without it only `flush` flushes. sums: what all
-    processes have counted, for `count`.
+    processes have counted, for `count`. failures: where failures are noted, for the console.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Tally:
         scope: MetricScope | None = None,
         later: Callable[[float, Callable[[], None]], Any] | None = None,
         sums: MetricSums | None = None,
+        failures: RecentFailures | None = None,
     ) -> None:
         self.clock_ns = time.monotonic_ns
+        self._failures = failures
         self._file = file
         self._scope = scope or MetricScope()
         self._later = later
@@ -86,6 +89,17 @@ class Tally:
             counts = self._requests[key] = [0] * (_REQUEST_SLOTS + 1)
         counts[bisect_right(_REQUEST_EDGES, took_ns)] += 1
         counts[_REQUEST_SLOTS] += took_ns
+
+    def failure(
+        self, entrypoint: str, api: str, model: str, code: int, text: str, started_ns: int, lane: Lane | None = None
+    ) -> None:
+        """A request as in `request` has failed, with this text."""
+        self.request(entrypoint, api, model, code, started_ns, lane)
+        if self._failures is not None:
+            version = "" if lane is None else str(lane.spec.version)
+            kept = shown_text(code, text, ran=lane is not None)
+            what = (entrypoint, api, self._scope.label_of(model), version, Code(code).name, kept)
+            self._failures.note(what, time.time())
 
     def run(self, api: str, model: str, started_ns: int) -> None:
         """A model run for this request has ended well. api is capitalised for both entry points.

@@ -249,6 +249,7 @@ _CLOCK_ALLOWED = (
     "frontend/client.py",
     "frontend/http1/server.py",
     "frontend/http2/server.py",
+    "frontend/console.py",
     "frontend/tls_keeper.py",
     "frontend/tracing.py",
     "frontend/tally.py",
