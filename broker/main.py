@@ -56,7 +56,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
             beat=process.Heartbeat().beat,
         )
         state_file = StateFile(run_dir)
-        state = state_file.load()
+        state = state_file.load(settings)
         watcher = Watcher(time.monotonic_ns)
         models = Models(
             settings,
@@ -74,7 +74,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
         service.watch(stop.fd, service.stop)
         process.freeze_heap()
         process.tell_ready()
-        service.run()
+        service.run(pool_stays=death_fd < 0)  # without a supervisor this broker may just be restarted
         if models.fatal:
             log.error("%s", models.fatal)
             write_fatal(run_dir, models.fatal)

@@ -105,12 +105,15 @@ class Service:
         """Leave the loop after this turn."""
         self._stopping = True
 
-    def run(self) -> None:
-        """Serve until `stop`, or until the models' side says that the server must end."""
+    def run(self, *, pool_stays: bool = False) -> None:
+        """Serve until `stop`, or until the models' side says that the server must end.
+
+        pool_stays: the pool and its workers wait for the next broker; else they end, too.
+        """
         wake_ns = 0
         while not self._stopping and not self.models.fatal:
             wake_ns = self._turn(wake_ns)
-        for peer in self._registry.of_role(Role.POOL):
+        for peer in self._registry.of_role(Role.POOL) if not pool_stays else ():
             self._registry.send(peer, Stop("the broker stops"))
 
     def close(self) -> None:

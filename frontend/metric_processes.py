@@ -1,4 +1,5 @@
-"""Memory and CPU time of the server's processes, from /proc. Whoever asks must be one of the supervisor's children.
+"""Memory and CPU time of the server's processes, from /proc. Whoever asks must be one of the supervisor's children, or
+one of systemd's, with all others of that server beside it.
 
 The processes are found by their parents and known by the names that they give themselves (`rs-broker`), so that nobody
 has to keep a list of them.
@@ -47,12 +48,15 @@ def process_uses(*, proportional: bool) -> list[ProcessUse]:
     return found
 
 
-def _family(supervisor: int) -> Iterator[tuple[int, str]]:
-    if _name_of(supervisor) != _SUPERVISOR:
-        own = os.getpid()  # started by hand, or by a test
-        yield own, _name_of(own) or str(own)
-        return
-    pids = [supervisor]
+def _family(parent: int) -> Iterator[tuple[int, str]]:
+    pids = [parent]
+    if _name_of(parent) != _SUPERVISOR:
+        own = os.getpid()
+        if not os.environ.get("INVOCATION_ID"):
+            yield own, _name_of(own) or str(own)  # started by hand, or by a test
+            return
+        # Each a service of its own. A whole server beside them is another one.
+        pids = [pid for pid in _children(parent) if _is_part(pid)]
     while pids:
         pid = pids.pop()
         name = _name_of(pid)
@@ -69,6 +73,14 @@ def _name_of(pid: int) -> str:
     except OSError:
         return ""
     return title.removeprefix(_TITLE) if title.startswith(_TITLE) else ""
+
+
+def _is_part(pid: int) -> bool:
+    try:
+        own = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False
+    return own and _name_of(pid) not in ("", _SUPERVISOR)
 
 
 def _children(pid: int) -> list[int]:

@@ -73,6 +73,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _sockets(fds: tuple[int, ...]) -> list[socket.socket]:
+    """Inherited listening sockets; other processes accept from them, too."""
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    for each in sockets:
+        each.setblocking(False)
+    return sockets
+
+
 def _places(server: Server) -> list[str]:
     """Where this server is to be reached, in words."""
     places = [f"gRPC at {server.host}:{server.port}"] if server.port >= 0 else []
@@ -85,14 +93,18 @@ def _places(server: Server) -> list[str]:
 
 
 class Inherited(NamedTuple):
-    """Descriptors that all frontends have from the supervisor, each -1 for none.
+    """Descriptors that all frontends have from the supervisor or from systemd, each -1 for none.
 
     grpc_socket_fd, admin_socket_fd: listening UNIX sockets. rates_fd: `shm.words` that keys' requests are counted in.
+    grpc_fds, rest_fds: listening sockets of any kind that somebody holds who outlives this server; in place of `port`
+    and `rest_api_port`. Nothing is accepted from these before models serve: who connects is not refused, but waits.
     """
 
     grpc_socket_fd: int = -1
     admin_socket_fd: int = -1
     rates_fd: int = -1
+    grpc_fds: tuple[int, ...] = ()
+    rest_fds: tuple[int, ...] = ()
 
 
 class Service:
@@ -139,18 +151,44 @@ class Service:
         self._key_keeper: KeyKeeper | None = None
         self._access: Access | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._opening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the ports."""
         server = self._settings.server
         self._start_access()
+        await self._start_operators(server)
+        if self._inherited.grpc_fds or self._inherited.rest_fds:
+            # Perhaps another server accepts from the same sockets, as long as this one has nothing to serve yet.
+            self._opening = asyncio.create_task(self._open_later(server))
+        else:
+            await self._open(server)
+
+    async def _open(self, server: Server) -> None:
         await self._start_grpc(server)
         log.info("Using %s", "SSL credentials" if source_of_grpc(server) else "InsecureServerCredentials")
-        if server.rest_api_port > 0:
+        if server.rest_api_port > 0 or self._inherited.rest_fds:
             await self._start_rest(server)
-        await self._start_operators(server)
         log.info("listening: %s", ", ".join(_places(server)))
         self._unwatch = self._client.catalog.watch(self._on_catalog)
+
+    async def _open_later(self, server: Server) -> None:
+        known = asyncio.Event()
+        catalog = self._client.catalog
+
+        def look() -> None:
+            if not catalog.starting:
+                known.set()
+
+        self._unwatch = catalog.watch(look)
+        look()
+        await known.wait()
+        self._unwatch()
+        try:
+            await self._open(server)
+        except Exception as error:
+            message = {"message": "cannot serve from systemd's sockets", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(message)
 
     def _on_catalog(self) -> None:
         """Scripts take these lines for the sign that models can be asked: TF Serving opens its ports only then."""
@@ -193,22 +231,20 @@ class Service:
         port is for a network that is the operator's."""
         fd = self._inherited.admin_socket_fd
         if fd >= 0:
-            shared = socket.socket(fileno=fd)
-            shared.setblocking(False)
-            await self._start_http("admin", shared, RestSettings(admin="all", models=False, console=True), None, None)
+            await self._start_http("admin", _sockets((fd,)), RestSettings(admin="all", models=False, console=True), None, None)
         if server.admin_port > 0:
             guard = self._guard()
             policy = "local" if is_loopback(server.admin_host) and guard is None else "all"
             settings = RestSettings(admin=policy, models=False, metrics_path=server.metrics_path, console=True)
-            listener = listen(server.admin_host, server.admin_port)
-            await self._start_http("admin", listener, settings, guard, source_of_rest(server))
+            listeners = [listen(server.admin_host, server.admin_port)]
+            await self._start_http("admin", listeners, settings, guard, source_of_rest(server))
         if server.metrics_port > 0:
             settings = RestSettings(admin="off", models=False, metrics_path=server.metrics_path)
-            listener = listen(server.metrics_host, server.metrics_port)
-            await self._start_http("metrics", listener, settings, None, None)
+            listeners = [listen(server.metrics_host, server.metrics_port)]
+            await self._start_http("metrics", listeners, settings, None, None)
 
     async def _start_http(
-        self, protocol: str, listener: socket.socket, settings: RestSettings, guard: RestGuard | None,
+        self, protocol: str, listeners: list[socket.socket], settings: RestSettings, guard: RestGuard | None,
         source: Source | None,
     ) -> None:
         """Serve HTTP/1.1. protocol: as which its connections are counted."""
@@ -231,7 +267,7 @@ class Service:
         keeper = self._tls(source)
         context = keeper.contexts[REST_ALPN] if keeper else None
         handle = app.handle if self._tracer is None else self._tracer.rest(app.handle)
-        engine = await serve_http1(handle, [listener], limits, error_page, context)
+        engine = await serve_http1(handle, listeners, limits, error_page, context)
         self._books.setdefault(protocol, []).append(Books(engine.calls, engine.in_flight))
         before = self._connections.get(protocol, lambda: 0)
         self._connections[protocol] = lambda: before() + engine.connections_count
@@ -249,8 +285,8 @@ class Service:
             metrics_path=server.metrics_path,
             metrics=server.rest_metrics,
         )
-        listener = listen(server.host, server.rest_api_port)
-        await self._start_http("rest", listener, settings, self._guard(), source_of_rest(server))
+        listeners = _sockets(self._inherited.rest_fds) or [listen(server.host, server.rest_api_port)]
+        await self._start_http("rest", listeners, settings, self._guard(), source_of_rest(server))
 
     async def _start_grpc(self, server: Server) -> None:
         settings = GrpcSettings(
@@ -282,11 +318,11 @@ class Service:
             connection_age_ms_max=server.grpc_connection_age_ms_max,
         )
         tls = self._tls(source_of_grpc(server))
-        shared = socket.socket(fileno=self._grpc_socket_fd) if self._grpc_socket_fd >= 0 else None
-        if shared is not None:
-            shared.setblocking(False)
+        shared = _sockets((self._grpc_socket_fd,))[0] if self._grpc_socket_fd >= 0 else None
         if server.grpc_engine == "native":
-            sockets = [listen(server.host, server.port)] if server.port >= 0 else []
+            sockets = _sockets(self._inherited.grpc_fds)
+            if not sockets and server.port >= 0:
+                sockets = [listen(server.host, server.port)]
             sockets += [shared] if shared is not None else []
             context = tls.contexts[GRPC_ALPN] if tls else None
             engine = await serve_native(methods, sockets, limits, tls=context)
@@ -305,6 +341,8 @@ class Service:
 
     async def stop(self, *, drain: bool) -> None:
         """Let calls finish if `drain` says so, then close all."""
+        if self._opening is not None:
+            self._opening.cancel()
         self._draining.announce()
         for app in self._apps:
             app.begin_drain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -94,57 +94,92 @@ def sample_model(directory: str) -> None:
     click.echo(describe(export_sample(directory)))
 
 
-# ---------------------------------------------------------------------------- the processes, started by the supervisor
+# ------------------------------------------------- the processes, started by the supervisor or, one by one, by systemd
 
 
 def _child(command: click.Command) -> click.Command:
-    """Options that the supervisor gives every process."""
+    """Options that every process has: what the supervisor gives it, or the configuration's file in its place."""
     options = [
-        click.Option(["--resolved"], required=True, help="file with the settings as JSON"),
-        click.Option(["--name"], required=True, help="what the process is called in logs"),
-        click.Option(["--death-fd"], type=int, required=True, help="its end-of-file: the supervisor is gone"),
+        click.Option(["--resolved"], default="", help="file with the settings as JSON, in the run directory"),
+        click.Option(["--config", "config_path"], default="", help="TOML file with settings: there is no supervisor"),
+        click.Option(["--name"], default="", help="what the process is called in logs"),
+        click.Option(["--death-fd"], type=int, default=-1, help="its end-of-file: the supervisor is gone"),
     ]
     command.params[:0] = options
     return command
 
 
-def _resolved(path: str) -> tuple[Settings, str]:
-    """The settings in that file, and the run directory, which it lies in."""
-    with open(path, encoding="utf-8") as file:
-        return Settings.from_json(file.read()), os.path.dirname(path)
+class _Start(NamedTuple):
+    """What a process starts with. sockets: those that systemd holds for it, by name."""
+
+    settings: Settings
+    name: str
+    run_dir: str
+    sockets: dict[str, tuple[int, ...]]
+
+
+def _begin(name: str, given_name: str, resolved: str, config_path: str) -> _Start:
+    """name: what the process is called if nobody says otherwise."""
+    if resolved:
+        with open(resolved, encoding="utf-8") as file:
+            return _Start(Settings.from_json(file.read()), given_name or name, os.path.dirname(resolved), {})
+    from ringserve import activation, parts
+    from ringserve.config.process import Exit
+
+    try:
+        sockets = activation.take(os.environ)
+        settings, run_dir = parts.settle(config_path, os.environ, sockets)
+    except (parts.PartError, activation.ActivationError) as error:
+        click.echo(f"ringserve: {name} cannot start:\n  " + str(error).replace("\n", "\n  "), err=True)
+        sys.exit(Exit.CONFIG)
+    parts.sweep(run_dir, given_name or name)
+    return _Start(settings, given_name or name, run_dir, sockets)
 
 
 @main.command(hidden=True)
-@click.option("--listen-fd", type=int, required=True, help="the listening registration socket")
-def broker(resolved: str, name: str, death_fd: int, listen_fd: int) -> None:
+@click.option("--listen-fd", type=int, default=-1, help="the listening registration socket")
+def broker(resolved: str, config_path: str, name: str, death_fd: int, listen_fd: int) -> None:
     """Be the broker."""
     from ringserve.broker.main import run
+    from ringserve.config.process import Exit
 
-    settings, run_dir = _resolved(resolved)
-    sys.exit(run(settings, name=name, listen_fd=listen_fd, death_fd=death_fd, run_dir=run_dir))
+    start = _begin("broker", name, resolved, config_path)
+    if listen_fd < 0:
+        listen_fd = next(iter(start.sockets.get("broker", ())), -1)
+    if listen_fd < 0:
+        click.echo("ringserve: the broker needs a socket named 'broker' from systemd: see docs/systemd.md", err=True)
+        sys.exit(Exit.CONFIG)
+    sys.exit(run(start.settings, name=start.name, listen_fd=listen_fd, death_fd=death_fd, run_dir=start.run_dir))
 
 
 @main.command(hidden=True)
 @click.option("--index", type=int, required=True, help="which of the frontends")
+@click.option("--grpc-fd", "grpc_fds", type=int, multiple=True, help="a listening socket for gRPC from systemd")
+@click.option("--rest-fd", "rest_fds", type=int, multiple=True, help="likewise for REST")
 @click.option("--grpc-socket-fd", type=int, default=-1, help="a listening UNIX socket for gRPC")
 @click.option("--admin-socket-fd", type=int, default=-1, help="a listening UNIX socket for operators")
 @click.option("--rates-fd", type=int, default=-1, help="memory that the requests of keys are counted in")
-def frontend(resolved: str, name: str, death_fd: int, index: int, **inherited: int) -> None:
+def frontend(resolved: str, config_path: str, name: str, death_fd: int, index: int, **inherited: Any) -> None:
     """Be a frontend."""
     from ringserve.frontend.main import Inherited, run
 
-    settings, run_dir = _resolved(resolved)
+    start = _begin(f"frontend-{index}", name, resolved, config_path)
     fds = Inherited(**inherited)
-    sys.exit(run(settings, name=name, index=index, death_fd=death_fd, run_dir=run_dir, inherited=fds))
+    if not resolved:
+        from ringserve.parts import inherited_of
+
+        fds = Inherited(**inherited_of(start.settings, start.run_dir, start.sockets))
+    settings, run_dir = start.settings, start.run_dir
+    sys.exit(run(settings, name=start.name, index=index, death_fd=death_fd, run_dir=run_dir, inherited=fds))
 
 
 @main.command(hidden=True)
-def pool(resolved: str, name: str, death_fd: int) -> None:
+def pool(resolved: str, config_path: str, name: str, death_fd: int) -> None:
     """Be the pool of workers."""
     from ringserve.workers.main import run
 
-    settings, run_dir = _resolved(resolved)
-    sys.exit(run(settings, name=name, death_fd=death_fd, run_dir=run_dir))
+    start = _begin("pool", name, resolved, config_path)
+    sys.exit(run(start.settings, name=start.name, death_fd=death_fd, run_dir=start.run_dir))
 
 
 for _command in (broker, frontend, pool):

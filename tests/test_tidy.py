@@ -130,6 +130,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
         *("frontend.catalog", "frontend.json_predict", "frontend.tensor_proto"),
     ),
     "ringserve/supervisor": ("config", "shm.words", "ringserve"),
+    "ringserve/parts": ("config", "shm.words", "ringserve"),
     "ringserve/": ("config", "ringserve"),
 }
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.e2e.clients import make_request, outputs_of
-from tests.e2e.server import Server, wait_until
+from tests.e2e.server import wait_until
+
+
+class Target(Protocol):
+    """A server, however it was started."""
+
+    @property
+    def grpc_target(self) -> str: ...
 
 
 class Traffic:
     """Calls of the model `half` (y = x / 2 + 2) under some name. Use it as a context manager; leaving it asserts that
     every call was answered rightly. versions: which versions answered, and how often."""
 
-    def __init__(self, server: Server, model: str, threads: int = 6) -> None:
+    def __init__(self, server: Target, model: str, threads: int = 6) -> None:
         self.outcomes: Counter[str] = Counter()
         self.versions: Counter[int] = Counter()
         self._model = model
