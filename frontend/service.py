@@ -231,7 +231,8 @@ class Service:
         port is for a network that is the operator's."""
         fd = self._inherited.admin_socket_fd
         if fd >= 0:
-            await self._start_http("admin", _sockets((fd,)), RestSettings(admin="all", models=False, console=True), None, None)
+            settings = RestSettings(admin="all", models=False, console=True)
+            await self._start_http("admin", _sockets((fd,)), settings, None, None)
         if server.admin_port > 0:
             guard = self._guard()
             policy = "local" if is_loopback(server.admin_host) and guard is None else "all"
