@@ -34,9 +34,11 @@ CLASSES = {
     "connections": "calls on that frontend's connections break (UNAVAILABLE), all others go on; a client with gRPC's "
     "retry policy sees nothing",
     "version": "no call fails; the version that was to come is given up and says why, the one before it serves on",
-    "gone": "every connection breaks; UNAVAILABLE until a server is started again",
+    "gone": "every connection breaks, but for calls that are answered in that moment; UNAVAILABLE until a server is "
+    "started again",
     "refused": "the server does not start, and says why",
-    "late": "calls in flight are answered UNAVAILABLE when the drain is over",
+    "late": "calls that a worker runs are answered; those that wait for one are told UNAVAILABLE when the drain's time "
+    "is over",
 }
 
 
@@ -129,14 +131,14 @@ CASES = (
     Case("frontend", "oom", "idle", "nothing", "no call was in flight; clients connect again", ci=False),
     Case("frontend", "oom", "batch", "connections", _OWN, ci=False),
     Case("frontend", "full", "idle", "nothing", "no memory for its request ring: likewise", times=2),
-    Case("supervisor", "kill", "idle", "gone", "each process sees it and leaves", own_server=True, ci=False),
     Case("supervisor", "kill", "batch", "gone", "each process sees it and leaves", own_server=True),
     Case("supervisor", "kill", "load", "gone", "the author leaves, too", own_server=True, ci=False),
     Case("supervisor", "kill", "drain", "gone", "each process leaves at once", own_server=True, ci=False),
     Case("supervisor", "stop", "batch", "nothing", "who dies meanwhile is not replaced"),
     Case("supervisor", "oom", "batch", "gone", "each process sees it and leaves", own_server=True, ci=False),
     Case("supervisor", "fork", "idle", "nothing", "the broker is to be replaced: tried again", waits_for="forks"),
-    Case("supervisor", "full", "idle", "refused", "at the start: no room for sockets and settings", own_server=True),
+    Case("supervisor", "full", "idle", "refused", "at the start: no room for sockets and settings", own_server=True,
+         waits_for="room"),
     Case("author", "kill", "load", "nothing", _AUTHOR),
     Case("author", "kill", "load", "version", "the version ended two authors", times=2),
     Case("author", "stop", "load", "nothing", "the others serve; after 30 minutes the load is given up", ci=False),
@@ -166,6 +168,7 @@ NO_CELLS = (
     ("broker", "full", "idle batch result", "it writes the configuration, when that changes; counts that find no room "
      "are lost (tests/config/test_metric_file.py)"),
     ("supervisor", "full", "batch result load", "it writes at its start only"),
+    ("supervisor", "kill", "idle", "as in the middle of a batch"),
     ("supervisor", "oom stop", "idle load", "as in the middle of a batch"),
     ("supervisor", "", "result", "it takes no part in calls: as in the middle of a batch"),
     ("frontend", "stop oom", "result load", "as in the middle of a batch"),

@@ -63,7 +63,7 @@ def _make(name: str) -> Path:
     """A group below this process's own, so that whatever bounds this process bounds it as well. Raises OSError."""
     own = next(
         line.split(":", 2)[2]
-        for line in Path("/proc/self/cgroup").read_text().splitlines() + [":memory:"]
+        for line in [*Path("/proc/self/cgroup").read_text().splitlines(), ":memory:"]
         if line.split(":", 2)[1] == "memory"
     )
     if not own:

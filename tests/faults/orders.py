@@ -1,4 +1,4 @@
-"""Orders for the processes of one server under test: where they are to fail, and when (hooks/sitecustomize.py obeys)."""
+"""Orders for the processes of a server under test: where they are to fail, and when. hooks/sitecustomize.py obeys."""
 
 from __future__ import annotations
 
