@@ -278,6 +278,23 @@ def picky(directory: Path) -> Path:
     return save(directory, {"serving_default": concrete(forward, x=([None], "float32"))})
 
 
+def fragile(directory: Path) -> Path:
+    """float x [-1] -> y = 2 x; a negative x ends the process: the convolution is given a rank that it does not expect,
+    which TensorFlow takes for a bug of its own (a failed CHECK), and the graph does not tell before it runs."""
+    tf = tensorflow()
+    kernel = tf.constant(2.0, shape=[1, 1, 1, 1])
+
+    def forward(x: Any) -> dict[str, Any]:
+        rows = tf.shape(x)[0]
+        shape = tf.cond(
+            tf.reduce_any(x < 0.0), lambda: tf.stack([rows, 1, 1]), lambda: tf.stack([rows, 1, 1, 1])
+        )
+        y = tf.raw_ops.Conv2D(input=tf.reshape(x, shape), filter=kernel, strides=[1, 1, 1, 1], padding="VALID")
+        return {"y": tf.reshape(y, [-1])}
+
+    return save(directory, {"serving_default": concrete(forward, x=([None], "float32"))})
+
+
 def gather_rows(directory: Path) -> Path:
     """index int32 [-1] -> value float [-1] of a table with 10 rows; an index outside fails, INVALID_ARGUMENT."""
     tf = tensorflow()

@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.export_models FOLDER`: every model of tests/exporters.py as FOLDER/NAME/1."""
+"""`python -m tests.e2e.export_models FOLDER [NAME ...]`: models of tests/exporters.py as FOLDER/NAME/1."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NAMES = (
 )  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    for name in NAMES:
+def main(folder: Path, names: list[str]) -> None:
+    for name in names or NAMES:
         getattr(exporters, name)(folder / name / "1")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

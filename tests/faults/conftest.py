@@ -1,5 +1,17 @@
-"""The models of the end-to-end tests, for the tests of faults."""
+"""The models for the tests of faults."""
 
 from __future__ import annotations
 
-from tests.e2e.conftest import models as models
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stage import export_models
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported once per test session."""
+    folder = tmp_path_factory.mktemp("models")
+    export_models(folder)
+    return folder

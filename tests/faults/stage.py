@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -34,13 +36,22 @@ base_path = "{m}"
 [[models]]
 name = "w"
 base_path = "{w}"
+[[models]]
+name = "fragile"
+base_path = "{fragile}"
 """
 WHOLE = Counter({"supervisor": 1, "broker": 1, "pool": 1, "frontend": 2, "worker": 2})
 _NUMBERS = re.compile(r"\d+")
 
 
+def export_models(folder: Path) -> None:
+    """Write the models that a `Stage` serves, each as FOLDER/NAME/1."""
+    names = ("half", "mlp", "fragile")
+    subprocess.run([sys.executable, "-m", "tests.e2e.export_models", str(folder), *names], check=True, timeout=170)
+
+
 class Stage(Server):
-    """A server of two workers, two frontends, the model `m` (half) and the versions of `w` (a small MLP).
+    """A server of two workers, two frontends, the models `m` (half) and `fragile`, and the versions of `w` (MLP).
 
     A worker that runs a batch for 2 s is taken to hang; a drain lasts 3 s at most; weights are shared however small; a
     process that dies again and again, as they do here, is started again after 100 ms every time.
@@ -55,7 +66,7 @@ class Stage(Server):
         self.version = 0  # the last that was put
         self.serving = self.put()
         config = folder / "server.toml"
-        config.write_text(_CONFIG.format(m=models / "half", w=self._base))
+        config.write_text(_CONFIG.format(m=models / "half", w=self._base, fragile=models / "fragile"))
         more = [word for name, value in flags.items() for word in (f"--{name}", value)]
         super().__init__(folder, "--config", str(config), *more, environment=self.orders.environment)
 
@@ -71,7 +82,7 @@ class Stage(Server):
         shutil.rmtree(self._base / str(version))
 
     def wait_ready(self) -> None:
-        for model in ("m", "w"):
+        for model in ("m", "w", "fragile"):
             self.wait_available(model)
         self.wait_whole()
 
