@@ -108,7 +108,7 @@ def parse_keys(text: str, path: str) -> tuple[Entry, ...]:
     """As `read_keys`; path: for messages."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number that is too long, nesting that is too deep, too
         raise KeysError(f"{path}: not a TOML file: {error}") from error
     tables = data.pop("keys", [])
     if data:

@@ -139,7 +139,7 @@ def _read_file(
     except OSError as error:
         mistakes.append(f"{path}: cannot be read: {error.strerror}")
         return []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         mistakes.append(f"{path}: not a TOML file: {error}")
         return []
     lines = _lines_of_keys(text)

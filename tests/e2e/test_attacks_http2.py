@@ -111,6 +111,17 @@ def test_flood(server: Server, name: str, reads: bool) -> None:
             assert attacker.goaway() in (CALM, ErrorCode.PROTOCOL_ERROR, ErrorCode.STREAM_CLOSED, None)
 
 
+def test_costly_header_blocks(server: Server) -> None:
+    """Calls with hundreds of tiny fields each, none known from before; how they are taken is in test_turns.py."""
+    with Traffic(server, "half", 2), bounded(server, 40 * MIB), Attacker(server.grpc_target, {}) as attacker:
+        streams = iter(IDS)
+        for _ in range(4):
+            calls = [headers(i, block("/none/" + str(i)) + b"\x90" * 480) for i, _ in zip(streams, range(1_000))]
+            if not attacker.send(b"".join(calls)):
+                break
+            attacker.read_some()
+
+
 def test_empty_requests(server: Server) -> None:
     """HEADERS without a field, each on a stream of its own."""
     with Traffic(server, "half", 2), bounded(server, 40 * MIB), Attacker(server.grpc_target, {}) as attacker:

@@ -11,7 +11,10 @@ from typing import Any
 
 from tests.fuzz.targets import TARGETS
 
-_OURS = ("ringserve.frontend", "ringserve.broker.wire", "ringserve.broker.control", "ringserve.shm")
+_OURS = (
+    *("ringserve.frontend", "ringserve.broker.wire", "ringserve.broker.control", "ringserve.shm"),
+    *("ringserve.config", "ringserve.workers.weights"),
+)
 
 
 def main() -> None:

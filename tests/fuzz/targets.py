@@ -40,6 +40,7 @@ from tests.frontend.http1.peer import Peer as Http1Peer
 from tests.frontend.http1.peer import chunked, mirror, post
 from tests.frontend.http2.peer import Peer as Http2Peer
 from tests.frontend.http2.peer import message
+from tests.fuzz import inside
 
 _SIGNATURES = {
     "serving_default": signature_def({"x": (dt.FLOAT, [-1, 2])}, {"y": (dt.FLOAT, [-1])}),
@@ -268,5 +269,9 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "control": Target(control, (b"\x03\x03\x00\x00\x00\x00\x92\x0a\x01", b"\x00\x02\x00\x00\x00\x01\x91\x0a")),
+    "segment": Target(inside.segment, inside.SEGMENT_SEEDS),
+    "weights": Target(inside.weights, inside.WEIGHTS_SEEDS),
+    "tfrecord": Target(inside.tfrecord, inside.TFRECORD_SEEDS),
+    "config_files": Target(inside.config_files, inside.CONFIG_SEEDS),
     "records": Target(records, (_strings(), bytes(64), bytes((0, 0, 0, 2, 0, 3)) + _strings())),
 }
