@@ -5,8 +5,9 @@
     PUT    models/M/labels          PUT models/M/batching     POST models/M:record
 
 What changes something is an Ask to the broker; this file says who may ask, and what in which words. No web page can
-send these requests unasked: those with a body must say that it is JSON, which a browser sends to other sites after
-asking them only, and from this host alone the server must be called by an address or name of this host.
+send these requests: what a browser marks as a page's is refused, whatever site it says it is of; those with a body must
+say that it is JSON, which a browser sends to other sites after asking them only; and where only this host may ask, the
+server must be called by an address or name of this host.
 """
 
 from __future__ import annotations
@@ -113,9 +114,11 @@ class Admin:
 
     def refusal(self, exchange: Exchange) -> str | None:
         """Why this client may not, if so."""
+        head = exchange.head
+        if any(name == b"origin" or (name == b"sec-fetch-site" and value != b"none") for name, value in head.headers):
+            return "no web page operates this server: requests with Origin are refused"
         if self._policy == "all":
             return None
-        head = exchange.head
         if not exchange.peer_is_local or any(name in _FORWARDED for name, _ in head.headers):
             return "only clients on this host may do this (rest_admin)"
         if not _names_this_host(head.get(b"host")):

@@ -62,6 +62,21 @@ WHO: list[tuple[str, bool, dict[str, str], int]] = [
     ("all", False, {}, 200),
     ("all", False, {"Host": "server.example", "X-Forwarded-For": "10.0.0.1"}, 200),
     ("off", True, {}, 404),
+    # a page of another site, of one that took an address of ours (DNS rebinding), and one of nowhere
+    *(
+        (admin, True, {"Host": host, "Origin": origin}, 403)
+        for admin in ("local", "all")
+        for host, origin in (
+            ("127.0.0.1:8501", "http://evil.example"),
+            ("evil.example:8501", "http://evil.example:8501"),
+            ("127.0.0.1:8501", "http://127.0.0.1:8501"),
+            ("127.0.0.1:8501", "null"),
+        )
+    ),
+    ("all", False, {"Sec-Fetch-Site": "cross-site"}, 403),
+    ("all", False, {"Sec-Fetch-Site": "same-origin"}, 403),
+    # a person's own, from the address bar
+    ("all", False, {"Sec-Fetch-Site": "none"}, 200),
 ]
 
 
