@@ -32,7 +32,8 @@ def main() -> None:
 def _instrument(atheris: Any, thing: Any) -> None:
     """A function, or the methods of a class; others are left as they are."""
     methods = vars(thing).values() if isinstance(thing, type) else [thing]
-    for method in methods:
+    for each in methods:
+        method = getattr(each, "__func__", each)  # of a class method
         if type(method) is type(main):
             method.__code__ = atheris.instrument_func(method).__code__
 
