@@ -289,10 +289,12 @@ def gauges(
     lanes: int,
     groups: Mapping[str, tuple[int, int]],
     memory: Memory | None = None,
+    served: Iterable[tuple[str, int]] = (),
 ) -> bytes:
     """The answer to the ask `metrics`: JSON, a list of [family name, labels, value].
 
-    groups: by name, how many workers are wanted and how many serve.
+    groups: by name, how many workers are wanted and how many serve. served: versions that have a queue even while
+    nothing waits in it: a gauge that comes and goes is nothing that an autoscaler or an alert could go by.
     """
     found: list[list[Any]] = [
         [metrics.GENERATION.name, [], generation],
@@ -305,7 +307,7 @@ def gauges(
         found += [[metrics.WEIGHTS.name, [model, str(version)], count] for model, version, count in memory.weights]
         found += [[metrics.MEMORY_LIMIT.name, [], memory.limit_bytes]] if memory.limit_bytes else []
         found.append([metrics.MEMORY_BUDGETED.name, [], memory.budgeted_bytes])
-    by_version: dict[tuple[str, int], list[float]] = {}
+    by_version: dict[tuple[str, int], list[float]] = {version: [0, 0, 0, 0.0] for version in served}
     for queue in queues:
         sums = by_version.setdefault((queue.lane.model, queue.lane.version), [0, 0, 0, 0.0])
         sums[0] += queue.requests

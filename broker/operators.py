@@ -177,7 +177,8 @@ class Operators:
         weights = [(*entry.order.key, entry.bytes_shared) for entry in preparation.entries() if entry.weights_id]
         memory = Memory(weights, preparation.budget.limits.host_bytes, preparation.budget.used_bytes)
         lanes = self._core.statistics()["lanes"]
-        return gauges(self._core.queues(now_ns), states, groups.number, lanes, sizes, memory)
+        served = self._models.lifecycle.versions.expected()
+        return gauges(self._core.queues(now_ns), states, groups.number, lanes, sizes, memory, served)
 
 
 def _about_queue(queue: Queue) -> dict[str, Any]:

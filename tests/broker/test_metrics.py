@@ -204,7 +204,8 @@ def test_gauges_of_all_lanes_of_a_version_together() -> None:
         Queue(lane._replace(version=2), 0, 0, 0, 1, 0),
     ]
     memory = Memory([("m", 1, 300)], 5_000, 700)
-    found = json.loads(gauges(queues, {"ready": 2, "draining": 1}, 4, 9, {"default": (3, 2)}, memory))
+    workers = {"ready": 2, "draining": 1}
+    found = json.loads(gauges(queues, workers, 4, 9, {"default": (3, 2)}, memory, [("m", 2), ("idle", 1)]))
     assert {(name, tuple(labels)): value for name, labels, value in found} == {
         ("ringserve_generation", ()): 4,
         ("ringserve_lanes", ()): 9,
@@ -223,6 +224,11 @@ def test_gauges_of_all_lanes_of_a_version_together() -> None:
         ("ringserve_queue_rows", ("m", "2")): 0,
         ("ringserve_batches_running", ("m", "2")): 1,
         ("ringserve_queue_oldest_seconds", ("m", "2")): 0,
+        # Served, with nothing to do: zeros, and not nothing.
+        ("ringserve_queue_requests", ("idle", "1")): 0,
+        ("ringserve_queue_rows", ("idle", "1")): 0,
+        ("ringserve_batches_running", ("idle", "1")): 0,
+        ("ringserve_queue_oldest_seconds", ("idle", "1")): 0,
     }
 
 
@@ -230,3 +236,11 @@ def test_authors_are_counted_by_how_they_ended(counts: BrokerMetrics, sums: Sums
     for end in ("ok", "died", "ok"):
         counts.author_ended(end)
     assert sums.cells(metrics.AUTHORS) == {("ok",): 2, ("died",): 1}
+
+
+def test_workers_that_died_are_counted_from_zero_on(counts: BrokerMetrics, sums: Sums) -> None:
+    assert sums.cells(metrics.WORKERS_DIED)[("SIGKILL",)] == 0
+    for status in (0, -9, -9, 3, -4):
+        counts.worker_ended(status)
+    died = sums.cells(metrics.WORKERS_DIED)
+    assert {end: count for (end,), count in died.items() if count} == {"SIGKILL": 2, "failed": 1, "SIGILL": 1}

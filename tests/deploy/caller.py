@@ -93,12 +93,17 @@ def _rest(address: str, tally: Tally, stop: threading.Event) -> None:
         tally.call(ask)
 
 
+def _stop_at_end_of_input(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main(grpc_target: str, rest_address: str) -> None:
     """Call until standard input ends."""
     tally, stop = Tally(), threading.Event()
     threads = [threading.Thread(target=_grpc, args=(grpc_target, tally, stop)) for _ in range(_GRPC_THREADS)]
     threads += [threading.Thread(target=_rest, args=(rest_address, tally, stop)) for _ in range(_REST_THREADS)]
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
     for thread in threads:
         thread.start()
     while not stop.wait(0.25):

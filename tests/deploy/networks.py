@@ -59,4 +59,5 @@ class Network:
 
     def _remove(self) -> None:
         for address in (*self._hosts, self._own):
-            subprocess.run(["ip", "netns", "del", self.namespace(address)], check=False, timeout=60, capture_output=True)
+            command = ["ip", "netns", "del", self.namespace(address)]
+            subprocess.run(command, check=False, timeout=60, capture_output=True)

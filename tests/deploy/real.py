@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 
 import pytest
 
@@ -29,3 +30,11 @@ def needs(*tools: str) -> pytest.MarkDecorator:
 def podman() -> list[str]:
     """The command that runs containers."""
     return shlex.split(os.environ.get("TEST_PODMAN", "podman"))
+
+
+def free_port() -> int:
+    """A TCP port that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from tests.deploy.real import asked_for, podman
+from tests.deploy.real import asked_for, free_port, podman
 from tests.e2e.clients import make_request
 from tests.e2e.server import wait_until
 
@@ -114,19 +114,12 @@ def test_the_health_check_tells_ready_from_not_ready_and_from_nobody(tmp_path_fa
 # --------------------------------------------------------------------------------------------------- with a container
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Container:
     """A container of the image, with one model, as strictly kept as the documentation says."""
 
     def __init__(self, models: Path, name: str) -> None:
         self.name = name
-        self.grpc_port, self.rest_port = _free_port(), _free_port()
+        self.grpc_port, self.rest_port = free_port(), free_port()
         limits = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=4096:4096"]
         strict = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         self._podman(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -196,3 +198,16 @@ def test_counts_outlive_the_processes_that_counted(server: Server) -> None:
     assert grpc_predict(server) is grpc.StatusCode.OK
     grown = value_of(after, name, **labels) + 1
     wait_until(lambda: value_of(samples_of(server), name, **labels) >= grown, "one more request", 10)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_has_nothing_to_say_about_our_own_families(server: Server) -> None:
+    assert server.post("/v1/models/default:predict", BODY)[0] == 200
+    said = subprocess.run(
+        ["promtool", "check", "metrics"], input=page_of(server, "/metrics"), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert said.returncode in (0, 3)  # 3: matters of taste; 1: no exposition at all
+    lines = (said.stdout + said.stderr).splitlines()
+    # TensorFlow Serving's names are what they are.
+    assert not [line for line in lines if not line.startswith(":tensorflow:")]
