@@ -13,6 +13,7 @@ from ringserve.config.schema import Settings
 from ringserve.workers import device
 from ringserve.workers.pool import Pool, freeze_before_forks
 from ringserve.workers.quiet import quiet
+from ringserve.workers.stopped import StoppedChildren
 
 
 def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
@@ -35,7 +36,8 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
     run_author = functools.partial(ringserve.workers.author.run, settings)
     beat = process.Heartbeat().beat
     socket_path = os.path.join(run_dir, "broker.sock")
-    pool = Pool(socket_path, run_worker, run_author, stop_fd=stop.fd, leave=stop.close, beat=beat)
+    stopped = StoppedChildren() if settings.server.hang_ms_max else None
+    pool = Pool(socket_path, run_worker, run_author, stop_fd=stop.fd, leave=stop.close, beat=beat, stopped=stopped)
     process.tell_ready()
     pool.run()
     return process.Exit.OK

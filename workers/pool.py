@@ -31,6 +31,7 @@ from ringserve.broker.messages import (
     Stop,
 )
 from ringserve.workers.leaving import leave_gently, let_go_of_code
+from ringserve.workers.stopped import StoppedChildren
 from ringserve.workers.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class Pool:
     """Forks workers and authors on the broker's order and tells it of their ends; holds the memory of the weights.
 
     stop_fd: readable when this process shall stop. leave: closes in the child what only the pool may hold. beat: called
-    in every turn with the time; returns when to call it again at the latest, 0 = no need to.
+    in every turn with the time; returns when to call it again at the latest, 0 = no need to. stopped: finds children
+    that are to be killed because a signal has stopped them; None: none are.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Pool:
         stop_fd: int,
         leave: Callable[[], None],
         beat: Callable[[int], int] = lambda _: 0,
+        stopped: StoppedChildren | None = None,
     ) -> None:
         self._beat = beat
+        self._stopped = stopped
         self._registration_path = registration_path
         self._run_worker = run_worker
         self._run_author = run_author
@@ -127,13 +131,16 @@ class Pool:
     def _idle_ms(self) -> int | None:
         """How long to sleep when nothing happens; None: for ever."""
         now_ns = time.monotonic_ns()
-        due_ns = self._beat(now_ns)
-        return (due_ns - now_ns) // 1_000_000 + 1 if due_ns else None
+        times = (self._beat(now_ns), self._stopped.wake_ns if self._stopped is not None else 0)
+        due_ns = min((time_ns for time_ns in times if time_ns), default=0)
+        return max(due_ns - now_ns, 0) // 1_000_000 + 1 if due_ns else None
 
     def _wait(self, channel: ControlChannel | None, timeout_ms: int | None) -> bool:
         """Sleep; handle ends of workers and a stop. True when the channel has something to read."""
         poller = select.poll()
         poller.register(self._stop_fd, select.POLLIN)
+        if self._stopped is not None:
+            poller.register(self._stopped.fd, select.POLLIN)
         for pidfd in self._pidfds:
             poller.register(pidfd, select.POLLIN)
         if channel is not None:
@@ -144,10 +151,19 @@ class Pool:
                 self._stopping = True
             elif fd in self._pidfds:
                 self._reap(fd)
+            elif self._stopped is not None and fd == self._stopped.fd:
+                self._end_stopped(self._stopped)
             elif channel is not None:
                 channel.flush()
                 readable = bool(events & ~select.POLLOUT)
+        if self._stopped is not None and self._stopped.wake_ns:
+            self._end_stopped(self._stopped)
         return readable
+
+    def _end_stopped(self, stopped: StoppedChildren) -> None:
+        for pid in stopped.look(self._pidfds.values(), time.monotonic_ns()):
+            log.error("process %d hangs: somebody stopped it: killing it", pid)
+            os.kill(pid, signal.SIGKILL)
 
     def _fork(self, order: Fork) -> None:
         try:
@@ -215,6 +231,8 @@ class Pool:
                 os.close(pidfd)
             if self._channel is not None:
                 self._channel.close()
+            if self._stopped is not None:
+                self._stopped.leave()
             self._leave()
             status = live()
         except BaseException:

@@ -1,5 +1,7 @@
 """Processes that hang (SIGSTOP) under load: each is found, killed and replaced, and clients lose nothing but time.
 
+Workers that hang without being stopped are found by their leases: tests/sim and tests/broker/test_leases.py.
+
 A frontend that hangs takes its connections with it; clients that retry as clients do see nothing of that either.
 """
 
@@ -15,14 +17,13 @@ from tests.e2e.server import Server, wait_until
 from tests.faults.retrying import Clients, export
 
 _HANG_MS = 3000
-_LEASE_MS = 3000
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models = export(tmp_path_factory.mktemp("models"), "half")
     arguments = ["--model_name", "half", "--model_base_path", str(models / "half"), "--workers", "2"]
-    arguments += ["--frontends", "2", "--hang_ms_max", str(_HANG_MS), "--lease_ms_max", str(_LEASE_MS)]
+    arguments += ["--frontends", "2", "--hang_ms_max", str(_HANG_MS)]
     with Server(tmp_path_factory.mktemp("server"), *arguments) as server:
         server.wait_available("half")
         yield server
@@ -68,8 +69,17 @@ def test_a_frontend_that_hangs_is_replaced_and_clients_that_retry_see_nothing(se
         clients.wait_for_more(100)
 
 
-def test_a_worker_that_hangs_is_replaced_and_its_batch_is_run_by_another(server: Server) -> None:
-    victim = wait_until(lambda: len(server.members("worker")) == 2 and _stop_one(server, "worker"), "two workers")
+def test_a_worker_that_is_stopped_is_replaced_and_its_batch_is_run_by_another(server: Server) -> None:
+    wait_until(lambda: len(server.members("worker")) == 2, "two workers")
     with Clients(server, 6, 2) as clients:
-        _wait_replaced(server, "worker", victim, 2)
-        clients.wait_for_more(100)
+        for victim in server.members("worker"):
+            victim.send_signal(signal.SIGSTOP)
+            _wait_replaced(server, "worker", victim, 2)
+            clients.wait_for_more(100)
+
+
+def test_a_worker_that_is_stopped_while_it_is_idle_is_replaced_before_anybody_asks(server: Server) -> None:
+    wait_until(lambda: len(server.members("worker")) == 2, "two workers")
+    victim = _stop_one(server, "worker")
+    _wait_replaced(server, "worker", victim, 2)
+    assert f"process {victim.pid} hangs: somebody stopped it" in server.log

@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 
 _PROGRAM = """
 import sys
-from ringserve.config.schema import Settings, Workers
+from ringserve.config.schema import Server, Settings, Workers
 from ringserve.workers.main import run
-settings = Settings(workers=Workers(workers=2, threads_per_worker=1))
+settings = Settings(server=Server(hang_ms_max=0), workers=Workers(workers=2, threads_per_worker=1))
 sys.exit(run(settings, name="pool", death_fd=int(sys.argv[1]), run_dir=sys.argv[2]))
 """
 
