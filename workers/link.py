@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 from typing import NamedTuple
 
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
@@ -119,6 +120,7 @@ class Link:
                 while self._broker is None:
                     self._pause()
                     self._take(self._channel.receive())
+                signal.alarm(0)  # see `Pool._be_worker`
                 return
             except ControlClosed:
                 self._forget_all()

@@ -40,6 +40,8 @@ _RECONNECT_MS = 20
 _KILL_AFTER_NS = 10_000_000_000
 #: The status of a worker that could not be forked (sysexits' EX_OSERR).
 _NO_PROCESS = 71
+#: From a fork until the worker is registered; a tenth of a second as a rule, some seconds with a GPU.
+REGISTER_S_MAX = 120
 
 #: Runs in the new process; returns its exit status. (fork, pool_fd, weights): end-of-file on pool_fd means the pool is
 #: gone; weights: descriptors of those that its orders name, by weights_id, the worker's to close.
@@ -176,6 +178,9 @@ class Pool:
         log.info("forked worker %d (process %d)", order.worker_index, pid)
 
     def _be_worker(self, order: Fork) -> int:
+        # Until it has registered nobody else would notice that it hangs (in a GPU's driver, say): `Link.register` ends
+        # this, or the kernel the process, whatever code it is in.
+        signal.alarm(REGISTER_S_MAX)
         weights = self._vault.keep_only({each.weights_id for each in order.models})
         return self._run_worker(order, self._life_read, weights)
 
