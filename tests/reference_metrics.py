@@ -51,6 +51,22 @@ def _head() -> list[str]:
         f'Requests for models that are not configured share `model_name="{UNKNOWN_MODEL}"` (TensorFlow Serving makes a',
         "series for every name that any client sends). Series of models and versions that were removed are no longer",
         "shown.",
+        "",
+        "## In = answered + refused + cancelled",
+        "",
+        "Each frontend keeps books of all calls and requests, whatever method or path they name: `calls_received`",
+        "= `calls_ended` (by gRPC code or HTTP status, or CANCELLED) + `calls_in_flight`, at every scrape, by",
+        "process and protocol (`grpc`, `rest`; `admin` and `metrics` for those ports). In flight is 0 when nobody",
+        "asks, but for the scrape itself. Once a second each frontend also looks at all of its connections:",
+        "`calls_unbalanced` is what the books are off by, which is never other than 0. Of these, `requests_total`",
+        "counts by model and API what became a Predict, Classify or Regress over gRPC, or named a path below /v1",
+        "over REST.",
+        "",
+        "What a frontend that is killed had in flight when it put its books down for the last time, a second ago",
+        "at most, is booked as LOST by the one that takes its place, though some of it may have been answered",
+        "since; what came to it after that is in none of the books. `requests_total` loses a twentieth of a",
+        "second at most. Streams that were refused or reset because they break HTTP/2's rules are no calls: see",
+        "`client_refusals`.",
     ]
 
 
@@ -87,6 +103,7 @@ def _tail() -> list[str]:
         "| busy workers, on average | `sum(rate(ringserve_run_duration_seconds_sum[1m]))` |",
         "| rows computed for nothing | "
         "`rate(ringserve_padding_rows_total[1m]) / rate(ringserve_batch_rows_sum[1m])` |",
+        "| is anything lost in a frontend | `ringserve_calls_unbalanced != 0` |",
         "| is every model served | `min(ringserve_model_ready)` |",
         "| did a process die | `changes(ringserve_process_start_time_seconds[1h]) > 0` |",
         "| does a frontend's loop stall | "

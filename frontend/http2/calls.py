@@ -58,7 +58,7 @@ class Exchange:
         self.unreturned_bytes = 0
         self.transfer: Transfer | None = None
         self.reader: MessageReader | None = None
-        connection.host.account.calls.received += 1
+        connection.calls.received += 1
 
     @property
     def timeout_ns(self) -> int:
@@ -115,7 +115,7 @@ class UnaryCall(Exchange):
         self.reader = None
         self._raw: RawMessage | None = None
         self._on_cancel: Callable[[], None] | None = None
-        connection.host.account.calls.received += 1
+        connection.calls.received += 1
 
     def finish(self, message: bytes) -> None:
         if self.is_done:
@@ -125,7 +125,7 @@ class UnaryCall(Exchange):
         size = len(message)
         if connection.inline_bytes_max > size + 4 < connection.send_window:
             # The whole answer at once. What `_finish_slowly` would write, in the same order.
-            connection.host.account.calls.ended[0] += 1
+            connection.calls.ended[0] += 1
             connection.send_window -= size + 5
             stream_id = self.stream_id
             connection.out += (frames.answer_head(stream_id, size), message, frames.answer_tail(stream_id))
@@ -142,7 +142,7 @@ class UnaryCall(Exchange):
             self.is_done = False
             self.fail(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them")
             return
-        connection.host.account.calls.ended[0] += 1
+        connection.calls.ended[0] += 1
         connection.write_headers(self.stream_id, frames.RESPONSE_BLOCK, end_stream=False)
         tail = frames.answer_tail(self.stream_id)
         connection.transfer(Transfer(self, message, tail, self._close))
@@ -154,7 +154,7 @@ class UnaryCall(Exchange):
         if self.is_done:
             return
         self.is_done = True
-        self.connection.host.account.calls.ended[code] += 1
+        self.connection.calls.ended[code] += 1
         self.connection.write_headers(self.stream_id, frames.refusal_block(code, text), end_stream=True)
         self.connection.close_stream(self)
 
@@ -165,7 +165,7 @@ class UnaryCall(Exchange):
         if self.is_done:
             return
         self.is_done = True
-        self.connection.host.account.calls.ended[ledger.CANCELLED] += 1
+        self.connection.calls.ended[ledger.CANCELLED] += 1
         self._raw = None
         if self._on_cancel is not None:
             try:

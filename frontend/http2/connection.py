@@ -240,7 +240,7 @@ class Connection(Arriving):
             return
         if details.refusal:
             self._noise.add(details.weight)
-            self.host.account.calls.refuse()
+            self.calls.refuse()
             self.write_headers(stream_id, details.refusal, end_stream=True)
             if not ends_stream:
                 self._remember_reset(stream_id)

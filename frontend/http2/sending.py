@@ -92,13 +92,14 @@ class Sending:
     """Output of one connection.
 
     out: frames for the socket, complete and in order. send_window: the connection's window. inline_bytes_max: largest
-    DATA payload that may go to `out` at once if `send_window` has room; -1 while it must not.
+    DATA payload that may go to `out` at once if `send_window` has room; -1 while it must not. calls: the books.
     streams: the open streams by identifier. queued_bytes: of answers that wait in transfers. pumped_bytes: of those
     that have left, since the beginning.
     """
 
     def __init__(self, host: Host, unsent_bytes_max: int) -> None:
         self.host = host
+        self.calls = host.account.calls
         self._unsent_bytes_max = unsent_bytes_max
         self._noise = Noise(host.now)
         self.queued_bytes = 0

@@ -120,7 +120,7 @@ class StreamingCall(Exchange):
     def gone(self) -> None:
         if not self.is_done:
             self.is_done = True
-            self.connection.host.account.calls.ended[ledger.CANCELLED] += 1
+            self.connection.calls.ended[ledger.CANCELLED] += 1
             if self._task is not None:
                 self._task.cancel()
 
@@ -162,7 +162,7 @@ class StreamingCall(Exchange):
             return
         self.is_done = True
         connection = self.connection
-        connection.host.account.calls.ended[code] += 1
+        connection.calls.ended[code] += 1
         if self.transfer is not None:
             connection.drop_transfer(self)  # half a message, then trailers: the client sees the status
         if code and not self._headers_sent:
