@@ -74,3 +74,10 @@ def test_no_models_are_a_mistake_unless_a_model_config_file_may_bring_some() -> 
 def test_allowed_rows_as_numbers() -> None:
     assert limits.rows_allowed(Batching()) == []
     assert limits.rows_allowed(Batching(batch_rows_allowed="32, 1,8,8")) == [1, 8, 32]
+
+
+def test_a_hang_is_not_told_from_a_loaded_host_in_less_than_a_second() -> None:
+    models = (Model("m", "/m"),)
+    for hang_ms_max, wrong in ((0, False), (1, True), (999, True), (1000, False)):
+        found = limits.mistakes(Settings(server=Server(hang_ms_max=hang_ms_max), models=models))
+        assert [broken.keys for broken in found] == [("hang_ms_max",)] * wrong
