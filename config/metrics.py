@@ -182,8 +182,8 @@ CALLS_ENDED: Final = Family(
     "ringserve_calls_ended_total",
     COUNTER,
     ("process", "protocol", "code"),
-    "those that ended, by gRPC code or HTTP status; CANCELLED: the client went before there was an answer; REFUSED: no "
-    "such method, or against gRPC's rules; LOST: their frontend died",
+    "those that ended, by gRPC code or HTTP status; CANCELLED: the client went, or the server stopped, before "
+    "there was an answer; REFUSED: no such method, or against gRPC's rules; LOST: their frontend died",
     FRONTEND,
 )
 CALLS_IN_FLIGHT: Final = Family(

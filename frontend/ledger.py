@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 from ringserve.broker.messages import Code
 from ringserve.config.metric_file import Labels
 
-#: Ends that are no gRPC code or HTTP status. The client went before there was an answer; nobody was asked, as the
-#: request named no method that there is, or broke gRPC's rules; the process that held it died.
+#: Ends that are no gRPC code or HTTP status. The client went, or the server stopped, before there was an answer; nobody
+#: was asked, as the request named no method that there is, or broke gRPC's rules; the process that held it died.
 CANCELLED: Final = -1
 REFUSED: Final = -2
 LOST: Final = -3

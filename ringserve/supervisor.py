@@ -40,8 +40,8 @@ _BACKLOG: Final = 1024
 _ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
 _IDLE_MS: Final = 10_000
-#: Times `hang_ms_max`. The C code that reads a client's 256 MiB of JSON holds the interpreter for 10 s (measured, of
-#: short strings): that must not look like a hang, or such a client could have frontends killed.
+#: Times `hang_ms_max`. The C code that reads JSON holds the interpreter, for 4 s per 100 MiB of short strings on a busy
+#: host: 256 MiB of them must not look like a hang, or a client could have frontends killed.
 _FRONTEND_PATIENCE: Final = 3
 _MS_NS: Final = 1_000_000
 _S_NS: Final = 1_000_000_000
