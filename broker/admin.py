@@ -75,7 +75,8 @@ class Admin:
     """The configured models, and who may change them. Owns neither of the parts that it is given.
 
     defaults: the batching of a model that says nothing. look: (names, now, over): has the base paths of these models
-    looked at, and calls `over`. tell_workers: sends them new options. save: keeps the state for a broker that follows; may raise OSError.
+    looked at, and calls `over`. tell_workers: sends them new options. save: keeps the state for a broker that
+    follows; may raise OSError.
     """
 
     def __init__(

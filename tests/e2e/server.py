@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -150,7 +150,7 @@ class Server:
         wait_until(lambda: not self.family(), f"processes to leave; alive: {self.family()}", 30)
         assert not self.run_dir.exists(), f"left in the run directory: {list(self.run_dir.rglob('*'))}"
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

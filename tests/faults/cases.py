@@ -42,10 +42,15 @@ CLASSES = {
 }
 
 
+#: What cases wait for (`Case.waits_for`), and is built: `watchdog`: the supervisor finds children that hang;
+#: `forks`: it tries again when it cannot start a child; `room`: it says that the run directory is full.
+HAVE: frozenset[str] = frozenset()
+
+
 class Case(NamedTuple):
     """One cell. sees: of CLASSES. times: how often in a row. ci: also in every test run, not only when docs/faults.md
-    is made anew. own_server: it ends the server or needs one that is set up for it. waits_for: what is not built yet
-    (`HAVE` in test_matrix.py); such a case is not run. about: what happens, for people."""
+    is made anew. own_server: it ends the server or needs one that is set up for it. waits_for: what must be in HAVE, or
+    the case is not run. about: what happens, for people."""
 
     role: str
     fault: str
@@ -155,12 +160,12 @@ NO_CELLS = (
     ("author", "", "drain", "a pool that stops ends its authors by itself (tests/workers/test_pool_weights.py)"),
     ("pool broker frontend supervisor", "abort", "", "it runs nothing of TensorFlow"),
     ("worker", "abort", "idle", "TensorFlow runs nothing"),
-    ("worker broker frontend author", "fork", "", "it starts no process; the pool's cells are of its workers and authors"),
+    ("worker broker frontend author", "fork", "", "it starts no process; the pool's cells are of those it forks"),
     ("", "start", "batch result drain", "who starts has nothing in flight yet"),
     ("broker pool frontend", "start", "load", "nothing is being loaded by it: as idle"),
     ("supervisor", "start", "", "whoever started it sees its status; no client has been served"),
     ("supervisor", "fork", "load", "it starts nothing then: as idle"),
-    ("pool supervisor", "fork", "batch result drain", "as idle: the fork comes after the end of the one that is replaced"),
+    ("pool supervisor", "fork", "batch result drain", "as idle: the fork comes after the end of who is replaced"),
     ("", "oom full abort stop", "drain", "the same end as by kill, or a wait that the drain's own limit ends"),
     ("worker", "full", "batch result load", "memory that cannot be had when it is written to is an OOM kill"),
     ("frontend", "full", "batch result load", "memory that cannot be had when it is written to is an OOM kill"),

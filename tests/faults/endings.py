@@ -1,4 +1,4 @@
-"""Runs the cases that end their server, or that never let it start: each on a server of its own, which leaves nothing."""
+"""Runs the cases that end their server, or that never let it start, each on a server of its own. Nothing is left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.operator import state
 from tests.e2e.server import wait_until
+from tests.faults import oom
 from tests.faults.cases import Case
 from tests.faults.load import channel_to
 from tests.faults.orders import Orders
@@ -137,9 +138,13 @@ def _refused(case: Case, folder: Path, models: Path) -> Outcome:
     return Outcome("refused", took_s, took_s)
 
 
-def why_no_disk() -> str:
-    """Why there can be no full disk here; empty when there can."""
-    return "" if os.geteuid() == 0 and _mounts() else "mounting a small file system is not allowed here"
+def why_impossible(case: Case) -> str:
+    """Why this machine cannot do that to a process; empty when it can."""
+    if case.fault == "oom":
+        return oom.why_not()
+    if case.fault == "full" and case.own_server and not (os.geteuid() == 0 and _mounts()):
+        return "mounting a small file system is not allowed here"
+    return ""
 
 
 def _mounts() -> bool:

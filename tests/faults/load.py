@@ -6,6 +6,7 @@ Half of what a fault does to clients can be seen only by those that do not try a
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -128,7 +129,7 @@ class Load:
     def longest_gap_s(self, since_ns: int) -> float:
         """The longest time without any answer, from `since_ns` on to the last answer."""
         times = sorted({since_ns, *(at for c in self.clients for at in list(c.answered_ns) if at > since_ns)})
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0) / 1e9
+        return max((b - a for a, b in itertools.pairwise(times)), default=0) / 1e9
 
     def slowest_s(self) -> float:
         """The longest time that any call took."""

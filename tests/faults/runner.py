@@ -112,7 +112,7 @@ def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple
             strike(case.fault, victim)
         if case.fault != "stop":
             wait_until(functools.partial(_gone, victim), f"the end of {case.role} {victim.pid}")
-            wait_until(lambda ports=ports: not _open(ports), "clients to see it")
+            wait_until(functools.partial(_closed, ports), "clients to see it")
     return begun_ns, connections
 
 
@@ -139,7 +139,7 @@ def _order(case: Case, stage: Stage, load: Load) -> tuple[int, int]:
         ports = clients_of(victim)
         connections = len(ports)
         victim.kill()
-        wait_until(lambda: not _open(ports), "clients to see it")
+        wait_until(functools.partial(_closed, ports), "clients to see it")
         load.resume()
     stage.orders.wait_taken(point, case.times)
     return begun_ns, connections
@@ -180,9 +180,9 @@ def _class(load: Load, connections: int, *, given_up: bool) -> str:
     return f"{dict(failures)}, of them retrying clients {dict(retrying)}; its connections: {connections}"
 
 
-def _open(ports: list[int]) -> list[int]:
-    """Those of our connections that are still open."""
-    return [c.laddr.port for c in psutil.Process().net_connections("tcp") if c.laddr.port in ports]
+def _closed(ports: list[int]) -> bool:
+    """These connections of ours are closed on our side, too."""
+    return not any(connection.laddr.port in ports for connection in psutil.Process().net_connections("tcp"))
 
 
 def _gone(process: psutil.Process) -> bool:

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import wait_until
-from tests.faults import oom
-from tests.faults.cases import CASES, Case
+from tests.faults.cases import CASES, HAVE, Case
+from tests.faults.endings import run_alone, why_impossible
 from tests.faults.load import Load
 from tests.faults.runner import run
 from tests.faults.stage import Stage
 
-#: What cases of the table wait for (`Case.waits_for`), and is built.
-HAVE: frozenset[str] = frozenset()
-
-_SHARED = [case for case in CASES if case.ci and not case.own_server and (not case.waits_for or case.waits_for in HAVE)]
+_RUN = [case for case in CASES if case.ci and (not case.waits_for or case.waits_for in HAVE)]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +39,22 @@ def load(stage: Stage) -> Iterator[Load]:
         )
 
 
-@pytest.mark.parametrize("case", _SHARED, ids=lambda case: case.name)
+def skip_where_impossible(case: Case) -> None:
+    if why_impossible(case):
+        pytest.skip(why_impossible(case))
+
+
+@pytest.mark.parametrize("case", [case for case in _RUN if not case.own_server], ids=lambda case: case.name)
 def test_a_fault_costs_clients_what_the_table_says(case: Case, stage: Stage, load: Load) -> None:
-    if case.fault == "oom" and oom.why_not():
-        pytest.skip(oom.why_not())
+    skip_where_impossible(case)
     outcome = run(case, stage, load)
     print(f"{case.name}: {outcome.gap_s:.2f} s without an answer")
     assert outcome.sees == case.sees
+
+
+@pytest.mark.parametrize("case", [case for case in _RUN if case.own_server], ids=lambda case: case.name)
+def test_a_server_that_ends_costs_what_the_table_says_and_leaves_nothing(
+    case: Case, models: Path, tmp_path: Path
+) -> None:
+    skip_where_impossible(case)
+    assert run_alone(case, tmp_path / "stage", models).sees == case.sees

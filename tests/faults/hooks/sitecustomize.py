@@ -1,4 +1,4 @@
-"""Faults inside a server under test: Python runs this file in each of its processes, because PYTHONPATH names its folder.
+"""Faults inside a server under test: each of its processes runs this file first, as PYTHONPATH names its folder.
 
 It wraps a few functions of ringserve (`POINTS`). When a process comes to one of these points and an order for it lies
 in the folder `RS_FAULTS`, the first process there takes the order (by renaming its file, so that it counts once) and
