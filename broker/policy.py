@@ -53,7 +53,8 @@ class LanePolicy:
       well, and never the only one waiting, so that a wrong prediction corrects itself).
     keep_free_ns: a model whose batches run longer than `spread_ns` leaves one worker to the others for so long after
       the last request of one of them (see `neighbours.py`); 0 = it need not.
-    no_worker_ns_max: how long requests wait when no worker serves their model version (one is being replaced).
+    no_worker_ns_max: how long requests wait when no worker serves their model version (one is being replaced). Longer
+      than a new pool needs to import TensorFlow, which on a busy host is above ten seconds.
     """
 
     batching: Batching = "adaptive"
@@ -76,7 +77,7 @@ class LanePolicy:
     prefetch_full_ns: int = 5 * MILLISECOND_NS
     refuse_late: bool = True
     keep_free_ns: int = 100 * MILLISECOND_NS
-    no_worker_ns_max: int = 10 * SECOND_NS
+    no_worker_ns_max: int = 30 * SECOND_NS
 
     def __post_init__(self) -> None:
         if self.batching not in ("adaptive", "timeout", "none"):

@@ -258,7 +258,7 @@ def test_an_unknown_version_is_not_found() -> None:
 
 
 def test_a_version_that_is_to_be_served_is_waited_for() -> None:
-    bench = Bench(0)
+    bench = Bench(0, no_worker_ns_max=10 * SECOND)
     bench.core.set_versions({("m", 1)})
     turn = bench.submit((1, 1))
     assert not turn.failed
