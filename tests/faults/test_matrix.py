@@ -11,6 +11,7 @@ from tests.e2e.server import wait_until
 from tests.faults.cases import CASES, HAVE, Case
 from tests.faults.endings import run_alone, why_impossible
 from tests.faults.load import Load
+from tests.faults.process_limit import group_without_room
 from tests.faults.runner import run
 from tests.faults.stage import Stage
 
@@ -50,6 +51,22 @@ def test_a_fault_costs_clients_what_the_table_says(case: Case, stage: Stage, loa
     outcome = run(case, stage, load)
     print(f"{case.name}: {outcome.gap_s:.2f} s without an answer")
     assert outcome.sees == case.sees
+
+
+def test_a_pool_that_may_fork_no_more_keeps_its_workers_and_forks_when_it_may(stage: Stage, load: Load) -> None:
+    """As `pool-fork3-idle`, by a real limit."""
+    load.forget()
+    (pool,) = stage.members("pool")
+    with group_without_room(pool.pid) as group:
+        refused = stage.log.count("cannot fork worker")
+        stage.members("worker")[0].kill()
+        wait_until(lambda: stage.log.count("cannot fork worker") >= refused + 3, "the pool to try again and again")
+        load.wait_for_more(5)
+        (group / "pids.max").write_text("max")
+        stage.wait_whole()
+    load.wait_for_more(5)
+    assert not load.failures()
+    assert [process.pid for process in stage.members("pool")] == [pool.pid]
 
 
 @pytest.mark.parametrize("case", [case for case in _RUN if case.own_server], ids=lambda case: case.name)
