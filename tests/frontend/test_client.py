@@ -19,7 +19,6 @@ from ringserve.broker.control import ControlChannel
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
-    Cancel,
     Catalog,
     Code,
     Failed,
@@ -171,10 +170,13 @@ class Seen:
 
 
 @asynccontextmanager
-async def staged(folder: Path, ring_bytes: int = MIB) -> AsyncIterator[tuple[Stage, Client, Segment]]:
+async def staged(
+    folder: Path, ring_bytes: int = MIB, timeout_ns_max: int = 0
+) -> AsyncIterator[tuple[Stage, Client, Segment]]:
     stage = Stage(folder)
     segment = Segment.create("requests", ring_bytes)
-    client = Client(segment, registration_path=stage.path, inbox_path=str(folder / "frontend.inbox"))
+    inbox_path = str(folder / "frontend.inbox")
+    client = Client(segment, registration_path=stage.path, inbox_path=inbox_path, timeout_ns_max=timeout_ns_max)
     try:
         await stage.frontend_joins()
         await until(lambda: client.connected)
@@ -280,47 +282,6 @@ async def test_a_refused_request_of_several_inputs_gives_its_records_back(tmp_pa
         for _ in range(5):
             assert client.infer(two, 1, [bytes(MIB // 2), bytes(MIB)], 0, Seen()) == -1
         assert client.infer(LANE, MIB // 16, [bytes(MIB)], 0, Seen()) > 0
-
-
-async def test_a_deadline_is_answered_here_and_the_broker_is_told(tmp_path: Path) -> None:
-    async with staged(tmp_path) as (stage, client, _):
-        worker_id = await stage.worker_joins()
-        seen = Seen()
-        request_id = client.infer(LANE, 1, [ROW], 100_000_000, seen)
-        ((_, (request,)),) = (await stage.broker_mail(Submit)).groups
-        assert request[2] > 0
-        await until(lambda: seen.failures)
-        text = "Timed out waiting for notification: the request was running"
-        assert seen.failures == [(Code.DEADLINE_EXCEEDED, text)], "the broker has not said that it is queued"
-        assert (await stage.broker_mail(Cancel)).requests == [[LANE.key, request_id]]
-        assert client.pending_count == 1, "its records belong to the data plane until the terminal message"
-        stage.answer(worker_id, np.array([[1.0]]), [[request_id, 0, 1, 0]])
-        await until(lambda: client.pending_count == 0)
-        assert seen.answers == []
-
-
-async def test_an_answered_request_does_not_expire(tmp_path: Path) -> None:
-    async with staged(tmp_path) as (stage, client, _):
-        worker_id = await stage.worker_joins()
-        seen, later = Seen(), Seen()
-        request_id = client.infer(LANE, 1, [ROW], 200_000_000, seen)
-        stage.answer(worker_id, np.array([[1.0]]), [[request_id, 0, 1, 0]])
-        await until(lambda: seen.answers)
-        client.infer(LANE, 1, [ROW], 250_000_000, later)
-        await until(lambda: later.failures)
-        assert seen.failures == []
-
-
-async def test_a_cancelled_request_is_never_answered(tmp_path: Path) -> None:
-    async with staged(tmp_path) as (stage, client, _):
-        seen = Seen()
-        request_id = client.infer(LANE, 1, [ROW], 0, seen)
-        client.cancel(request_id)
-        client.cancel(12345)
-        assert (await stage.broker_mail(Cancel)).requests == [[LANE.key, request_id]]
-        stage.send(Failed([[request_id, Code.CANCELLED, "cancelled"]]))
-        await until(lambda: client.pending_count == 0)
-        assert seen.failures == []
 
 
 async def test_a_dead_workers_requests_are_submitted_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ no worker over its credit   and none that hangs or is gone is sent anything, nor
 no slot lost                at the end nothing is queued, leased, split or told
 the sum holds               submitted = ended + queued + leased + split, after every turn
 no late run                 what has expired is not sent to a worker; what waits is told within a sweep's time
+no run for nobody           what was cancelled is not sent to a worker, not even when the one that ran it is lost
 no busy loop                a wake-up lies in the future
 """
 
@@ -44,6 +45,7 @@ class Watched:
     arrived: bool = False
     ends: int = 0
     resubmitted: bool = False
+    cancelled: bool = False  # and the broker knows
     leases: set[int] = field(default_factory=set)
     workers_lost: int = 0
     blamed: int = 0
@@ -125,6 +127,11 @@ class Checks:
         watched.resubmitted = True
         return True
 
+    def cancelled(self, frontend_id: int, request_id: int) -> None:
+        """The broker hears of it. (A Cancel that overtakes its Submit, which no socket lets it do, is not heard.)"""
+        watched = self.requests[frontend_id, request_id]
+        watched.cancelled = watched.arrived and not watched.ends
+
     def started(self, worker_id: int, batch_id: int) -> None:
         assert any(batch.execute.batch_id == batch_id for batch in self.held[worker_id])
 
@@ -157,7 +164,7 @@ class Checks:
         watched = self.requests[frontend_id, request_id]
         assert frontend_id in self.frontends
         assert not watched.leases, "told of its failure while a worker may still read its records"
-        if code == Code.DEADLINE_EXCEEDED:
+        if code == Code.DEADLINE_EXCEEDED and not watched.cancelled:
             assert watched.deadline_ns
             since_ns = max(watched.deadline_ns, watched.free_since_ns)
             late_ns = now_ns - since_ns
@@ -212,6 +219,7 @@ class Checks:
             watched = self.requests[frontend_id, request_id]
             assert offsets == [64 * request_id]
             assert watched.deadline_ns == 0 or watched.deadline_ns > now_ns
+            assert not watched.cancelled
             assert part_rows >= 1
             assert 0 <= row_start <= watched.rows - part_rows
             rows_now = {(frontend_id, request_id, row) for row in range(row_start, row_start + part_rows)}

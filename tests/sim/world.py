@@ -263,14 +263,21 @@ class World:
     def resubmit(self, frontend_id: int, groups: list[list[Any]]) -> None:
         """The frontend is not sure that what it has no answer for is still held by anyone."""
         again = [
-            [key, [request for request in requests if self.checks.resubmitted(frontend_id, request[0])]]
+            [key, [self.again(frontend_id, each) for each in requests if self.checks.resubmitted(frontend_id, each[0])]]
             for key, requests in groups
         ]
         self.checks.arrived(frontend_id, again, self.now_ns)
         self.core.resubmit(frontend_id, again, self.now_ns)
 
+    def again(self, frontend_id: int, request: list[int]) -> list[int]:
+        """As it is submitted again: one that was cancelled meanwhile as one that is too late."""
+        if not self.checks.requests[frontend_id, request[0]].cancelled:
+            return request
+        return [*request[:2], 1, *request[3:]]
+
     def cancel(self, frontend_id: int, key: bytes, request_id: int) -> None:
         def deliver() -> None:
+            self.checks.cancelled(frontend_id, request_id)
             self.core.cancel(frontend_id, [[key, request_id]], self.now_ns)
 
         self.link(deliver)
