@@ -221,13 +221,14 @@ class Client:
     def _flush(self) -> None:
         self._flush_planned = False
         link = self._link
+        if self._cancels:
+            # First, so that what is new finds the places that they leave.
+            cancels, self._cancels = self._cancels, []
+            link.send(wire.pack(Cancel(link.frontend_id, cancels)))
         if self._groups:
             groups, self._groups = self._groups, {}
             # Without a broker nothing is sent: all that is pending is submitted when there is one again.
             link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
-        if self._cancels:
-            cancels, self._cancels = self._cancels, []
-            link.send(wire.pack(Cancel(link.frontend_id, cancels)))
         if self._releases_due:
             self._releases_due = False
             releases, self._releases = self._releases, {}
