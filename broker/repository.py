@@ -8,7 +8,7 @@ import stat
 import struct
 from collections.abc import Callable
 
-from ringserve.broker.aspired import Listing, Policy, VersionDirectory, choose, names_of_versions
+from ringserve.broker.aspired import Listing, Policy, VersionDirectory, choose, names_of_versions, version_of_name
 from ringserve.broker.stability import FileInfo, Snapshot
 
 #: Entries of one version's directory that are looked at; a model has a handful, and vocabularies some more.
@@ -41,7 +41,8 @@ def scan(
     """
     try:
         with os.scandir(base_path) as children:
-            inodes = {child.name: child.inode() for child in children}
+            # Whatever else lies there, perhaps by the million, is not kept.
+            inodes = {child.name: child.inode() for child in children if version_of_name(child.name) is not None}
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         code = "NOT_FOUND" if missing else "UNAVAILABLE"

@@ -193,6 +193,8 @@ def _read_index(mapping: mmap.mmap, file_bytes: int) -> tuple[list[Any], dict[st
 
 def _check(entry: Entry, end: int) -> None:
     """Raises ValueError, TypeError for a value that does not lie whole before `end`."""
+    if any(type(number) is not int for number in (entry.dtype, entry.offset, entry.nbytes, *entry.shape)):
+        raise TypeError(f"{entry.name}: {list(entry)} are no whole numbers")
     if entry.offset < _DATA_START or entry.offset % 64 or entry.nbytes < 0 or entry.offset + entry.nbytes > end:
         raise ValueError(f"{entry.name} lies at {entry.offset}..{entry.offset + entry.nbytes}, the values end at {end}")
     if any(size < 0 for size in entry.shape):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from ringserve.broker.aspired import Listing, Policy
-from ringserve.broker.repository import scan, snapshot
+from ringserve.broker.repository import ENTRIES_MAX, scan, snapshot
 from ringserve.broker.stability import FileInfo, missing
 
 WALL_NS = 5_000_000_000_000_000_000
@@ -117,3 +118,41 @@ def test_a_directory_made_anew_is_another_even_with_the_same_inode(tmp_path: Pat
         assert look(base).found == (found,)
         shutil.rmtree(base)
     assert len(seen) == 20
+
+
+def test_what_goes_while_it_is_looked_at_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is removed between the listing and the look inside, and its files one by one."""
+    directory = model(tmp_path / "1")
+    real_stat = os.stat
+
+    def stat(path: str, **options: object) -> os.stat_result:
+        about = real_stat(path)
+        shutil.rmtree(directory, ignore_errors=True)
+        return about
+
+    monkeypatch.setattr(os, "stat", stat)
+    listing = look(tmp_path)
+    assert [found.version for found in listing.found] == [1]
+    assert listing.snapshots[1].files == ()
+
+
+def test_a_crowd_in_a_base_path_is_not_kept(tmp_path: Path) -> None:
+    """Only what may be a version is: a base path may be somebody's folder of a million files."""
+    for number in range(20_000):
+        os.close(os.open(tmp_path / f"request-{number:060d}.log", os.O_CREAT))
+    model(tmp_path / "1")
+    tracemalloc.start()
+    listing = look(tmp_path)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [found.version for found in listing.found] == [1]
+    assert peak_bytes < 1_000_000
+
+
+def test_a_crowd_in_a_version_is_looked_at_in_part(tmp_path: Path) -> None:
+    directory = model(tmp_path / "1")
+    for number in range(ENTRIES_MAX + 1_000):
+        os.close(os.open(directory / f"{number:06d}", os.O_CREAT))
+    for name in ("a", "b"):
+        (directory / name).symlink_to(directory)  # circles, twice at every step
+    assert ENTRIES_MAX <= len(snapshot(str(directory), lambda: 0).files) <= 2 * ENTRIES_MAX
