@@ -181,6 +181,13 @@ def _mistakes_of_tls(server: Server) -> list[tuple[str, ...]]:
     elif server.tls_client_ca_file:
         text = "tls_client_ca_file is given, and tls_client_verify is none: nobody would be verified"
         found.append((text, "tls_client_verify", "tls_client_ca_file"))
+    if server.tls_client_crl_file:
+        if server.tls_client_verify == "none":
+            text = "tls_client_crl_file is given, and tls_client_verify is none: nobody would be verified"
+            found.append((text, "tls_client_verify", "tls_client_crl_file"))
+        if server.grpc_engine == "grpcio" and server.tls_ports != "rest":
+            text = "tls_client_crl_file: the engine grpcio knows no such lists; take grpc_engine=native"
+            found.append((text, "tls_client_crl_file", "grpc_engine", "tls_ports"))
     return found
 
 

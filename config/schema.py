@@ -88,6 +88,7 @@ class Server:
     tls_key_file: str = setting("", "PEM file of its private key, which is not encrypted")
     tls_ports: str = setting("both", "which ports speak TLS with these two files", choices=("both", "grpc", "rest"))
     tls_client_ca_file: str = setting("", "PEM file of the authorities that clients' certificates are verified with")
+    tls_client_crl_file: str = setting("", "PEM file of lists of clients' certificates that are revoked; empty: none")
     tls_client_verify: str = setting(
         "none", "whether a client must, or may, show a certificate (mTLS)", choices=("none", "optional", "required")
     )

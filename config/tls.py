@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from ringserve.config.config_protos import SSLConfig
@@ -25,13 +27,14 @@ _FILE_BYTES_MAX: Final = 4 * 2**20
 class SslConfig(NamedTuple):
     """key, cert: the server's, as PEM text (cert: its chain, the server's own first). ca: PEM text of the certificates
     that clients' are verified with, empty for the system's. client_verify: a client must show one (mTLS), or, if
-    `is_optional`, may."""
+    `is_optional`, may. crl: PEM text of the lists of clients' certificates that are revoked, empty for none."""
 
     key: str
     cert: str
     ca: str
     client_verify: bool
     is_optional: bool = False
+    crl: str = ""
 
 
 class Source(NamedTuple):
@@ -42,6 +45,7 @@ class Source(NamedTuple):
     key_file: str = ""
     client_ca_file: str = ""
     client_verify: str = "none"
+    client_crl_file: str = ""
 
 
 def source_of_grpc(server: Server) -> Source | None:
@@ -59,7 +63,7 @@ def source_of_rest(server: Server) -> Source | None:
 def source_of_files(server: Server) -> Source:
     """The files that `tls_cert_file` and its like name."""
     files = (server.tls_cert_file, server.tls_key_file, server.tls_client_ca_file)
-    return Source("", *files, server.tls_client_verify)
+    return Source("", *files, server.tls_client_verify, server.tls_client_crl_file)
 
 
 def read_source(source: Source) -> SslConfig:
@@ -84,12 +88,18 @@ def read_pem_files(source: Source) -> SslConfig:
     cert = _pem("tls_cert_file", source.cert_file, "CERTIFICATE-----")
     verify = source.client_verify
     ca = _pem("tls_client_ca_file", source.client_ca_file, "CERTIFICATE-----") if verify != "none" else ""
-    config = SslConfig(key, cert, ca, verify != "none", verify == "optional")
+    crl = _pem("tls_client_crl_file", source.client_crl_file, "X509 CRL-----") if source.client_crl_file else ""
+    config = SslConfig(key, cert, ca, verify != "none", verify == "optional", crl)
     if ca:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=ca)
         except (ssl.SSLError, ValueError) as error:
             raise invalid(f"tls_client_ca_file: {source.client_ca_file} cannot be used: {error}") from error
+    if crl:
+        try:
+            _load_revoked(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), crl)
+        except (ssl.SSLError, ValueError) as error:
+            raise invalid(f"tls_client_crl_file: {source.client_crl_file} cannot be used: {error}") from error
     _check(config, f"tls_key_file {source.key_file} and tls_cert_file {source.cert_file}")
     return config
 
@@ -123,14 +133,9 @@ def server_context(config: SslConfig, alpn: str = GRPC_ALPN) -> ssl.SSLContext:
     # A client that negotiates anew again and again would have us do the costly half each time.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols([alpn])
-    # OpenSSL's Python wrapper reads keys from files only; this one never has a name, nor touches a disk.
-    fd = os.memfd_create("ringserve-tls", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, f"{config.cert}\n{config.key}\n".encode())
+    with _as_file(f"{config.cert}\n{config.key}\n") as path:
         # Without a password to try, OpenSSL would ask for that of an encrypted key on the terminal.
-        context.load_cert_chain(f"/proc/self/fd/{fd}", password="")
-    finally:
-        os.close(fd)
+        context.load_cert_chain(path, password="")
     if config.client_verify:
         context.verify_mode = ssl.CERT_OPTIONAL if config.is_optional else ssl.CERT_REQUIRED
         # A resumed session is not verified again, even when its authority is not trusted any more.
@@ -140,4 +145,27 @@ def server_context(config: SslConfig, alpn: str = GRPC_ALPN) -> ssl.SSLContext:
             context.load_verify_locations(cadata=config.ca)
         else:
             context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+        if config.crl:
+            _load_revoked(context, config.crl)
     return context
+
+
+def _load_revoked(context: ssl.SSLContext, crl: str) -> None:
+    """Refuse the certificates in these lists. Raises ssl.SSLError."""
+    before = context.cert_store_stats()["crl"]
+    with _as_file(crl) as path:
+        context.load_verify_locations(cafile=path)
+    if context.cert_store_stats()["crl"] == before:
+        raise ValueError("there is no list in it")
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+@contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """Python's wrapper of OpenSSL reads some things from files only: this one never has a name, nor touches a disk."""
+    fd = os.memfd_create("ringserve-tls", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)

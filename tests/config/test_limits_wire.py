@@ -30,6 +30,11 @@ def settings_of(*, access: Access | None = None, **server: Any) -> Settings:
         ({"tls_client_verify": "required", **_FILES}, "no tls_client_ca_file says whom to trust"),
         ({"tls_client_verify": "required", **_CA}, "there is no tls_cert_file"),
         ({**_CA, **_FILES}, "nobody would be verified"),
+        ({"tls_client_crl_file": "/c", **_FILES}, "tls_client_crl_file is given, and tls_client_verify is none"),
+        (
+            {"tls_client_verify": "required", "tls_client_crl_file": "/c", "grpc_engine": "grpcio", **_CA, **_FILES},
+            "the engine grpcio knows no such lists",
+        ),
         (
             {"tls_client_verify": "optional", "grpc_engine": "grpcio", **_CA, **_FILES},
             "the engine grpcio knows no optional certificates",

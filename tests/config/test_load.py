@@ -84,6 +84,7 @@ _FILES_OF_TLS = {"tls_cert_file": "/tmp/c", "tls_key_file": "/tmp/k"}
 _COMPANIONS = {
     "tls_cert_file": _FILES_OF_TLS,
     "tls_key_file": _FILES_OF_TLS,
+    "tls_client_crl_file": _FILES_OF_TLS | {"tls_client_verify": "required", "tls_client_ca_file": "/tmp/a"},
     "tls_client_ca_file": _FILES_OF_TLS | {"tls_client_verify": "required"},
     "tls_client_verify": _FILES_OF_TLS | {"tls_client_ca_file": "/tmp/a"},
     "anonymous": {"keys_file": "/dev/null"},
