@@ -61,7 +61,7 @@ def admit(
                 continue
             answer_ns = soonest_ns + rows_queued * row_ns
             if deadline_ns < answer_ns:
-                refused.append((request_id, failures.too_late(int(answer_ns) - now_ns, deadline_ns - now_ns)))
+                refused.append((request_id, failures.too_late(int(answer_ns) - now_ns)))
                 continue
             if deadline_ns < deadline_min_ns:
                 deadline_min_ns = deadline_ns
@@ -87,6 +87,11 @@ def admit(
     lane.deadline_min_ns = 0 if deadline_min_ns == ROWS_ANY else deadline_min_ns
     lane.used_ns = now_ns
     return refused
+
+
+def promised_ns(lane: Lane, soonest: tuple[int, float]) -> int:
+    """By when a request that comes now could be promised an answer; for whom it is too late is refused."""
+    return int(soonest[0] + lane.rows_queued * soonest[1] * _PATIENCE)
 
 
 def _second_look(

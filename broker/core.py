@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ringserve.broker import failures
-from ringserve.broker.admission import admit
+from ringserve.broker.admission import admit, promised_ns
 from ringserve.broker.batcher import FairOrder, due_ns
 from ringserve.broker.drains import Drains
 from ringserve.broker.expiry import Expiry, cancel, expire
@@ -73,6 +73,7 @@ class Core:
         self._replaced: set[ModelVersion] = set()  # they went, and their last worker before them: tell who asked late
         self._expiry = Expiry()
         self._neighbours = Neighbours()
+        self._waits: dict[int, dict[bytes, int]] = {}
         self.ran_last = -1  # the worker whose batch ended last
         self._counters = dict.fromkeys(
             ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
@@ -170,8 +171,11 @@ class Core:
                 continue
             self._neighbours.saw(lane, now_ns)
             soonest = soonest_answer(lane, workers, now_ns)
-            for request_id, failure in admit(lane, frontend_id, requests, soonest, now_ns):
+            refused = admit(lane, frontend_id, requests, soonest, now_ns)
+            for request_id, failure in refused:
                 outcomes.refuse(lane, frontend_id, request_id, failure)
+            if refused and soonest[0]:
+                self._waits.setdefault(frontend_id, {})[lane.key] = promised_ns(lane, soonest) - now_ns
             self._list(lane, now_ns)
 
     def resubmit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
@@ -244,7 +248,8 @@ class Core:
         if self._drains:
             drained, drains_wake_ns = self._drains.look(self._lanes, now_ns)
             wake_ns = earliest(wake_ns, drains_wake_ns)
-        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained)
+        waits, self._waits = self._waits, {}
+        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained, waits)
 
     def _grant(self, lane: Lane, now_ns: int, taken: set[int]) -> tuple[tuple[int, Execute] | None, int]:
         """One batch of `lane`, if it is due and a worker is to be had: (what to send or None, when to ask again).

@@ -26,6 +26,7 @@ TOO_MANY_LANES = Failure(
     "Too many different combinations of signature, outputs, dtypes and inner shapes are being served at once",
 )
 
+TOO_LATE_TEXT = "The queue is too long for this request's deadline:"
 _FULL = "The batch scheduling queue to which this task was submitted is full; "
 
 
@@ -89,9 +90,8 @@ def no_capacity(rows: int, rows_queued: int, batch_rows_max: int, batches_max: i
     )
 
 
-def too_late(wait_ns: int, left_ns: int) -> Failure:
+def too_late(wait_ns: int) -> Failure:
     return Failure(
         Code.RESOURCE_EXHAUSTED,
-        f"The queue is too long for this request's deadline: an answer can be promised in {wait_ns / 1e6:.1f} ms at "
-        f"the earliest and {left_ns / 1e6:.1f} ms are left",
+        f"{TOO_LATE_TEXT} an answer can be promised in {wait_ns / 1e6:.0f} ms at the earliest",
     )

@@ -13,6 +13,7 @@ Time is `time.monotonic_ns()`, one clock for all processes of a host; a deadline
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -178,9 +179,14 @@ class Release(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """broker -> frontend: these requests will not run. [[request_id, code, text], ...]."""
+    """broker -> frontend: these requests will not run. [[request_id, code, text], ...].
+
+    waits: [[lane_key, wait_ns], ...], of lanes that have just refused some for their load: how soon one more request
+    could be promised an answer.
+    """
 
     requests: list[list[Any]]
+    waits: Sequence[Sequence[Any]] = ()
 
 
 # ------------------------------------------------------------------------------------------------ control messages

@@ -169,7 +169,7 @@ class Service:
         for frontend_id, requests in turn.failed.items():
             outbox = self._outboxes.get(frontend_id)
             if outbox is not None:
-                outbox.send(wire.pack(Failed(requests)))
+                outbox.send(wire.pack(Failed(requests, list(turn.waits.get(frontend_id, {}).items()))))
         if turn.kills or turn.drained:
             self._end_workers(turn, now_ns)
         metrics_ns = self._metrics.tick(now_ns, self._core.ends, self._core.take_given_up)

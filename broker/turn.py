@@ -13,6 +13,7 @@ class Turn(NamedTuple):
     executes: (worker id, batch). failed: frontend id -> [[request_id, code, text], ...], ready to be a Failed.
     kills: workers whose lease ran out, each named once; end them, and say `worker_left` when they are gone.
     wake_ns: call `turn` again at this time even if nothing arrives; 0 = not needed. Always later than the turn's own.
+    waits: frontend id -> lane key -> ns, as in Failed.
     drained: draining workers that hold nothing any more and are sent nothing more, each named once.
     """
 
@@ -21,3 +22,4 @@ class Turn(NamedTuple):
     kills: list[int]
     wake_ns: int
     drained: list[int]
+    waits: dict[int, dict[bytes, int]]

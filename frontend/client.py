@@ -27,6 +27,7 @@ from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.shedding import note
 from ringserve.shm.ring import RingStatistics, RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.shm.tensor import string_record_bytes, write_strings
@@ -122,6 +123,9 @@ class Client:
             timeout_ns = self._timeout_ns_max
         if self.recorder is not None:
             self.recorder.see(lane, rows, payloads, getattr(reply, "api", ""))
+        if 0 < timeout_ns < lane.pressure.wait_ns and lane.pressure.is_believed(time.monotonic_ns()):
+            reply.fail(Code.RESOURCE_EXHAUSTED, lane.pressure.text)
+            return -1
         if lane.heads is not None:
             payloads = lane.with_heads(rows, payloads)
         claim = self._ring.claim
@@ -267,6 +271,9 @@ class Client:
             if message.__class__ is Result:
                 self._on_result(message)
             elif message.__class__ is Failed:
+                if message.waits:
+                    lanes = (self._pending[one[0]][1] for one in message.requests if one[0] in self._pending)
+                    note(message, lanes, time.monotonic_ns())
                 for request_id, code, text in message.requests:
                     self._fail(request_id, code, text)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -79,7 +80,11 @@ class GrpcReply:
             self._refuse(call, code, text)
 
     def _refuse(self, call: Call, code: int, text: str) -> None:
-        call.fail(code, grpc_text(text))
+        retry_ms = self.lane.pressure.retry_ms(code, time.monotonic_ns())
+        if retry_ms:
+            call.fail(code, grpc_text(text), retry_ms)
+        else:
+            call.fail(code, grpc_text(text))
         self.tally.failure(GRPC, self.api, self.lane.spec.model, int(code), text, self.started_ns, self.lane)
 
     def cancel(self) -> None:

@@ -27,6 +27,7 @@ from ringserve.broker.messages import Code, Failure, InputSpec, LaneSpec
 from ringserve.broker.wire import pack_lane
 from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, SignatureView, TensorSpec
 from ringserve.frontend.handler import Buffer
+from ringserve.frontend.shedding import Pressure
 from ringserve.frontend.tensor_proto import Tensor
 from ringserve.shm.dtype import STRING, dtype_of, name_of
 from ringserve.shm.head import RANK_MAX, pack_head
@@ -42,10 +43,11 @@ class Lane:
     A lane that leaves axes open has one Lane for each combination of inner shapes that was met.
     row_bytes: of one row of each input (of the whole input when not batchable), None for strings.
     heads: for each input the inner shape that its record must say, None where the lane says it; or None for all.
+    pressure: what the broker last said of the lane's load.
     answers: for the response encoder's own use; it bounds it.
     """
 
-    __slots__ = ("answers", "heads", "key", "row_bytes", "spec")
+    __slots__ = ("answers", "heads", "key", "pressure", "row_bytes", "spec")
 
     def __init__(self, spec: LaneSpec, own: LaneSpec | None = None) -> None:
         """own: the spec with the requests' own inner shapes, where `spec` leaves axes open."""
@@ -58,6 +60,7 @@ class Lane:
         pairs = zip(spec.inputs, inputs, strict=True)
         heads = tuple(each.shape if -1 in open_.shape else None for open_, each in pairs)
         self.heads = heads if any(head is not None for head in heads) else None
+        self.pressure = Pressure()
         self.answers: dict[Any, Any] = {}
 
     def with_heads(self, rows: int, payloads: Sequence[Buffer | list[bytes]]) -> list[Buffer | list[bytes]]:

@@ -7,6 +7,7 @@ table state, so most of them are constants, and no encoder has to be kept per co
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -187,8 +188,14 @@ def status_block(code: int, text: str) -> bytes:
     return block + literal(b"grpc-message", percent_encode(text)) if text else block
 
 
-def refusal_block(code: int, text: str, more: bytes = b"") -> bytes:
-    """A trailers-only answer: the response headers and the trailers of a failed call in one block."""
+@lru_cache(256)
+def refusal_block(code: int, text: str, retry_ms: int = 0) -> bytes:
+    """A trailers-only answer: the response headers and the trailers of a failed call in one block. Under overload many
+    calls in turn are told the same.
+
+    retry_ms: when the client may try again; 0: nothing is said of that.
+    """
+    more = literal(b"grpc-retry-pushback-ms", b"%d" % retry_ms) if retry_ms else b""
     return RESPONSE_BLOCK + status_block(code, text) + more
 
 
