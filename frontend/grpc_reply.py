@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -80,7 +79,7 @@ class GrpcReply:
             self._refuse(call, code, text)
 
     def _refuse(self, call: Call, code: int, text: str) -> None:
-        retry_ms = self.lane.pressure.retry_ms(code, time.monotonic_ns())
+        retry_ms = self.lane.pressure.retry_ms(code, self.tally.clock_ns())
         if retry_ms:
             call.fail(code, grpc_text(text), retry_ms)
         else:

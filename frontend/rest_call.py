@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,8 +123,7 @@ class RestCall:
         if not self.is_over:
             self.is_over = True
             code = int(failure.code)
-            pressure = self.lane.pressure if self.lane is not None else None
-            retry_ms = pressure.retry_ms(code, time.monotonic_ns()) if pressure is not None else 0
+            retry_ms = self.lane.pressure.retry_ms(code, self._tally.clock_ns()) if self.lane is not None else 0
             self._headers += retry_after(code, retry_ms)
             self._exchange.answer(http_status(code), error_body(failure.text), JSON, self._headers)
             self._tally.failure(REST, self.api, self.model, code, failure.text, self._started_ns, self.lane)

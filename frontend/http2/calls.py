@@ -155,7 +155,8 @@ class UnaryCall(Exchange):
             return
         self.is_done = True
         self.connection.calls.ended[code] += 1
-        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text, retry_ms), end_stream=True)
+        more = frames.retry_pushback(retry_ms) if retry_ms else b""
+        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text, more), end_stream=True)
         self.connection.close_stream(self)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:

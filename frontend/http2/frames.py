@@ -189,14 +189,15 @@ def status_block(code: int, text: str) -> bytes:
 
 
 @lru_cache(256)
-def refusal_block(code: int, text: str, retry_ms: int = 0) -> bytes:
+def refusal_block(code: int, text: str, more: bytes = b"") -> bytes:
     """A trailers-only answer: the response headers and the trailers of a failed call in one block. Under overload many
-    calls in turn are told the same.
-
-    retry_ms: when the client may try again; 0: nothing is said of that.
-    """
-    more = literal(b"grpc-retry-pushback-ms", b"%d" % retry_ms) if retry_ms else b""
+    calls in turn are told the same, so the last ones are kept."""
     return RESPONSE_BLOCK + status_block(code, text) + more
+
+
+def retry_pushback(retry_ms: int) -> bytes:
+    """The trailer that tells a client with a retry policy when to come again."""
+    return literal(b"grpc-retry-pushback-ms", b"%d" % retry_ms)
 
 
 def http_error_block(status: int, text: str) -> bytes:
