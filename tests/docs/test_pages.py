@@ -1,8 +1,8 @@
 """The pages for users hold what they say: texts that they quote exist, links and anchors lead somewhere, examples fit.
 
-Held here: every error text in troubleshooting.md is one that the code can say; relative links of all pages lead to files,
-and to headings that are there; shell examples use commands and flags that exist; TOML examples name settings that exist;
-the index names every page.
+Held here: every error text in troubleshooting.md is one that the code can say; relative links of all pages lead to
+files, and to headings that are there; shell examples use commands and flags that exist; TOML examples name settings
+that exist; the index names every page.
 """
 
 from __future__ import annotations

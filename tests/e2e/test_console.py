@@ -16,10 +16,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import accumulate
+from math import inf
 from pathlib import Path
 
 import pytest
 
+from ringserve.commands.top_view import quantile
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.server import Server, wait_until
 
@@ -141,6 +144,19 @@ def test_the_page_shows_the_server(server: Server, browser: Browser, tmp_path: P
 
     assert {url.split("/")[2] for url in browser.requests} == {console.split("/")[2]}
     assert browser.messages == []
+
+
+@needs_browser
+def test_the_page_counts_percentiles_as_top_does(server: Server, browser: Browser) -> None:
+    browser.open(f"{console_of(server)}/")
+    browser.wait("document.readyState === 'complete' && location.pathname === '/'")
+    for counts in ([0, 0, 0, 0], [1, 0, 0, 0], [0, 10, 0, 0], [3, 5, 80, 2], [0, 0, 0, 7], [1, 0, 1, 0]):
+        for share in (0.5, 0.95, 0.99):
+            cumulative = dict(zip((0.1, 0.5, 2.0, inf), accumulate(counts), strict=True))
+            script = f"import('/console_charts.js').then(m => m.quantile([0.1, 0.5, 2], {counts}, {share}))"
+            expected = quantile(cumulative, share)
+            found = browser.run(script)
+            assert found is None if expected != expected else found == pytest.approx(expected), (counts, share)
 
 
 @needs_browser
