@@ -7,6 +7,7 @@
 | `state`            | nothing; JSON: generation, workers, what they have loaded, weights, lanes that wait        |
 | `metrics`          | nothing; JSON, see `metrics.gauges`                                                        |
 | `profile/...`      | handed on to one worker, see `workers/profile.py`                                          |
+| `canary`           | nothing; answered by an idle worker, or at once while none is idle                         |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ringserve.broker.statistics import Queue
 
 _OK = Failure(Code.OK, "")
 _PROFILE = "profile/"
+_CANARY = "canary"
 _NO_WORKER = Failure(Code.UNAVAILABLE, "No worker is ready to be profiled")
 _WORKER_LEFT = Failure(Code.UNAVAILABLE, "The worker that was to answer has ended")
 
@@ -63,6 +65,8 @@ class Operators:
 
         if ask.verb.startswith(_PROFILE):
             self._relay(peer, ask)
+        elif ask.verb == _CANARY:
+            self._send_canary(peer, ask, now_ns)
         elif ask.verb == "rescan":
             self._models.rescan(now_ns, lambda: answer(_OK, b""))
         elif ask.verb == "state":
@@ -74,6 +78,18 @@ class Operators:
                 self._models.admin.ask(ask.verb, ask.body, answer)
             except KeyError:
                 answer(Failure(Code.UNIMPLEMENTED, f"The broker knows no call {ask.verb!r}"), b"")
+
+    def _send_canary(self, peer: Peer, ask: Ask, now_ns: int) -> None:
+        """The first idle worker answers; what the others say then is not waited for any more. None is asked while a
+        batch runs, which its lease looks after, and none that loads: a server that is busy is well."""
+        crew = self._models.lifecycle.groups.crew
+        ready = [member.worker_id for member in crew.members() if crew.phase_of(member) == "ready"]
+        workers = [self._registry.peers[worker_id] for worker_id in ready if worker_id in self._registry.peers]
+        if not workers or any(queue.batches for queue in self._core.queues(now_ns)):
+            self._tell(peer.peer_id, ask.ask_id, _OK, b"")
+        else:
+            for worker in workers:
+                self._hand_on(peer, ask, worker)
 
     def told(self, peer: Peer, told: Told) -> None:
         """A worker answers what was handed on to it."""
@@ -100,6 +116,9 @@ class Operators:
         if worker is None:
             self._tell(peer.peer_id, ask.ask_id, _NO_WORKER, b"")
             return
+        self._hand_on(peer, ask, worker)
+
+    def _hand_on(self, peer: Peer, ask: Ask, worker: Peer) -> None:
         self._relayed_last += 1
         self._relayed[self._relayed_last] = _Relayed(peer.peer_id, ask.ask_id, worker.peer_id)
         self._registry.send(worker, Ask(self._relayed_last, ask.verb, ask.body))

@@ -1,6 +1,6 @@
 """Operating the server over REST, below /ringserve/v1/: look at it, change its models, record warm-up requests.
 
-    GET    models                   GET models/M              GET config           GET state
+    GET    models                   GET models/M              GET config           GET state         GET canary
     PUT    models/M                 DELETE models/M           POST config          POST rescan
     PUT    models/M/labels          PUT models/M/batching     POST models/M:record
 
@@ -83,6 +83,7 @@ class Admin:
             ("POST", r"config", self._post_config),
             ("POST", r"rescan", self._rescan),
             ("GET", r"state", self._get_state),
+            ("GET", r"canary", self._get_canary),
         ]
         self._endpoints = [(method, re.compile(path), endpoint) for method, path, endpoint in endpoints]
 
@@ -167,6 +168,10 @@ class Admin:
 
     async def _get_state(self, _: Exchange, __: str, ___: bytes) -> _Outcome:
         return await self._ask("state", b"", _PATIENCE_S)
+
+    async def _get_canary(self, _: Exchange, __: str, ___: bytes) -> _Outcome:
+        """That this is answered says that frontend, broker and workers turn."""
+        return await self._ask("canary", b"", _PATIENCE_S)
 
     # -------------------------------------------------------------------------------------------------- changing
 

@@ -33,7 +33,10 @@ A setting is looked up in this order; the first that gives it counts:
 #: Commands in files of their own: a process of a server starts without them.
 COMMANDS: Final = {
     name: f"ringserve.commands.{name}"
-    for name in ("bench", "completion", "config", "convert", "doctor", "inspect", "models", "predict", "top")
+    for name in (
+        *("bench", "completion", "config", "convert", "doctor", "inspect", "models", "predict", "reload"),
+        *("systemd", "top"),
+    )
 } | {"warmup": "ringserve.warmup", "keys": "ringserve.keys"}
 
 

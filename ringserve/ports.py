@@ -8,10 +8,11 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from ringserve.activation import GRPC, REST
 from ringserve.config.schema import Settings
 
 log = logging.getLogger(__name__)
@@ -64,15 +65,18 @@ def hold(host: str, port: int, flag: str) -> Held:
     return Held(wanted, placeholder)
 
 
-def take_ports(settings: Settings, stack: contextlib.ExitStack) -> Settings:
+def take_ports(settings: Settings, stack: contextlib.ExitStack, held: Collection[str] = ()) -> Settings:
     """Hold every port that is configured, until `stack` closes. Returns the settings with the ports as they came out.
-    Raises PortError."""
+    Raises PortError.
+
+    held: names (`activation.GRPC`, `activation.REST`) of what somebody else holds for us, at the address that is set.
+    """
     server = settings.server
-    if server.port >= 0:
+    if server.port >= 0 and GRPC not in held:
         port, placeholder = hold(server.host, server.port, "port")
         stack.enter_context(placeholder)
         server = replace(server, port=port)
-    if server.rest_api_port:
+    if server.rest_api_port and REST not in held:
         port, placeholder = hold(server.host, server.rest_api_port, "rest_api_port")
         stack.enter_context(placeholder)
         server = replace(server, rest_api_port=port)

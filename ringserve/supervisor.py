@@ -17,9 +17,12 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from ringserve import activation
+from ringserve.canary import Canary
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
 from ringserve.config import limits, privilege, process
 from ringserve.config.devices import DeviceError
@@ -77,9 +80,14 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
         raise StartError(str(error)) from error
     for warning in limits.warnings(settings):
         log.warning("%s", warning)
+    try:
+        sockets = activation.take(os.environ)
+        settings = replace(settings, server=activation.settled(settings.server, sockets))
+    except activation.ActivationError as error:
+        raise StartError(str(error)) from error
     with contextlib.ExitStack() as stack:
         try:
-            settings = take_ports(settings, stack)
+            settings = take_ports(settings, stack, sockets)
             path = settings.server.grpc_socket_path
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
@@ -93,13 +101,15 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
             raise StartError(str(error)) from error
         rates_fd = make_words("ringserve-rates", RATE_SLOTS) if settings.access.keys_file else -1
         log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
-        return Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd).run()
+        given = [(f"--{name}-fd", fd) for name in (activation.GRPC, activation.REST) for fd in sockets.get(name, ())]
+        return Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd, given).run()
 
 
 class Supervisor:
     """The children of one server. `run_dir` and the sockets, which all frontends listen on, stay the caller's.
 
-    rates_fd: what the frontends count the requests of keys in, or -1.
+    rates_fd: what the frontends count the requests of keys in, or -1. given: what the frontends inherit besides, by the
+    names of their options: sockets that outlive this server.
     """
 
     def __init__(
@@ -110,16 +120,18 @@ class Supervisor:
         grpc_socket: socket.socket | None = None,
         admin_socket: socket.socket | None = None,
         rates_fd: int = -1,
+        given: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._settings = settings
         self._run_dir = run_dir
         self._command_of = command_of
         #: What frontends inherit: descriptors by the names of their options.
-        self._inherited = {
-            f"--{name}-socket-fd": listener.fileno()
+        self._inherited = [
+            (f"--{name}-socket-fd", listener.fileno())
             for name, listener in (("grpc", grpc_socket), ("admin", admin_socket))
             if listener is not None
-        } | ({"--rates-fd": rates_fd} if rates_fd >= 0 else {})
+        ]
+        self._inherited += [*given, *([("--rates-fd", rates_fd)] if rates_fd >= 0 else [])]
         self._stop_ns: int | None = None
         self._hurry = False
         self._ready_told = False
@@ -136,6 +148,7 @@ class Supervisor:
         self._watchdog = Watchdog(server.hang_ms_max, server.start_ms_max)
         #: To whoever started this process.
         self._heartbeat = process.Heartbeat()
+        self._canary = Canary(server.admin_socket_path, self._heartbeat.period_ns)
         with open(os.open(self._path("settings.json"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(settings.to_json())
         self.children = [Child(spec) for spec in self._specs()]
@@ -175,8 +188,8 @@ class Supervisor:
             return ChildSpec(name, stage, words, shared_fds + fds, patience)
 
         listen_fd = self._listener.fileno()
-        inherited = [word for name, fd in self._inherited.items() for word in (name, str(fd))]
-        inherited_fds = tuple(self._inherited.values())
+        inherited = [word for name, fd in self._inherited for word in (name, str(fd))]
+        inherited_fds = tuple(fd for _, fd in self._inherited)
         return [
             spec("broker", Stage.BROKER, "--listen-fd", str(listen_fd), fds=(listen_fd,)),
             spec("pool", Stage.POOL),
@@ -209,7 +222,7 @@ class Supervisor:
         starts = (child.due_ns for child in self.children if not child.alive)
         now_ns = time.monotonic_ns()
         # Whoever becomes ready wakes us, so that nothing is missed while not all are.
-        beat_ns = self._heartbeat.due_ns if self._all_well() else 0
+        beat_ns = self._heartbeat.due_ns if self._all_well(now_ns) else 0
         times = [time_ns for time_ns in (*starts, self._watchdog.look_ns, beat_ns) if time_ns]
         wait_ms = max(0, min(times) - now_ns) // _MS_NS + 1 if times else _IDLE_MS
         self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._notices.fd)
@@ -248,11 +261,11 @@ class Supervisor:
             log.error("%s (process %d) hangs: it %s: killing it", child.spec.name, child.pid, what)
             child.condemned = True
             child.signal(signal.SIGKILL)
-        if self._all_well():
+        if self._all_well(now_ns):
             self._heartbeat.beat(now_ns)
 
-    def _all_well(self) -> bool:
-        return all(child.ready and not child.condemned for child in self.children)
+    def _all_well(self, now_ns: int) -> bool:
+        return all(child.ready and not child.condemned for child in self.children) and self._canary.is_well(now_ns)
 
     def _reap_orphans(self) -> None:
         ours = {child.pid for child in self.children}
@@ -321,6 +334,7 @@ class Supervisor:
 
     def _close(self) -> None:
         self._watch.close()
+        self._canary.close()
         self._listener.close()
         self._notices.close()
         os.close(self._death_read)

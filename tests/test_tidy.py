@@ -255,6 +255,7 @@ _CLOCK_ALLOWED = (
     "frontend/tracing.py",
     "frontend/tally.py",
     "ringserve/supervisor.py",
+    "ringserve/canary.py",
     "workers/pool.py",
     "workers/execute.py",
     "ringserve/commands/bench_load.py",

@@ -1,0 +1,49 @@
+"""`ringserve reload`: a running server takes over the models of its configuration as it is now."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ringserve.commands.console import Failed, Status
+from ringserve.commands.settings import load
+
+
+@click.command()
+@click.option("--config", "config_path", metavar="FILE", required=True, help="the server's TOML file")
+@click.option("--socket", "socket_path", metavar="PATH", required=True, help="its UNIX socket for operators")
+@click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(1), help="seconds to wait at most")
+def reload(config_path: str, socket_path: str, timeout: float) -> None:
+    """Replace a server's models by those of its configuration as it is now, and wait until they serve.
+
+    What `systemctl reload ringserve` does. Models come from [[models]], or from model_config_file, which is read again.
+    All other settings hold from the next start on. Models that operators added since are gone.
+
+    \b
+    ringserve reload --config /etc/ringserve/server.toml --socket /run/ringserve/server/admin.sock
+    """
+    import http.client
+
+    from ringserve.canary import call
+    from ringserve.config.model_config import config_dict, config_of
+
+    settings = load(config_path, {})
+    if settings.lifecycle.model_config_file:
+        path, body = "rescan", b"{}"
+    else:
+        path, body = "config", json.dumps(config_dict(config_of(settings.models, settings.batching))).encode()
+    try:
+        status, text = call(socket_path, "POST", f"/ringserve/v1/{path}", body, timeout)
+    except (OSError, http.client.HTTPException) as error:
+        text = f"nobody answers at {socket_path}: {error}"
+        raise Failed(text, Status.UNREACHABLE) from error
+    if status != 200:
+        raise Failed(text)
+    told = json.loads(text or "{}").get("models", {})
+    failed = {name: why for name, why in told.items() if why != "OK"}
+    for name, why in failed.items():
+        click.echo(f"{name}: {why}", err=True)
+    if failed:
+        raise click.exceptions.Exit(Status.FAILED)
+    click.echo(f"reloaded: {', '.join(model.name for model in settings.models) or 'no models'}", color=False)
