@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ringserve.broker import wire
-from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Release, Result, Submit, Told
+from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Result, Submit, Told
 from ringserve.broker.wire import WireError
 from ringserve.frontend import catalog
 from ringserve.frontend.asks import Asks
@@ -27,6 +27,7 @@ from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.returns import Returns
 from ringserve.frontend.shedding import note
 from ringserve.shm.ring import RingStatistics, RingWriter
 from ringserve.shm.segment import Segment
@@ -37,10 +38,6 @@ log = logging.getLogger(__name__)
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
 _TIDY_S = 1.0
-#: Which result records are given back together, and when at the latest.
-_RELEASE_LATER_BYTES_MAX = 65_536
-_RELEASE_LATER_COUNT_MAX = 16
-_RELEASE_LATER_S = 0.005
 
 #: As a request's deadline: it was cancelled. Whoever is sent it from then on refuses it.
 _CANCELLED_NS = 1
@@ -81,14 +78,12 @@ class Client:
         self._next_id = 1
         self._groups: dict[Lane, list[list[int]]] = {}
         self._cancels: list[list[Any]] = []
-        self._releases: dict[int, list[int]] = {}
         self._flush_planned = False
-        self._releases_due = False
-        self._release_timer: asyncio.TimerHandle | None = None
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
         self._grace = Grace(self._loop, self._give_up)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
+        self._returns = Returns(self._loop, self._link, self._plan_flush)
         self._asks = Asks(self._link.ask)
 
     @property
@@ -233,13 +228,8 @@ class Client:
             groups, self._groups = self._groups, {}
             # Without a broker nothing is sent: all that is pending is submitted when there is one again.
             link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
-        if self._releases_due:
-            self._releases_due = False
-            releases, self._releases = self._releases, {}
-            for worker_id, record_ids in releases.items():
-                worker = link.workers.get(worker_id)
-                if worker is not None:
-                    worker.outbox.send(wire.pack(Release(link.frontend_id, record_ids)))
+        if self._returns.is_due:
+            self._returns.send()
 
     def _tidy(self) -> None:
         """Once a second: give back the ring's pages that a burst has left behind."""
@@ -313,26 +303,7 @@ class Client:
                 self._fail(request_id, code, text)
         self.result = None
         if result.record_id >= 0:
-            self._release(result, outputs)
-
-    def _release(self, result: Result, outputs: list[Output] | None) -> None:
-        """Give the record back: a large one now, small ones soon and together, as each message wakes a worker.
-
-        A worker never waits for small records, of which its ring holds thousands; it may wait for a large one.
-        """
-        record_ids = self._releases.setdefault(result.worker_id, [])
-        record_ids.append(result.record_id)
-        small = outputs is not None and sum(output.whole_bytes for output in outputs) <= _RELEASE_LATER_BYTES_MAX
-        if not small or len(record_ids) >= _RELEASE_LATER_COUNT_MAX:
-            self._plan_flush()
-            self._releases_due = True
-        elif self._release_timer is None:
-            self._release_timer = self._loop.call_later(_RELEASE_LATER_S, self._release_now)
-
-    def _release_now(self) -> None:
-        self._release_timer = None
-        self._releases_due = True
-        self._plan_flush()
+            self._returns.add(result.worker_id, result.record_id, outputs)
 
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
@@ -392,8 +363,7 @@ class Client:
         self._deadlines.close()
         self._grace.close()
         self._tidy_timer.cancel()
-        if self._release_timer is not None:
-            self._release_timer.cancel()
+        self._returns.close()
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()

@@ -79,15 +79,10 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
     models: Models = {}
     try:
         link.register()
+        traces = bool(settings.tracing.endpoint)
+        executor = Executor(models, link.rings, ring, segment.data, link.worker_id, traces=traces)
         worker = Worker(
-            link,
-            Executor(
-                models, link.rings, ring, segment.data, link.worker_id, traces=bool(settings.tracing.endpoint)
-            ),
-            segment,
-            ring,
-            models,
-            loader,
+            *(link, executor, segment, ring, models, loader),
             answer=Profiler(told.put, name).answer,
             told=told,
             stopping=lambda: stop.wanted() is not None,
