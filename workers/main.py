@@ -82,7 +82,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
         traces = bool(settings.tracing.endpoint)
         executor = Executor(models, link.rings, ring, segment.data, link.worker_id, traces=traces)
         worker = Worker(
-            *(link, executor, segment, ring, models, loader),
+            link, executor, segment, ring, models, loader,
             answer=Profiler(told.put, name).answer,
             told=told,
             stopping=lambda: stop.wanted() is not None,

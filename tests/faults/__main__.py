@@ -1,20 +1,21 @@
-"""`python -m tests.faults [--storm KILLS] [CASE ...]`: runs cases (all, or those named) and writes docs/faults.md.
+"""`python -m tests.faults [CASE ...] [--storm [ROLE ...]] [--kills N]`: runs cases and writes docs/faults.md.
 
-Names are those of the tests, such as `worker-kill-batch`, and may hold `*`. Times of cases that are not run stay as the
-page has them. --storm: also kill each of worker, broker and pool so often under load. Ends with 1 when clients saw
-anything else than the table says; of such a case nothing is written.
+All cases, or those named: by the names that the tests have, such as `worker-kill-batch`, which may hold `*`. Times of
+cases that are not run stay as the page has them. --storm: storms only, of worker, broker and pool, or of those named.
+Ends with 1 when clients saw anything else than the table says; of such a case nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.faults.cases import CASES, HAVE, Case
@@ -25,13 +26,16 @@ from tests.faults.runner import Outcome, run
 from tests.faults.stage import Stage, export_models
 from tests.faults.storm import storm
 
+STORMS = ("worker", "broker", "pool")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--storm", type=int, default=0, metavar="KILLS")
+    parser.add_argument("--storm", nargs="*", metavar="ROLE", help="kill these again and again under load")
+    parser.add_argument("--kills", type=int, default=20, help="so often")
     parser.add_argument("cases", nargs="*", help="names of cases, or patterns")
     arguments = parser.parse_args()
-    patterns = arguments.cases or ([] if arguments.storm else ["*"])
+    patterns = arguments.cases or (["*"] if arguments.storm is None else [])
     wanted = [case for case in CASES if any(fnmatch.fnmatch(case.name, pattern) for pattern in patterns)]
     wanted = [case for case in wanted if not case.waits_for or case.waits_for in HAVE]
     before = times_of(PAGE.read_text()) if PAGE.exists() else Measured("", {}, [])
@@ -39,15 +43,17 @@ def main() -> int:
         models = Path(folder) / "models"
         export_models(models)
         outcomes = _run_all(wanted, Path(folder), models)
-        rows = _storms(arguments.storm, Path(folder) / "storm", models) if arguments.storm else before.storms
+        rows = {row.role: row for row in before.storms}
+        if arguments.storm is not None:
+            rows |= _storms(arguments.storm or STORMS, arguments.kills, Path(folder) / "storm", models)
     right = [case for case in wanted if case.name in outcomes and outcomes[case.name].sees == case.sees]
     wrong = [f"{case.name}: {outcomes[case.name].sees}, not {case.sees}" for case in wanted
              if case.name in outcomes and outcomes[case.name].sees != case.sees]
-    wrong += [f"storm of {row.role}: {row.failed} failed" for row in rows if row.failed != "0"]
+    wrong += [f"storm of {row.role}: {row.failed} failed" for row in rows.values() if row.failed != "0"]
     times = {case.name: Times(f"{outcomes[case.name].gap_s:.2f} s", f"{outcomes[case.name].slowest_s:.2f} s")
              for case in right}
-    where = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores that others used, too"
-    PAGE.write_text(page(Measured(where, {**before.cases, **times}, rows)))
+    where = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores that others kept busy, too"
+    PAGE.write_text(page(Measured(where, {**before.cases, **times}, [rows[role] for role in STORMS if role in rows])))
     if wrong:
         print("\n".join(("NOT WHAT THE TABLE SAYS:", *wrong)))
     return 1 if wrong else 0
@@ -56,7 +62,11 @@ def main() -> int:
 def _run_all(cases: Sequence[Case], folder: Path, models: Path) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
 
-    def told(case: Case, outcome: Outcome) -> None:
+    def told(case: Case, run_it: Callable[[], Outcome]) -> None:
+        try:
+            outcome = run_it()
+        except AssertionError as error:
+            outcome = Outcome(f"it went wrong ({error})", 0.0, 0.0)
         outcomes[case.name] = outcome
         print(f"{case.name}: {outcome.sees}, {outcome.gap_s:.2f} s, {outcome.slowest_s:.2f} s", flush=True)
 
@@ -66,24 +76,24 @@ def _run_all(cases: Sequence[Case], folder: Path, models: Path) -> dict[str, Out
             stage.wait_ready()
             with Load(stage.grpc_target) as load:
                 for case in shared:
-                    told(case, run(case, stage, load))
+                    told(case, functools.partial(run, case, stage, load))
     for case in cases:
         if case.own_server and not why_impossible(case):
-            told(case, run_alone(case, folder / case.name, models))
+            told(case, functools.partial(run_alone, case, folder / case.name, models))
     return outcomes
 
 
-def _storms(kills: int, folder: Path, models: Path) -> list[StormRow]:
-    rows = []
+def _storms(roles: Sequence[str], kills: int, folder: Path, models: Path) -> dict[str, StormRow]:
+    rows = {}
     with Stage(folder, models) as stage:
         stage.wait_ready()
-        for role in ("worker", "broker", "pool"):
+        for role in roles:
             found = storm(stage, role, kills)
             print(f"storm of {role}: {found}", flush=True)
             median, longest = statistics.median(found.recoveries_s), max(found.recoveries_s)
             failed = sum(found.failures.values())
-            rows.append(StormRow(role, str(kills), str(found.answered), str(failed), f"{median:.2f} s",
-                                 f"{longest:.2f} s"))  # fmt: skip
+            times = (f"{median:.2f} s", f"{longest:.2f} s")
+            rows[role] = StormRow(role, str(kills), str(found.answered), str(failed), *times)
     return rows
 
 
