@@ -150,6 +150,14 @@ def test_the_deadline_is_handed_on(client: LoopbackClient) -> None:
     assert client.requests[0][3] == 5_000_000
 
 
+def test_calls_without_a_deadline_have_the_servers(client: LoopbackClient) -> None:
+    client.model = None
+    predict = make_methods(client, GrpcSettings(timeout_ms=7)).unary[PREDICT]
+    for timeout_ns in (0, 5_000_000, 9_000_000, -1):
+        predict(FakeCall(timeout_ns=timeout_ns), predict_request().SerializeToString())
+    assert [request[3] for request in client.requests] == [7_000_000, 5_000_000, 9_000_000, -1]
+
+
 def test_cancel(client: LoopbackClient) -> None:
     client.model = None
     made = call(client, PREDICT, predict_request())

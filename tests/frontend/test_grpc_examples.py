@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code, InputSpec
-from ringserve.config.protos import Example, ModelSpec, RegressionRequest, RegressionResponse
-from ringserve.frontend.grpc_api import CLASSIFY, REGRESS, make_methods
+from ringserve.config.protos import Example, ModelSpec, MultiInferenceRequest, RegressionRequest, RegressionResponse
+from ringserve.frontend.grpc_api import CLASSIFY, MULTI_INFERENCE, REGRESS, GrpcSettings, make_methods
 from ringserve.frontend.grpc_examples import examples_of
 from ringserve.frontend.grpc_protos import RawExampleRequest
 from ringserve.shm.dtype import DOUBLE, FLOAT, INT64, STRING
@@ -342,6 +342,19 @@ def test_what_the_model_says_is_passed_on(client: LoopbackClient) -> None:
     assert failure[0] == INVALID
     assert failure[1].endswith("...TRUNCATED")
     assert len(failure[1]) == 1024 + len("...TRUNCATED")
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, REGRESS, MULTI_INFERENCE])
+def test_calls_without_a_deadline_have_the_servers(client: LoopbackClient, path: str) -> None:
+    client.model = None
+    methods = make_methods(client, GrpcSettings(timeout_ms=7)).unary
+    request: Any = {CLASSIFY: classification, REGRESS: regression}.get(path, regression)(*TWO)
+    if path == MULTI_INFERENCE:
+        request = MultiInferenceRequest(input=request.input)
+        request.tasks.add(method_name="tensorflow/serving/regress").model_spec.CopyFrom(regression(*TWO).model_spec)
+    for timeout_ns in (0, 5_000_000):
+        methods[path](FakeCall(timeout_ns=timeout_ns), request.SerializeToString())
+    assert [each[3] for each in client.requests] == [7_000_000, 5_000_000]
 
 
 def test_cancel_and_deadline(client: LoopbackClient) -> None:

@@ -184,6 +184,27 @@ def test_a_client_that_resets_cancels() -> None:
     serving(test, answers=False)
 
 
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_client_that_goes_while_nothing_is_read(resets: bool) -> None:
+    """It has sent requests ahead, so reading has stopped and the end is behind what is unread."""
+
+    async def test(server: Http1Server, port: int, client: RestLoopback) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST + b"GET / HTTP/1.1\r\nHost: a\r\nX-Pad: %b\r\n\r\n" % (b"x" * 60_000) * 20)
+        await until(lambda: client.requests)
+        (connection,) = server._connections
+        await until(lambda: connection._is_paused)
+        if resets:
+            writer.transport.abort()
+        else:
+            writer.close()
+        await until(lambda: client.cancelled)
+        assert client.cancelled == [1]
+        await until(lambda: not server.connections_count)
+
+    serving(test, answers=False, limits=Http1Limits(tick_s=0.02))
+
+
 def test_a_client_that_only_stops_sending_gets_its_answer() -> None:
     async def test(server: Http1Server, port: int, client: RestLoopback) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -226,3 +226,44 @@ def test_drain_takes_two_steps() -> None:
     peer.held[0].finish(b"done")
     assert answers(peer.read())[1].body == message(b"done")
     assert peer.connection.is_drained
+
+
+# ------------------------------------------------------------------------------------------------------- deadlines
+
+
+@pytest.mark.parametrize("short_way", [True, False])
+@pytest.mark.parametrize(
+    ("value", "timeout_ns"),
+    [
+        *(("17n", 17), ("17u", 17_000), ("17m", 17 * 10**6), ("17S", 17 * 10**9), ("17M", 1020 * 10**9)),
+        *(("17H", 61_200 * 10**9), ("99999999H", 99_999_999 * 3600 * 10**9)),
+    ],
+)
+def test_a_deadline_counts_from_the_headers(short_way: bool, value: str, timeout_ns: int) -> None:
+    """A message that comes later has less time, one that comes too late none; but never 0, which is no limit."""
+    peer = Peer(short_way=short_way)
+    peer.send(peer.call(1, b"x", HOLD, ("grpc-timeout", value)) + peer.call(3, b"x", HOLD))
+    assert [call.timeout_ns for call in peer.held] == [timeout_ns, 0]
+    peer.send(peer.headers(5, request_fields(HOLD, ("grpc-timeout", value))))
+    peer.host.seconds += 17.0
+    peer.send(peer.data(5, message(b"x")))
+    assert peer.held[2].timeout_ns == (timeout_ns - 17 * 10**9 or -1)
+    assert peer.held[0].timeout_ns == peer.held[2].timeout_ns, "whoever asks later hears of less"
+
+
+@pytest.mark.parametrize("value", ["0n", "0S", "00000000H"])
+def test_no_time_at_all_is_over_at_once(value: str) -> None:
+    peer = Peer()
+    peer.send(peer.headers(1, request_fields(HOLD, ("grpc-timeout", value))))
+    peer.host.seconds += 0.001
+    peer.send(peer.data(1, message(b"x")))
+    assert peer.held[0].timeout_ns < 0
+
+
+@pytest.mark.parametrize("value", ["", "S", "5", "5s", "-5S", "1.5S", "5 S", "100000000S", "5SS"])
+def test_a_malformed_deadline_is_refused(value: str) -> None:
+    peer = Peer()
+    peer.send(peer.call(1, b"x", HOLD, ("grpc-timeout", value)))
+    answer = answers(peer.read())[1]
+    assert (answer.status, answer.fields["grpc-message"]) == (13, "malformed grpc-timeout")
+    assert not peer.held

@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from ringserve.broker.messages import Code
 from ringserve.frontend import rest_predict
-from ringserve.frontend.rest_api import make_app
+from ringserve.frontend.rest_api import RestSettings, make_app
 from tests.frontend.http1.peer import Peer, read_answers
 from tests.frontend.rest.served import (
     PREDICT,
@@ -151,6 +152,40 @@ def test_a_client_that_leaves_while_its_answer_is_written() -> None:
         assert [code for _, _, _, code in tally.requests] == [int(Code.CANCELLED)]
 
     waiting(test)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_time_that_is_over_while_a_body_is_read(monkeypatch: pytest.MonkeyPatch, is_own: bool) -> None:
+    """It is answered then, and not when the thread has done with it; nothing is run."""
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(*_: Any) -> bytes:
+        is_reading.set()
+        may_go_on.wait(60)
+        return b'{"instances":[1]}'
+
+    monkeypatch.setattr(rest_predict, "gunzip", slowly)
+
+    async def run() -> None:
+        client, tally = RestLoopback(), CountingTally()
+        headers = {"Content-Encoding": "gzip"} | ({"X-Request-Timeout": "20ms"} if is_own else {})
+        exchange = FakeExchange(head_of("POST", PREDICT, headers), bytes(5_000))
+        make_app(client, RestSettings(timeout_ms=20), tally=tally).handle(exchange)
+        try:
+            async with asyncio.timeout(60):
+                await exchange.answered.wait()
+        finally:
+            may_go_on.set()
+        assert is_reading.is_set()
+        assert exchange.response is not None
+        text = "Timed out waiting for notification: the request's body was being read"
+        assert (exchange.response.status, exchange.response.error) == (504, text)
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.sleep(0)
+        assert not client.requests
+        assert [code for _, _, _, code in tally.requests] == [int(Code.DEADLINE_EXCEEDED)]
+
+    asyncio.run(run())
 
 
 def test_a_bug_aside_is_answered(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
