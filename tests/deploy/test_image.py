@@ -213,8 +213,8 @@ def test_it_is_nobody_who_can_write_nowhere(container: Container) -> None:
 def test_tensors_do_not_lie_in_dev_shm(container: Container) -> None:
     rows = 400_000  # 102 MB
     assert container.predict(rows) == rows
-    used_kb = int(container.inside("df -k /dev/shm | tail -1").split()[2])
-    assert int(container.inside("df -k /dev/shm | tail -1").split()[1]) == 65_536
+    size_kb, used_kb = map(int, container.inside("df -k /dev/shm | tail -1").split()[1:3])
+    assert size_kb <= 65_536  # what docker gives
     assert used_kb < 1_000
 
 

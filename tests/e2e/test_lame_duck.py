@@ -1,6 +1,6 @@
 """A stop with lame_duck_ms: health checks of every kind say not to come, while whoever comes is served; then it drains.
 
-Without the setting a stop does not wait.
+The supervisor waits for both.
 """
 
 from __future__ import annotations
@@ -60,14 +60,17 @@ def test_new_connections_are_served_until_balancers_have_noticed(models: Path, t
         server.process.wait(60)
 
 
-def test_then_it_drains(models: Path, tmp_path: Path) -> None:
-    flags = ["--model_name=default", f"--model_base_path={models / 'half'}", "--workers=1", "--lame_duck_ms=1"]
+def test_then_it_drains_and_is_given_the_time_for_both(models: Path, tmp_path: Path) -> None:
+    flags = ["--model_name=default", f"--model_base_path={models / 'half'}", "--workers=1"]
+    # Longer than the supervisor waits for a frontend with nothing to drain.
+    flags += ["--lame_duck_ms=3000", "--drain_ms_max=0"]
     with Server(tmp_path, *flags) as server:
         server.wait_available("default")
         target = server.grpc_target
         with grpc.insecure_channel(target) as channel:
             assert predicts(server)
             assert server.stop() == 0
+            assert "did not stop in time" not in server.log
             with pytest.raises(grpc.RpcError) as refused:
                 prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(REQUEST, timeout=60)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
