@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from ringserve import __version__
+from ringserve.commands.console import Group
 from ringserve.commands.settings import load, settings_options
 from ringserve.config.schema import Settings
 
@@ -40,7 +41,7 @@ COMMANDS: Final = {
 } | {"warmup": "ringserve.warmup", "keys": "ringserve.keys"}
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """A group whose further commands are imported when they are asked for; each is called as its file is."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -7,8 +7,14 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ringserve.commands.console import Group, json_option, print_json
+
+if TYPE_CHECKING:
+    from ringserve.config.keys_file import Entry
 
 _FILE_OPTION = click.option(
     "--file",
@@ -20,7 +26,7 @@ _FILE_OPTION = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Keys of those who may ask the server: tokens, of which the server knows only hashes.
 
@@ -56,7 +62,8 @@ def new(name: str, scopes: tuple[str, ...], rate: float | None, burst: int | Non
 
 @keys.command("list")
 @_FILE_OPTION
-def list_keys(path: str) -> None:
+@json_option
+def list_keys(path: str, as_json: bool) -> None:
     """Show who may ask for what.
 
     \b
@@ -65,11 +72,24 @@ def list_keys(path: str) -> None:
     from ringserve.config.keys_file import read_keys
 
     with _words():
-        for entry in read_keys(path):
-            scopes = [*(f"predict:{glob}" for glob in entry.scopes.predict)]
-            scopes += ["status"] * entry.scopes.status + ["admin"] * entry.scopes.admin
+        entries = read_keys(path)
+        if as_json:
+            print_json([_about(entry) for entry in entries])
+            return
+        for entry in entries:
+            scopes = _scopes(entry)
             rate = f"  {entry.requests_per_s:g}/s, burst {entry.burst}" if entry.requests_per_s else ""
             click.echo(f"{entry.name}  {entry.certificate or 'token'}  {' '.join(scopes)}{rate}")
+
+
+def _scopes(entry: Entry) -> list[str]:
+    scopes = [f"predict:{glob}" for glob in entry.scopes.predict]
+    return scopes + ["status"] * entry.scopes.status + ["admin"] * entry.scopes.admin
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    limit = {"requests_per_s": entry.requests_per_s, "burst": entry.burst} if entry.requests_per_s else {}
+    return {"name": entry.name, "certificate": entry.certificate or None, "scopes": _scopes(entry), **limit}
 
 
 @contextlib.contextmanager

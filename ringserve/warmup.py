@@ -9,11 +9,13 @@ from typing import BinaryIO
 
 import click
 
+from ringserve.commands.console import Group, json_option, print_json
+
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def warmup() -> None:
     """Make, record and show warm-up files: requests that a version runs before it serves.
 
@@ -100,7 +102,8 @@ def make(
 
 @warmup.command()
 @click.argument("given", metavar="FILE|VERSION_DIR", type=click.Path(exists=True, path_type=Path))
-def show(given: Path) -> None:
+@json_option
+def show(given: Path, as_json: bool) -> None:
     """List the records of a warm-up file.
 
     \b
@@ -113,8 +116,12 @@ def show(given: Path) -> None:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise files.WarmupError(f"cannot read {path}: {error}") from error
-        for line in files.describe(data):
+            raise files.WarmupError(f"cannot read {path}: {error.strerror}") from error
+        lines = list(files.describe(data))
+        if as_json:
+            print_json([line.partition(": ")[2] for line in lines])
+            return
+        for line in lines:
             click.echo(line)
 
 

@@ -46,6 +46,7 @@ class Api:
             raise Failed(f"{self.url} did not answer in time", Status.UNREACHABLE) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
+            reason = getattr(reason, "strerror", None) or reason
             raise Failed(f"nobody answers at {self.url}: {reason}", Status.UNREACHABLE) from error
 
     def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:

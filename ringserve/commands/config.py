@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from ringserve.commands.console import json_option, print_json
+from ringserve.commands.console import Group, json_option, plural, print_json
 from ringserve.commands.settings import load, resolve, settings_options
 from ringserve.config.schema import Settings
 from ringserve.config.table import SETTINGS
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check a configuration, or print one to start from."""
 
@@ -32,7 +32,7 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
     """
     from ringserve.config import limits
 
-    settings, machine = resolve(load(config_path, flags))
+    settings, machine = resolve(load(config_path, flags, as_json=as_json))
     warnings, bill = limits.warnings(settings), limits.memory_bill(settings)
     if as_json:
         values = dataclasses.asdict(settings)
@@ -48,7 +48,8 @@ def check(config_path: str | None, as_json: bool, everything: bool, **flags: Any
         for line in resolved_lines(settings):
             click.echo(line)
     workers = sum(group.workers for group in limits.groups_of(settings))
-    click.echo(f"{workers} workers and {settings.server.frontends} frontends on {machine.count} usable CPUs")
+    processes = f"{plural(workers, 'worker')} and {plural(settings.server.frontends, 'frontend')}"
+    click.echo(f"{processes} on {plural(machine.count, 'usable CPU')}")
     for line in bill:
         click.echo(f"  {line}")
     click.echo("the configuration is right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -30,6 +31,8 @@ OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _BYTES_MAX: Final = 2**40
+#: grpcio's own words when nobody answers; a server that says UNAVAILABLE has others.
+_UNREACHED: Final = re.compile("failed to connect|DNS resolution failed|onnections to all|Socket closed|Connection re")
 
 
 class Answer(NamedTuple):
@@ -98,7 +101,7 @@ class GrpcClient:
             return call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
-            status = Status.UNREACHABLE if code is grpc.StatusCode.UNAVAILABLE else Status.FAILED
+            status = Status.UNREACHABLE if _UNREACHED.search(text) else Status.FAILED
             raise Failed(f"{self._target}: {code.name}: {text}", status) from error
 
 

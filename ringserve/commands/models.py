@@ -10,7 +10,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from ringserve.commands.api import Api, Refused, model_path
-from ringserve.commands.console import Failed, Status, json_option, pairs, print_json, table, url_option, waiting
+from ringserve.commands.console import (
+    Failed,
+    Group,
+    Status,
+    json_option,
+    pairs,
+    print_json,
+    table,
+    url_option,
+    waiting,
+)
 
 _COLOURS = {"AVAILABLE": "green", "LOADING": "yellow", "START": "yellow", "UNLOADING": "yellow", "END": "red"}
 
@@ -27,7 +37,7 @@ def complete_models(context: click.Context, _parameter: click.Parameter, incompl
 _name = click.argument("name", shell_complete=complete_models)
 
 
-@click.group()
+@click.group(cls=Group)
 def models() -> None:
     """Look at the models of a running server and change them.
 
@@ -67,28 +77,30 @@ def list_models(url: str, as_json: bool) -> None:
 
 @models.command()
 @_name
-@click.option("--wait", is_flag=True, help="wait until a version serves, or the newest has failed to load")
+@click.option("--version", type=click.IntRange(0), help="the version that counts (default: any)")
+@click.option("--wait", is_flag=True, help="wait for the server, and until the version (or any) serves or has failed")
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0), help="seconds to wait at most")
 @url_option
 @json_option
-def status(name: str, wait: bool, timeout: float, url: str, as_json: bool) -> None:
+def status(name: str, version: int | None, wait: bool, timeout: float, url: str, as_json: bool) -> None:
     """Say everything of one model: versions, errors, notes, labels, signatures.
 
-    Exits with 1 when no version of it serves.
+    Exits with 1 when no version of it, or not the one asked for, serves.
 
     \b
     ringserve models status digits
     ringserve models status digits --wait --timeout 60
+    ringserve models status digits --version 4 --wait
     """
     api = Api(url)
-    found = _awaited(api, name, timeout) if wait else api.admin("GET", model_path(name))
+    found = _awaited(api, name, version, timeout) if wait else api.admin("GET", model_path(name))
     if as_json:
         print_json(found)
     else:
         click.echo(f"{found['name']}: {_serving(found)}")
         rows = [
-            (version["version"], _state(version["state"]), _error(version), "; ".join(version["notes"]))
-            for version in found["versions"]
+            (each["version"], _state(each["state"]), _error(each), "; ".join(each["notes"]))
+            for each in found["versions"]
         ]
         if rows:
             click.echo("\n" + table(("VERSION", "STATE", "ERROR", "NOTES"), rows))
@@ -99,7 +111,7 @@ def status(name: str, wait: bool, timeout: float, url: str, as_json: bool) -> No
                 continue  # it says what to run after loading; nobody can call it
             click.echo(f"\n{click.style(signature, bold=True)} {about['method_name']}")
             click.echo(f"  inputs:  {_tensors(about['inputs'])}\n  outputs: {_tensors(about['outputs'])}")
-    if not found["ready"]:
+    if not _serves(found, version):
         raise click.exceptions.Exit(Status.FAILED)
 
 
@@ -252,8 +264,15 @@ def export(url: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def _awaited(api: Api, name: str, timeout_s: float) -> Any:
-    """The model's summary once it serves or its newest version has failed; or when the time is over."""
+def _serves(found: dict[str, Any], version: int | None) -> bool:
+    """Whether that version of a model serves; None: any."""
+    states = {int(each["version"]): each["state"] for each in found["versions"]}
+    return bool(found["ready"]) if version is None else states.get(version) == "AVAILABLE"
+
+
+def _awaited(api: Api, name: str, version: int | None, timeout_s: float) -> Any:
+    """The model's summary once the version serves or has failed (None: any serves, or the newest has failed); or when
+    the time is over. A server that is not there yet is waited for, too."""
     import time
 
     tries = max(1, int(timeout_s / 0.2))
@@ -263,10 +282,14 @@ def _awaited(api: Api, name: str, timeout_s: float) -> Any:
         except Refused as error:
             if error.http_status != 404 or tries <= 0:
                 raise
+        except Failed as error:
+            if error.exit_code != Status.UNREACHABLE or tries <= 0:
+                raise
         else:
-            newest = max(found["versions"], key=lambda version: int(version["version"]), default=None)
+            judged = [each for each in found["versions"] if version in (None, int(each["version"]))]
+            newest = max(judged, key=lambda each: int(each["version"]), default=None)
             failed = newest is not None and newest["state"] == "END" and newest["error"] is not None
-            if found["ready"] or failed or tries <= 0:
+            if _serves(found, version) or failed or tries <= 0:
                 return found
         tries -= 1
         time.sleep(0.2)

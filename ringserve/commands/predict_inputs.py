@@ -70,7 +70,7 @@ def read_given(words: Sequence[str]) -> Given:
                 with path.open("rb"):
                     pass
         except (OSError, ValueError) as error:
-            raise data_error(f"cannot read {path}: {error}") from error
+            raise data_error(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if body is not None and (arrays or images):
         raise data_error("JSON and files cannot be mixed in one request")
     return Given(body, arrays, images)
@@ -85,7 +85,7 @@ def _json_text(word: str) -> bytes | None:
         if word.endswith(".json"):
             return Path(word).read_bytes()
     except OSError as error:
-        raise data_error(f"cannot read {word}: {error}") from error
+        raise data_error(f"cannot read {word}: {error.strerror}") from error
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,11 @@ def _option(row: Setting) -> click.Option:
     )
 
 
-def load(config_path: str | None, flags: dict[str, Any]) -> Settings:
-    """The settings that these flags, the environment and the file make; ends the process when they are wrong."""
+def load(config_path: str | None, flags: dict[str, Any], *, as_json: bool = False) -> Settings:
+    """The settings that these flags, the environment and the file make; ends the process when they are wrong.
+
+    as_json: then say so in JSON, on standard output.
+    """
     from ringserve.config.load import ConfigError, load_settings
     from ringserve.config.process import Exit
 
@@ -46,6 +50,9 @@ def load(config_path: str | None, flags: dict[str, Any]) -> Settings:
         given = {name: value for name, value in flags.items() if value is not None}
         return load_settings(given, os.environ, config_path)
     except ConfigError as error:
+        if as_json:
+            click.echo(json.dumps({"mistakes": error.mistakes}, indent=1, ensure_ascii=False))
+            sys.exit(Exit.CONFIG)
         count = len(error.mistakes)
         click.echo(f"ringserve: {count} mistake{'s' if count > 1 else ''} in the configuration:", err=True)
         for mistake in error.mistakes:

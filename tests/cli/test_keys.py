@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from collections.abc import Callable
@@ -103,3 +104,15 @@ def test_list(invoke: Invoke, path: Path) -> None:
     with path.open("a") as file:
         file.write('[[keys]]\nname = "b"\ncertificate = "cn:c"\nscopes = ["status"]\n')
     assert invoke("list").stdout == "a  token  predict:x* status admin  2/s, burst 2\nb  cn:c  status\n"
+
+
+def test_the_list_as_json(invoke: Invoke) -> None:
+    token_of(invoke("new", "a", "--scope", "predict:x*", "--scope", "admin", "--rate", "2.5", "--burst", "9"))
+    token_of(invoke("new", "b", "--scope", "status"))
+    assert json.loads(invoke("list", "--json").stdout) == [
+        {
+            **{"name": "a", "certificate": None, "scopes": ["predict:x*", "status", "admin"]},
+            **{"requests_per_s": 2.5, "burst": 9},
+        },
+        {"name": "b", "certificate": None, "scopes": ["status"]},
+    ]

@@ -44,6 +44,21 @@ def test_completion(shell: str) -> None:
     assert "_RINGSERVE_COMPLETE" in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"), [("modles", "models"), ("models lits", "list"), ("keys lst", "list"), ("config chek", "check")]
+)
+def test_a_misspelt_command_is_told_what_was_meant(words: str, meant: str) -> None:
+    done = CliRunner().invoke(main, words.split())
+    assert done.exit_code == 2
+    assert f"Did you mean {meant}?" in done.output
+
+
+def test_config_check_tells_mistakes_as_json() -> None:
+    done = CliRunner().invoke(main, ["config", "check", "--port=abc", "--json"])
+    assert done.exit_code == Status.CONFIG
+    assert "--port: 'abc' is not a number" in json.loads(done.stdout)["mistakes"][0]
+
+
 def test_config_check_tells_every_value(tmp_path: Path) -> None:
     words = ["config", "check", f"--model_base_path={tmp_path}", "--workers=3"]
     told = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)

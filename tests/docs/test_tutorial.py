@@ -73,7 +73,7 @@ def test_outputs_are_compared_line_by_line() -> None:
     assert not matches("a …\n", "a\n")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_command_of_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     text = PAGE.read_text()
     ports = free_ports(len(PORTS))
@@ -100,7 +100,7 @@ def test_every_command_of_the_tutorial_does_what_it_says(tmp_path: Path) -> None
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        printed, complaints = process.communicate(timeout=540)
+        printed, complaints = process.communicate(timeout=840)
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)  # what is left of a server, if a command failed

@@ -92,6 +92,8 @@ def test_what_is_shown_on_a_terminal(call: Any) -> None:
     text = call("models", "list").output
     assert text.splitlines()[0].split() == ["MODEL", "SERVING", "VERSIONS", "LABELS"]
     assert text.splitlines()[1].split()[:5] == ["half", "version", "1", "1", "AVAILABLE"]
+    assert call("models", "status", "half", "--version", 1, "--wait").exit_code == 0
+    assert call("models", "status", "half", "--version", 77).exit_code == 1
     text = call("models", "status", "half", "--wait").output
     assert "inputs:  x float [?]" in text
     assert "__saved_model_init_op" not in text
@@ -154,6 +156,7 @@ def test_predict_that_fails_says_how(call: Any, server: Server, tmp_path: Path, 
     ):
         done = call("predict", *arguments, *over)
         assert done.exit_code == status, done.output
+        assert "[Errno" not in done.output
     nobody = ["--grpc", "127.0.0.1:1"] if way == "grpc" else ["--url", "http://127.0.0.1:1"]
     assert call("predict", "half", "[1.0]", *nobody).exit_code == 69
 
