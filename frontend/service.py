@@ -171,6 +171,7 @@ class Service:
             await self._start_rest(server)
         log.info("listening: %s", ", ".join(_places(server)))
         self._unwatch = self._client.catalog.watch(self._on_catalog)
+        self._on_catalog()
 
     async def _open_later(self, server: Server) -> None:
         known = asyncio.Event()

@@ -6,7 +6,8 @@ Behaviours: "serve" (the default: say READY, stop when asked), "fail" (exit with
 78), "fatal" (say READY, write why the server must end, exit with 69), "die" (say READY, then exit with 4), "deaf" (say
 READY, ignore SIGTERM), "drain" (say READY, exit when the file `go` is in the diary's folder), "parent" (say READY,
 leave a sleeping grandchild behind when killed). The first of "hang" says READY and nothing more, the first of
-"hang-at-start" not even that; both ignore SIGTERM, and those that follow serve.
+"hang-at-start" not even that; both ignore SIGTERM, and those that follow serve. "mute" serves, and does not answer what
+comes to the operators' socket; the others do.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from ringserve.config import process, rundir
 from ringserve.config.schema import Settings
+
+
+def _answer(fd: int) -> None:
+    """200 to whatever comes to the operators' socket."""
+    listener = socket.socket(fileno=fd)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 def main() -> int:
@@ -37,6 +49,8 @@ def main() -> int:
     Settings.from_json(Path(arguments["--resolved"]).read_text())
     if "--listen-fd" in arguments:
         assert socket.socket(fileno=int(arguments["--listen-fd"])).getsockname().endswith("broker.sock")
+    if "--admin-socket-fd" in arguments and behaviour != "mute":
+        threading.Thread(target=_answer, args=(int(arguments["--admin-socket-fd"]),), daemon=True).start()
     stop = process.StopWatch(int(arguments["--death-fd"]))
     write("started")
     if behaviour == "fail":

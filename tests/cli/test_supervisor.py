@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -255,6 +256,21 @@ def test_it_tells_systemd_that_it_lives_only_while_all_children_do(serve: Serve)
     served.wait_log(f"broker (process {hung}) hangs")
     served.wait_for("started", "broker", 2)
     assert served.notices.recv(100) == b"WATCHDOG=1"
+    assert served.stop() == 0
+
+
+def test_it_tells_systemd_nothing_while_the_canary_is_not_answered(serve: Serve) -> None:
+    served = serve(frontends=1, watchdog_s=1, frontend_0="mute")
+    served.wait_ready()
+    served.wait_log("the canary was not answered")
+    _wait_for(lambda: served.log.count("the canary was not answered") > 4, lambda: f"too few calls\n{served.log}")
+    served.notices.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            served.notices.recv(100)  # of the time before
+    served.notices.settimeout(2)  # two such messages are due in that time
+    with pytest.raises(TimeoutError):
+        served.notices.recv(100)
     assert served.stop() == 0
 
 

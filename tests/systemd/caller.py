@@ -1,4 +1,4 @@
-"""`python -m tests.systemd.caller MODEL`: calls a server of this host without pause until SIGTERM.
+"""`python -m tests.systemd.caller MODEL`: calls a server of this host without pause until its input ends.
 
 One thread calls over gRPC on one connection, two over REST with a connection for each call. It then
 writes a line of JSON: outcomes and how often they came, and the longest call.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
 import sys
 import threading
 import time
@@ -48,7 +47,7 @@ def _rest(model: str) -> str:
 
 
 def main(model: str) -> None:
-    """Call until SIGTERM."""
+    """Call until standard input ends."""
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     channel = grpc.insecure_channel("127.0.0.1:8500")
@@ -63,14 +62,14 @@ def main(model: str) -> None:
         answer = stub.Predict(request, timeout=60).outputs["y"]
         return "gRPC ok" if list(answer.float_val) == [3.0] else "gRPC wrong"
 
-    signal.signal(signal.SIGTERM, lambda *_: _over.set())
     calls = [grpc_call, lambda: _rest(model), lambda: _rest(model)]
     threads = [threading.Thread(target=_call, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
     sys.stderr.write("calling\n")
     sys.stderr.flush()
-    _over.wait()
+    sys.stdin.read()
+    _over.set()
     for thread in threads:
         thread.join()
     sys.stdout.write(json.dumps({"outcomes": _outcomes, "longest_s": round(_longest_s, 3)}) + "\n")
