@@ -80,11 +80,15 @@ def snapshot(path: str, wall_clock: Callable[[], int]) -> Snapshot:
     """What is in a version's directory now. What cannot be read is left out, as is what goes while it is looked at."""
     files: list[FileInfo] = []
     changed_ns = 0
-    pending = [""]
+    #: A folder, and the folders that it lies in, by device and inode: links may lead back to one of them.
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending and len(files) < ENTRIES_MAX:
-        folder = pending.pop()
+        folder, above = pending.pop()
         try:
             about = os.stat(os.path.join(path, folder))
+            here = (about.st_dev, about.st_ino)
+            if here in above:
+                continue
             changed_ns = max(changed_ns, about.st_mtime_ns, about.st_ctime_ns)
             with os.scandir(os.path.join(path, folder)) as children:
                 names = [child.name for child in children]
@@ -98,7 +102,7 @@ def snapshot(path: str, wall_clock: Callable[[], int]) -> Snapshot:
                 continue
             changed_ns = max(changed_ns, about.st_mtime_ns, about.st_ctime_ns)
             if stat.S_ISDIR(about.st_mode):
-                pending.append(inner)
+                pending.append((inner, (*above, here)))
                 files.append(FileInfo(inner, -1, 0))
             else:
                 files.append(FileInfo(inner, about.st_size, about.st_mtime_ns))

@@ -153,6 +153,15 @@ def test_a_crowd_in_a_version_is_looked_at_in_part(tmp_path: Path) -> None:
     directory = model(tmp_path / "1")
     for number in range(ENTRIES_MAX + 1_000):
         os.close(os.open(directory / f"{number:06d}", os.O_CREAT))
-    for name in ("a", "b"):
-        (directory / name).symlink_to(directory)  # circles, twice at every step
     assert ENTRIES_MAX <= len(snapshot(str(directory), lambda: 0).files) <= 2 * ENTRIES_MAX
+
+
+def test_circles_are_gone_through_once(tmp_path: Path) -> None:
+    directory = model(tmp_path / "1")
+    for name in ("a", "b"):
+        (directory / name).symlink_to(directory)
+    (directory / "variables" / "up").symlink_to(directory)
+    (directory / "same").symlink_to(directory / "variables")  # no circle, but the same folder by two names
+    paths = {file.path for file in snapshot(str(directory), lambda: 0).files}
+    assert paths >= {"a", "b", "variables/variables.index", "same/variables.index"}
+    assert len(paths) < 40
