@@ -1,8 +1,10 @@
 """The last failures of all frontends, for the console: when, which model, what code, and a text without its data.
 
 Each frontend keeps its own in a small file of the run directory, written at most twice a second while there are new
-ones; whichever frontend is asked reads all of them. Equal failures are one entry that counts, so that one client that
-fails a thousand times a second does not drive out the others. Nothing here is touched by a request that succeeds.
+ones; whichever frontend is asked reads all of them. Failures of one kind, whose texts differ in numbers or in what
+stands between brackets, are one entry that counts, so that one client that fails a thousand times a second does not
+drive out the others. Nothing here is touched by a request that succeeds, and a server that refuses most of what comes
+looks at a text once between two writes: all others like it are a lookup and an addition (`again`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from ringserve.broker.messages import Code
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 ENTRIES_MAX: Final = 50
 TEXT_CHARS_MAX: Final = 200
 _FLUSH_S: Final = 0.5
+#: Failures that are recognized without a look at their texts: clients may choose what is in them.
+_LATELY_MAX: Final = 256
 _PREFIX: Final = "failures_"
 
 #: Codes whose texts are the server's own and quote nothing of a request.
@@ -36,6 +40,8 @@ _QUOTES: Final = re.compile(
 )
 #: Where one that a model's run time wrote may: it may put any value of a tensor behind these.
 _VALUES: Final = re.compile(r"""["'`{\[(=<\d]|: """)
+#: What may differ between texts of one kind.
+_VARIES: Final = re.compile(r"\d+(?:\.\d+)?|\([^)]*\)?")
 _NODE: Final = re.compile(r"\s*\{\{.*?\}\}\s*")
 
 #: Entry point, API, model, version, code, text.
@@ -64,15 +70,29 @@ class RecentFailures:
         self._new_path = os.path.join(run_dir, f"new_{_PREFIX}{process}.json")
         self._later = later
         self._flush_planned = False
-        #: How often, and when first and last (seconds since 1970 began); the one that came last stands last.
-        self._entries: dict[_What, list[float]] = {}
+        #: By kind; the one that came last stands last.
+        self._entries: dict[_What, dict[str, Any]] = {}
+        #: The same entries by how their callers know them, since the last write.
+        self._lately: dict[Hashable, dict[str, Any]] = {}
         for entry in _read(self._path):  # of the process that had this place before
-            self._entries[_what_of(entry)] = [entry["count"], entry["first_s"], entry["last_s"]]
+            self._entries[_kind_of(_what_of(entry))] = entry
 
-    def note(self, what: _What, now_s: float) -> None:
+    def again(self, known_as: Hashable) -> bool:
+        """One more of those that were noted as this since the last write; False when there was none."""
+        entry = self._lately.get(known_as)
+        if entry is None:
+            return False
+        entry["count"] += 1
+        return True
+
+    def note(self, what: _What, now_s: float, known_as: Hashable = None) -> None:
         """One more failure. The text in `what` must be one of `shown_text`."""
-        times = self._entries.pop(what, None) or [0, now_s, now_s]
-        self._entries[what] = [times[0] + 1, times[1], now_s]
+        kind = _kind_of(what)
+        entry = self._entries.pop(kind, None) or {"count": 0, "first_s": now_s}
+        entry.update(what=what, count=entry["count"] + 1, last_s=now_s)
+        self._entries[kind] = entry
+        if known_as is not None and len(self._lately) < _LATELY_MAX:
+            self._lately[known_as] = entry
         if len(self._entries) > ENTRIES_MAX:
             del self._entries[next(iter(self._entries))]
         if not self._flush_planned:
@@ -82,14 +102,11 @@ class RecentFailures:
     def flush(self) -> None:
         """Write them down for the other frontends."""
         self._flush_planned = False
-        entries = [
-            {"what": what, "count": count, "first_s": first_s, "last_s": last_s}
-            for what, (count, first_s, last_s) in self._entries.items()
-        ]
+        self._lately.clear()
         try:
             fd = os.open(self._new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as file:
-                json.dump(entries, file)
+                json.dump([*self._entries.values()], file)
             os.replace(self._new_path, self._path)
         except OSError as error:
             log.warning("the console will not show what failed: %s: %s", self._path, error)
@@ -99,20 +116,20 @@ def recent_failures(run_dir: str) -> list[dict[str, Any]]:
     """Those of all frontends, the last one first."""
     paths = glob.glob(os.path.join(glob.escape(run_dir), f"{_PREFIX}*.json"))
     merged: dict[_What, dict[str, Any]] = {}
-    for entry in (entry for path in sorted(paths) for entry in _read(path)):
+    for entry in sorted((entry for path in paths for entry in _read(path)), key=lambda entry: -entry["last_s"]):
         what = _what_of(entry)
         entrypoint, api, model, version, code, text = what
-        known = merged.get(what)
-        if known is None:
-            merged[what] = {
-                "entrypoint": entrypoint, "api": api, "model": model, "version": version, "code": code, "text": text,
-                "count": entry["count"], "first_s": entry["first_s"], "last_s": entry["last_s"],
-            }  # fmt: skip
-        else:
-            known["count"] += entry["count"]
-            known["first_s"] = min(known["first_s"], entry["first_s"])
-            known["last_s"] = max(known["last_s"], entry["last_s"])
-    return sorted(merged.values(), key=lambda entry: -entry["last_s"])[:ENTRIES_MAX]
+        known = merged.setdefault(_kind_of(what), {
+            "entrypoint": entrypoint, "api": api, "model": model, "version": version, "code": code, "text": text,
+            "count": 0, "first_s": entry["first_s"], "last_s": entry["last_s"],
+        })  # fmt: skip
+        known["count"] += entry["count"]
+        known["first_s"] = min(known["first_s"], entry["first_s"])
+    return list(merged.values())[:ENTRIES_MAX]
+
+
+def _kind_of(what: _What) -> _What:
+    return (*what[:5], _VARIES.sub("#", what[5]))
 
 
 def _what_of(entry: dict[str, Any]) -> _What:

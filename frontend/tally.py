@@ -30,6 +30,9 @@ _FLUSH_KEYS: Final = 16
 #: Keys that may gather before they are flushed at once: clients choose the names in them.
 _KEYS_MAX: Final = 4_096
 
+#: By its first so many characters a failure's text is known for one of a kind, among those of one model and code.
+_HEAD_CHARS: Final = 32
+
 _REQUESTS: Final = Ladder(metrics.REQUEST_LATENCY, metrics.REQUEST_DURATION)
 _REQUEST_EDGES: Final = _REQUESTS.edges
 _REQUEST_SLOTS: Final = _REQUESTS.size
@@ -95,11 +98,12 @@ class Tally:
     ) -> None:
         """A request as in `request` has failed, with this text."""
         self.request(entrypoint, api, model, code, started_ns, lane)
-        if self._failures is not None:
+        known_as = (entrypoint, api, model, code, lane, text[:_HEAD_CHARS])
+        if self._failures is not None and not self._failures.again(known_as):
             version = "" if lane is None else str(lane.spec.version)
             kept = shown_text(code, text, ran=lane is not None)
             what = (entrypoint, api, self._scope.label_of(model), version, Code(code).name, kept)
-            self._failures.note(what, time.time())
+            self._failures.note(what, time.time(), known_as)
 
     def run(self, api: str, model: str, started_ns: int) -> None:
         """A model run for this request has ended well. api is capitalised for both entry points.

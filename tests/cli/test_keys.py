@@ -111,8 +111,11 @@ def test_the_list_as_json(invoke: Invoke) -> None:
     token_of(invoke("new", "b", "--scope", "status"))
     assert json.loads(invoke("list", "--json").stdout) == [
         {
-            **{"name": "a", "certificate": None, "scopes": ["predict:x*", "status", "admin"]},
-            **{"requests_per_s": 2.5, "burst": 9},
+            "name": "a",
+            "certificate": None,
+            "scopes": ["predict:x*", "status", "admin"],
+            "requests_per_s": 2.5,
+            "burst": 9,
         },
         {"name": "b", "certificate": None, "scopes": ["status"]},
     ]

@@ -120,6 +120,7 @@ def test_show_lists_every_kind_of_record(invoke: Invoke, tmp_path: Path) -> None
         "5: an empty PredictionLog, which is skipped (0 bytes)",
         "6: no PredictionLog (1 bytes)",
     ]
+    assert json.loads(invoke("show", file, "--json").stdout)[-1] == "no PredictionLog (1 bytes)"
 
 
 def test_what_cannot_be_done_is_said_in_one_line(

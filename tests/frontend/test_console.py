@@ -229,13 +229,26 @@ def test_the_list_is_bounded_and_the_oldest_leave(tmp_path: Path) -> None:
     later = Later()
     failures = RecentFailures(str(tmp_path), "frontend-0", later)
     for number in range(3 * ENTRIES_MAX):
-        failures.note(what(str(number)), float(number))
+        failures.note(what("x" * number), float(number))
         failures.note(what("again"), float(number))
     later.run()
     texts = [entry["text"] for entry in recent_failures(str(tmp_path))]
     assert len(texts) == ENTRIES_MAX
-    assert {"again", str(3 * ENTRIES_MAX - 1)} <= set(texts)
-    assert "0" not in texts
+    assert {"again", "x" * (3 * ENTRIES_MAX - 1)} <= set(texts)
+    assert "x" not in texts
+
+
+def test_texts_that_differ_in_numbers_and_names_are_one_kind(tmp_path: Path) -> None:
+    later = Later()
+    failures = RecentFailures(str(tmp_path), "frontend-0", later)
+    for number in range(200):
+        failures.note(what(f"full; currently {number} requests with {number / 2} rows enqueued"), float(number))
+        failures.note(what(f"Servable not found for request: Latest(random-{number})", "(unknown)"), float(number))
+    later.run()
+    assert {(entry["text"], entry["count"]) for entry in recent_failures(str(tmp_path))} == {
+        ("full; currently 199 requests with 99.5 rows enqueued", 200),
+        ("Servable not found for request: Latest(random-199)", 200),
+    }
 
 
 def test_a_file_that_is_damaged_or_cannot_be_written_costs_the_list_only(tmp_path: Path) -> None:
@@ -285,11 +298,14 @@ def test_a_tally_notes_failures_and_only_these(tmp_path: Path) -> None:
     lane = Lane(LaneSpec("m", 7, "serving_default", (), ("y",), True))
     tally.request(GRPC, "Predict", "m", Code.OK, tally.clock_ns(), lane)
     assert not later.planned
+    for _ in range(5):
+        tally.failure(GRPC, "Predict", "m", Code.UNAVAILABLE, "no worker", tally.clock_ns(), lane)
+    later.run()
     tally.failure(GRPC, "Predict", "m", Code.UNAVAILABLE, "no worker", tally.clock_ns(), lane)
     later.run()
     (entry,) = recent_failures(str(tmp_path))
     shown = {name: entry[name] for name in ("entrypoint", "api", "model", "version", "code", "text", "count")}
     assert shown == {
         "entrypoint": "GRPC", "api": "Predict", "model": "m", "version": "7", "code": "UNAVAILABLE",
-        "text": "no worker", "count": 1,
+        "text": "no worker", "count": 6,
     }  # fmt: skip
