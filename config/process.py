@@ -65,7 +65,8 @@ def set_title(title: str) -> None:
 def set_up_log(name: str, log_level: str, log_format: str) -> None:
     """Send every log record to standard error, one line each. Called again (after a fork), it replaces the first."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(name) if log_format == "json" else _TextFormatter(name))
+    formatter = _JsonFormatter(name) if log_format == "json" else _TextFormatter(name)
+    handler.setFormatter(_JournalFormatter(formatter) if _goes_to_journal() else formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(log_level.upper())
@@ -109,6 +110,32 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=False)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Another formatter's lines with their priority in front, as sd-daemon(3) has it, so that `journalctl -p` works."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).split("\n"))
+
+
+#: syslog's.
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+def _goes_to_journal() -> bool:
+    """Whether the journal reads standard error: systemd names its stream in $JOURNAL_STREAM, which is inherited further
+    than the stream."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    about = os.fstat(sys.stderr.fileno())
+    return named == f"{about.st_dev}:{about.st_ino}"
 
 
 # ---------------------------------------------------------------------------------------------------------- stopping

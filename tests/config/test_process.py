@@ -233,3 +233,32 @@ def test_without_a_listener_there_is_no_heartbeat(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     assert process.Heartbeat().beat(10) == 0
+
+
+_LOG = """
+import logging, os, sys
+from ringserve.config import process
+if sys.argv[1] == "journal":
+    about = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{about.st_dev}:{about.st_ino}"
+elif sys.argv[1] == "elsewhere":
+    os.environ["JOURNAL_STREAM"] = "1:1"
+process.set_up_log("test", "debug", sys.argv[2])
+for level in ("debug", "info", "warning", "error", "critical"):
+    getattr(logging, level)("one\\ntwo")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_lines_for_the_journal_begin_with_their_priority(log_format: str) -> None:
+    def lines(where: str) -> list[str]:
+        command = [sys.executable, "-c", _LOG, where, log_format]
+        return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr.splitlines()
+
+    found = lines("journal")
+    each = 1 if log_format == "json" else 2
+    assert [line[:3] for line in found] == [f"<{number}>" for number in (7, 6, 4, 3, 2) for _ in range(each)]
+    if log_format == "json":
+        assert [json.loads(line[3:])["text"] for line in found] == ["one\ntwo"] * 5
+    for where in ("elsewhere", "terminal"):
+        assert not any(line.startswith("<") for line in lines(where))
