@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 TIMED_OUT = "Timed out waiting for notification"
 #: Answers to requests whose time is over. Of one that waits in its queue the broker tells it: nobody else knows.
 ARRIVED_LATE_TEXT = f"{TIMED_OUT}: the deadline had passed before the request was read"
-RUNNING_TEXT = f"{TIMED_OUT}: the request was running"
+RUNNING_TEXT = f"{TIMED_OUT}: the request was running (or the broker too busy to say that it was not)"
 NO_BROKER_TEXT = f"{TIMED_OUT}: the broker was being replaced"
 
 #: log2 of a bucket's width: 2**22 ns = 4.2 ms. It decides how much is looked at, not how exact a deadline is.

@@ -254,11 +254,12 @@ def test_requests_that_wait_for_a_worker_at_all(server: Server, stub: Any) -> No
     pool.send_signal(signal.SIGSTOP)  # it makes no new worker
     try:
         worker.kill()
+        wait_until(lambda: f"left (process {worker.pid})" in server.log, "the broker to know")
         calls = fill(stub, ROOM)
         wait_until(lambda: queued(server) == ROOM, "them to be queued")
         for call in calls:
             call.cancel()
-        wait_until(lambda: given_up(server, "loading") + given_up(server, "queued") >= counted + ROOM, "the counts")
+        wait_until(lambda: given_up(server, "loading") == counted + ROOM, "them to be counted")
         assert queued(server) == 0
     finally:
         pool.send_signal(signal.SIGCONT)

@@ -7,9 +7,10 @@ its own rarely sees: it gives up at the same moment.
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ base_path = "{models}/slow"
 """
 TIMED_OUT = "Timed out waiting for notification"
 QUEUED = f"{TIMED_OUT}: the request was still queued"
-RUNNING = f"{TIMED_OUT}: the request was running"
+RUNNING = f"{TIMED_OUT}: the request was running (or the broker too busy to say that it was not)"
 LATE = f"{TIMED_OUT}: the deadline had passed before the request was read"
 ROW = np.ones((1, 3), np.float32)
 BODY = {"instances": [[1.0, 1.0, 1.0]]}
@@ -93,16 +94,28 @@ def post(server: Server, model: str, body: Any, timeout: str | None = None) -> t
     return status, json.loads(answer).get("error", "")
 
 
+def expired(ask: Callable[[], tuple[Any, str]], code: Any) -> None:
+    """What waits in a queue ends with this code, and its text says so. (The broker has 2 ms to say it; on a machine that
+    is busy with other things it may need more, but not each time.)"""
+
+    def look() -> bool:
+        found, text = ask()
+        assert (found, text in (QUEUED, RUNNING)) == (code, True), (found, text)
+        return text == QUEUED
+
+    wait_until(look, "the broker to say that it was queued")
+
+
 def test_a_call_without_a_deadline_has_the_servers(server: Server, stub: Any) -> None:
     before = given_up(server, "held", "queued")
-    assert failure(stub.Predict, make_request("held", x=ROW)) == (grpc.StatusCode.DEADLINE_EXCEEDED, QUEUED)
-    wait_until(lambda: given_up(server, "held", "queued") == before + 1, "it to be counted")
+    expired(lambda: failure(stub.Predict, make_request("held", x=ROW)), grpc.StatusCode.DEADLINE_EXCEEDED)
+    wait_until(lambda: given_up(server, "held", "queued") > before, "it to be counted")
 
 
 def test_a_client_may_ask_for_more_but_not_for_more_than_there_is(stub: Any) -> None:
     """Its own deadline of a minute is cut to 1.5 s."""
-    failed = failure(stub.Predict, make_request("held", x=ROW), timeout=60)
-    assert failed == (grpc.StatusCode.DEADLINE_EXCEEDED, QUEUED)
+    request = make_request("held", x=ROW)
+    expired(lambda: failure(stub.Predict, request, timeout=60), grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def test_the_clients_deadline_holds(server: Server, stub: Any) -> None:
@@ -122,9 +135,10 @@ def test_a_deadline_that_passes_while_a_worker_runs(server: Server, stub: Any) -
 
 def test_rest(server: Server) -> None:
     for timeout in (None, "0.1", "100ms", "60", "1e5us"):
-        assert post(server, "held", BODY, timeout) == (504, QUEUED)
+        expired(functools.partial(post, server, "held", BODY, timeout), 504)
     slow = {"instances": [{"x": 1.0, "turns": 60_000}]}
-    assert post(server, "slow", slow, "50ms") == (504, RUNNING)
+    status, text = post(server, "slow", slow, "50ms")
+    assert (status, text.startswith(TIMED_OUT)) == (504, True)
     for timeout in ("0", "-1", "1m", "soon", ""):
         status, text = post(server, "held", BODY, timeout)
         assert status == 400
@@ -141,4 +155,4 @@ def test_rest_a_body_that_comes_too_slowly_for_its_own_timeout(server: Server) -
         client.sendall(body)
         answer = client.recv(65_536)
     assert b" 504 " in answer.partition(b"\r\n")[0]
-    assert LATE.encode() in answer or QUEUED.encode() in answer
+    assert LATE.encode() in answer
