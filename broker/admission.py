@@ -60,7 +60,7 @@ def admit(
                 refused.append((request_id, failures.DEADLINE_PASSED))
                 continue
             answer_ns = soonest_ns + rows_queued * row_ns
-            if deadline_ns < answer_ns:
+            if deadline_ns < answer_ns and rows_queued:
                 refused.append((request_id, failures.too_late(int(answer_ns) - now_ns)))
                 continue
             if deadline_ns < deadline_min_ns:

@@ -170,7 +170,9 @@ class Core:
                     outcomes.tell(frontend_id, request[0], refusal, "refused")
                 continue
             self._neighbours.saw(lane, now_ns)
-            soonest = soonest_answer(lane, workers, now_ns)
+            # A request that finds nothing waiting is tried, whatever is predicted: so predictions correct themselves.
+            ask = bool(lane.queue) or len(requests) > 1
+            soonest = soonest_answer(lane, workers, now_ns) if ask else (0, 0.0)
             refused = admit(lane, frontend_id, requests, soonest, now_ns)
             for request_id, failure in refused:
                 outcomes.refuse(lane, frontend_id, request_id, failure)

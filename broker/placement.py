@@ -196,7 +196,7 @@ def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[
     ran nothing but full batches of this lane. (0, 0) when neither is known well enough.
     """
     times = lane.times
-    if not (workers and lane.queue and times.known):
+    if not (workers and times.known):
         return 0, 0.0
     held_ns = sum(free_ns(worker.leases, now_ns) - now_ns for worker in workers) // len(workers)
     rows = 1 if lane.single else rows_in_time(lane, min(lane.rows_best, lane.rows_queued + 1))

@@ -20,6 +20,7 @@ _BELIEVED_PART: Final = 4
 _BELIEVED_NS_MAX: Final = 5_000_000
 #: So long after it a client is told when to come again.
 _TOLD_NS: Final = 1_000_000_000
+_RETRY_MS_MAX: Final = 1_000
 _RETRY_CODES: Final = (int(Code.RESOURCE_EXHAUSTED), int(Code.UNAVAILABLE))
 
 
@@ -50,10 +51,13 @@ class Pressure:
         return now_ns < self._believed_until_ns
 
     def retry_ms(self, code: int, now_ns: int) -> int:
-        """When a request that failed with that code is best tried again; 0: nothing is known."""
+        """When a request that failed with that code is best tried again; 0: nothing is known.
+
+        A second at most: a queue has room again long before it is empty, and what was predicted may be wrong.
+        """
         if code not in _RETRY_CODES or now_ns - self._told_ns > _TOLD_NS:
             return 0
-        return max(1, self.wait_ns // 1_000_000)
+        return min(max(1, self.wait_ns // 1_000_000), _RETRY_MS_MAX)
 
 
 def note(failed: Failed, lanes: Iterable[Lane], now_ns: int) -> None:
