@@ -176,6 +176,47 @@ def test_slices_tell_when() -> None:
     assert figures.window_from_s <= opened[0]
 
 
+def test_a_call_that_is_not_answered_by_its_deadline_is_given_up() -> None:
+    """One answer in ten never comes: those are late, and no other; their places are free again."""
+    with standing_in("--fault", "silent", "--every", "10") as port:
+        load = echo_load(port, rate=1000.0, in_flight=400, count=0, duration_s=0.6, deadline_ms=100.0)
+        figures = loadgen.run(load, sanitized=True)
+    assert set(figures.failures_by_kind) == {"late"}
+    assert figures.due == figures.latency_us.count + figures.late
+    assert 20 < figures.late < 120  # of 600, Poisson
+    assert figures.unsent == 0
+    assert figures.in_flight_reached < 400
+    assert figures.latency_us.max <= 100_000
+
+
+def test_calls_for_which_there_is_no_room_before_their_deadline_are_late() -> None:
+    with standing_in("--fault", "silent") as port:
+        load = echo_load(port, rate=500.0, in_flight=8, connections=2, count=0, duration_s=0.5, deadline_ms=50.0)
+        figures = loadgen.run(load, sanitized=True)
+    assert figures.calls == 0
+    assert figures.late == figures.due > 100
+    assert figures.unsent <= figures.late
+
+
+def test_refusals_are_timed_and_are_not_late() -> None:
+    with standing_in("--fault", "grpc_status", "--every", "4") as port:
+        load = echo_load(port, rate=1000.0, in_flight=100, count=0, duration_s=0.5, deadline_ms=5_000.0)
+        figures = loadgen.run(load, sanitized=True)
+    assert figures.refused_us.count == figures.refused_by_grpc_status["8"] > 50
+    assert figures.due == figures.latency_us.count + figures.refused_us.count
+    assert figures.late == 0
+
+
+def test_the_rate_may_change_inside_the_window() -> None:
+    with standing_in() as port:
+        load = echo_load(port, rate=2000.0, in_flight=200, count=0, duration_s=1.0, slice_ms=500.0, later_s=0.5,
+                         later_rate=200.0)  # fmt: skip
+        figures = loadgen.run(load, sanitized=True)
+    before, after = figures.slices.good
+    assert 800 < before < 1200
+    assert 50 < after < 160
+
+
 def test_which_of_several_answers_came_is_counted() -> None:
     wrong = bytes(300)
     exchanges = [

@@ -102,7 +102,20 @@ def test_start(tmp_path: Path) -> None:
         assert len(re.findall(rf"^  {step} +\d+\.\d\d", shown, re.MULTILINE)) == 2
 
 
-@pytest.mark.parametrize("program", ["reload", "memory", "start"])
+def test_overload(tmp_path: Path) -> None:
+    shown = run("overload", tmp_path)
+    for name in ("mlp", "conv"):
+        assert judged(shown, f"{name}: goodput at 200 %, of the peak")
+        assert judged(shown, f"{name}: late at 200 %, of the accepted")
+        assert f"\n{name}: back to the quiet p99 of 100 ms (" in shown
+        slices = table(tmp_path / f"{name}_slices.tsv")
+        assert list(dict.fromkeys(row["share"] for row in slices)) == ["50 %", "200 %", "recovery"]
+        assert sum(int(row["good"]) for row in slices) > 50
+    assert judged(shown, "starvation: p99 of mlp beside conv at 400 %, times alone")
+    assert len(re.findall(r"^  (?:alone|beside) +[\d,]+ ", shown, re.MULTILINE)) == 4
+
+
+@pytest.mark.parametrize("program", ["reload", "memory", "start", "overload"])
 def test_it_says_what_it_does(program: str) -> None:
     command = [sys.executable, "-m", f"perf.{program}", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
