@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -28,7 +29,8 @@ class Browser:
     """One page. requests: every URL that it asked for; messages: what it complained of on its console."""
 
     def __init__(self, width: int = 1180, height: int = 1400) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="rs-browser-")
+        # What its helpers still write while they end is not worth a failure.
+        self._folder = tempfile.TemporaryDirectory(prefix="rs-browser-", ignore_cleanup_errors=True)
         to_browser, self._to = os.pipe()
         self._from, from_browser = os.pipe()
         command = [CHROMIUM, *_FLAGS, f"--user-data-dir={self._folder.name}", f"--window-size={width},{height}"]
@@ -116,9 +118,13 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
-        """End the browser."""
+        """End the browser and its helpers, which are of its process group."""
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(60)
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         os.close(self._to)
         os.close(self._from)
         self._folder.cleanup()
