@@ -46,6 +46,7 @@ class Http1Connection(asyncio.Protocol):
         self._server = server
         self._loop = loop
         self._phase = _IDLE
+        self._is_fresh = True  # nothing was answered yet
         self._since = server.tick  # when the phase began, or the window of a body
         self._unread: bytes = b""  # bytes of later requests; in HEAD, of the head so far
         self._parser: HeadParser | None = None
@@ -293,6 +294,7 @@ class Http1Connection(asyncio.Protocol):
     def answered(self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
         """The application's answer to the present request."""
         self._exchange = None
+        self._is_fresh = False
         if self._counted_bytes:
             self._drop_body()
         server = self._server
@@ -347,7 +349,9 @@ class Http1Connection(asyncio.Protocol):
         self._watch_writing(tick)
         waited = tick - self._since
         if phase == _IDLE:
-            if waited > server.ticks(limits.idle_s) and self._can_write:
+            if (server.is_draining and not self._awaits_first()) or (
+                waited > server.ticks(limits.idle_s) and self._can_write
+            ):
                 self._close()
         elif phase in (_HEAD, _REFUSED):
             if waited > server.ticks(limits.head_s):
@@ -373,8 +377,12 @@ class Http1Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close if nothing is going on; else the next answer is the last."""
-        if self._phase == _IDLE and not self._unread:
+        if self._phase == _IDLE and not self._unread and not self._awaits_first():
             self._close()
+
+    def _awaits_first(self) -> bool:
+        """Whether the client has just connected: no client repeats a request for which it had opened a connection."""
+        return self._is_fresh and self._server.tick - self._since <= 1
 
     def stop(self) -> None:
         """End now: what runs is cancelled and answered 503."""

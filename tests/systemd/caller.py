@@ -11,12 +11,15 @@ import json
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 
 import grpc
 
+#: What is answered when no worker came for ten seconds: TensorFlow's import may take longer.
+NO_WORKER = "No worker has served"
 _outcomes: Counter[str] = Counter()
 _lock = threading.Lock()
 _over = threading.Event()
@@ -30,7 +33,8 @@ def _call(call: Callable[[], str]) -> None:
         try:
             outcome = call()
         except grpc.RpcError as error:
-            outcome = f"gRPC {error.code().name}: {error.details()}"
+            text = error.details() or ""
+            outcome = NO_WORKER if NO_WORKER in text else f"gRPC {error.code().name}: {text}"
         except (OSError, http.client.HTTPException) as error:
             outcome = f"REST {error!r}"
         with _lock:
@@ -42,8 +46,12 @@ def _call(call: Callable[[], str]) -> None:
 def _rest(model: str) -> str:
     body = json.dumps({"instances": [2.0, 4.0]}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:8501/v1/models/{model}:predict", body)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return "REST ok" if json.load(response)["predictions"] == [3.0, 4.0] else "REST wrong"
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return "REST ok" if json.load(response)["predictions"] == [3.0, 4.0] else "REST wrong"
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        return NO_WORKER if NO_WORKER in text else f"REST {error.code}: {text}"
 
 
 def main(model: str) -> None:

@@ -1,8 +1,9 @@
 """A server in parts, without a supervisor: each process may be restarted, or killed, while clients call.
 
-Held here: nobody is refused and no call fails while broker, workers or frontends are restarted one by one, or broker
-and workers are killed; connections that come while no frontend is there wait for the next one; operators' changes
-outlive the broker; a frontend without sockets, or a configuration that cannot work in parts, ends with status 78.
+Held here: nobody is refused and no call fails while broker or frontends are restarted one by one, or the broker is
+killed; calls wait for workers that are restarted or killed; connections that come while no frontend is there wait for
+the next one; operators' changes outlive the broker; a process without sockets, or a configuration that cannot work in
+parts, ends with status 78.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import http.client
 import json
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +50,8 @@ def parts(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part
 class Callers:
     """Threads that call over REST, each call on a connection of its own: who is refused notices."""
 
-    def __init__(self, parts: Manager, threads: int = 3) -> None:
+    def __init__(self, parts: Manager, threads: int = 3, allowed: frozenset[str] = frozenset(("ok",))) -> None:
+        self._allowed = allowed
         self.outcomes: Counter[str] = Counter()
         self._url = f"{parts.rest_url}/v1/models/half:predict"
         self._stop = threading.Event()
@@ -66,7 +69,7 @@ class Callers:
         for thread in self._threads:
             thread.join()
         if exception[0] is None:
-            assert set(self.outcomes) == {"ok"}, self.outcomes
+            assert set(self.outcomes) <= self._allowed, self.outcomes
 
     def wait_for_more(self, count: int) -> None:
         seen = self.outcomes["ok"]
@@ -76,6 +79,8 @@ class Callers:
         while not self._stop.is_set():
             try:
                 outcome = "ok" if ask(self._url) == [3.0, 4.0] else "wrong"
+            except urllib.error.HTTPError as error:
+                outcome = "no worker" if b"No worker has served" in error.read() else repr(error)
             except (OSError, http.client.HTTPException) as error:
                 outcome = repr(error)
             with self._lock:
@@ -117,15 +122,14 @@ def test_the_broker_is_restarted_or_killed_without_a_failed_call(parts: Parts) -
     assert inboxes == [f"broker-{parts.broker.pid}.inbox"], "the killed broker's is removed"
 
 
-def test_the_workers_are_restarted_or_killed_without_a_failed_call(parts: Parts) -> None:
-    with Traffic(parts, "half") as traffic, Callers(parts) as callers:
+def test_calls_wait_for_workers_that_are_restarted_or_killed(parts: Parts) -> None:
+    """For ten seconds; on a host where TensorFlow's import takes longer they are told."""
+    with Callers(parts, allowed=frozenset(("ok", "no worker"))) as callers:
         parts.workers.restart()
-        traffic.wait_for_more(50)
-        callers.wait_for_more(5)
+        callers.wait_for_more(20)
         parts.workers.kill()
         parts.workers.start().wait_ready()
-        traffic.wait_for_more(50)
-        callers.wait_for_more(5)
+        callers.wait_for_more(20)
 
 
 def test_who_connects_while_no_frontend_is_there_waits_for_the_next(parts: Parts) -> None:

@@ -249,21 +249,29 @@ def test_a_drain() -> None:
     async def test() -> None:
         application = Holding()
         idle = Peer(application.handle)
-        busy = Peer(application.handle, server=idle.server)
-        half = Peer(application.handle, server=idle.server)
+        busy, half, fresh, silent = (Peer(application.handle, server=idle.server) for _ in range(4))
+        idle.push(GET)
+        application.exchanges.pop().answer(200)
+        idle.take()
         busy.push(GET)
         half.push(post(b"abc")[:-1])
         draining = asyncio.create_task(idle.server.drain(20))
         await asyncio.sleep(0)
-        assert [peer.is_closed() for peer in (idle, busy, half)] == [True, False, False]
+        everybody = (idle, busy, half, fresh, silent)
+        assert [peer.is_closed() for peer in everybody] == [True, False, False, False, False]
         half.push(b"c")
+        fresh.push(GET)
         for exchange in application.exchanges:
             exchange.answer(200)
-        for peer in (busy, half):
+        for closed in (False, True):
+            silent.server.tick += 1
+            silent.connection.on_tick(silent.server.tick)
+            assert silent.is_closed() == closed, "its request may be on its way for a moment"
+        for peer in (busy, half, fresh):
             assert read_answers(peer.take())[0].headers["connection"] == "close"
             assert peer.is_closed()
         assert not draining.done()
-        for peer in (idle, busy, half):
+        for peer in everybody:
             peer.lose()
         await draining
 
