@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import grpc
 
-#: What is answered when no worker came for ten seconds: TensorFlow's import may take longer.
+#: What is answered when no worker came for half a minute: TensorFlow's import may take longer.
 NO_WORKER = "No worker has served"
 _outcomes: Counter[str] = Counter()
 _lock = threading.Lock()

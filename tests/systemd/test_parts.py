@@ -123,7 +123,7 @@ def test_the_broker_is_restarted_or_killed_without_a_failed_call(parts: Parts) -
 
 
 def test_calls_wait_for_workers_that_are_restarted_or_killed(parts: Parts) -> None:
-    """For ten seconds; on a host where TensorFlow's import takes longer they are told."""
+    """For half a minute; on a host where TensorFlow's import takes longer they are told."""
     with Callers(parts, allowed=frozenset(("ok", "no worker"))) as callers:
         parts.workers.restart()
         callers.wait_for_more(20)

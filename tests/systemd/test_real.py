@@ -63,7 +63,7 @@ class Calls:
 
     @property
     def failed_otherwise(self) -> dict[str, int]:
-        """Than for want of workers, for which calls wait ten seconds: TensorFlow's import may take longer."""
+        """Than for want of workers, for which calls wait half a minute: TensorFlow's import may take longer."""
         return {what: count for what, count in self.failed.items() if what != NO_WORKER}
 
 
