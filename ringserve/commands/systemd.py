@@ -120,7 +120,8 @@ def upgrade(timeout: float, user: bool, dry_run: bool) -> None:
     twice. If it does not come up, or a model does not serve, nothing is restarted.
 
     \b
-    /opt/ringserve/bin/pip install --upgrade ringserve && ringserve systemd upgrade
+    /opt/ringserve/bin/pip install --upgrade ringserve
+    ringserve systemd upgrade
     """
     ctl = _Systemctl(user=user, dry_run=dry_run, root=Path("/"))
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", "/run") if user else "/run")

@@ -227,7 +227,7 @@ def test_the_watchdog_ends_a_server_that_is_stuck(one: Host, title: str) -> None
 
 def test_a_stop_is_orderly_and_closes_the_ports(one: Host) -> None:
     wait_serving(one)
-    one.run("systemctl", "stop", "ringserve.service")
+    one.run("systemctl", "stop", "ringserve*")
     assert one.show("ringserve.service", "Result") == "success"
     assert one.run("systemctl", "is-active", "ringserve-frontend.socket", check=False) == "inactive"
     assert "Failed to connect" in one.run("sh", "-c", "curl -sS http://127.0.0.1:8501/ 2>&1 || true")
