@@ -30,6 +30,8 @@ def admit(
     """
     policy = lane.policy
     queue = lane.queue
+    if not queue:
+        lane.drain.idle()
     refused: list[Refusal] = []
     room = policy.queue_requests_max - len(queue)
     rows_queued = lane.rows_queued

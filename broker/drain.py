@@ -36,6 +36,10 @@ class Drain:
             self._seen_ns = now_ns
         self._last_ns = now_ns if leaves_some else 0
 
+    def idle(self) -> None:
+        """Nothing waits, whether it left for a worker or was taken out: what comes now begins anew."""
+        self._last_ns = 0
+
     def row_ns(self, now_ns: int) -> float:
         """What each waiting row adds to the wait of those behind it; 0 = not known."""
         if self._ns < _KNOWN_NS or now_ns - self._seen_ns > _FRESH_NS:

@@ -96,6 +96,18 @@ def test_a_drain_follows_a_change_and_does_not_count_idle_time() -> None:
     assert drain.row_ns(now_ns + 5_000 * MS) == 0.0  # too long ago
 
 
+def test_a_queue_that_was_emptied_by_cancels_does_not_count_the_time_until_the_next_request() -> None:
+    lane = lane_of()
+    admit(lane, FRONTEND, [[1, 1, 0, 0], [2, 1, 0, 0]], (0, 0.0), NOW)
+    for step in range(50):
+        lane.drain.granted(1, NOW + step * MS, leaves_some=True)
+    lane.remove(lambda _: True)
+    later_ns = NOW + 600 * MS
+    admit(lane, FRONTEND, [[3, 1, 0, 0], [4, 1, 0, 0]], (0, 0.0), later_ns)
+    lane.drain.granted(1, later_ns, leaves_some=True)
+    assert lane.drain.row_ns(later_ns) == pytest.approx(MS, rel=0.01)
+
+
 def test_a_queue_that_goes_slower_than_run_times_say_refuses_sooner() -> None:
     """1 ms a row by its run times; the queue goes at 4 ms a row, as somebody else uses the workers, too."""
     lane = lane_of(*(entry(i) for i in range(10)))
