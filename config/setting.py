@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, Final
 
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
 #: What every int field may hold unless it says less: 2**31 - 1 is the largest that all users of these numbers take.
 INT_MAX: Final = 2**31 - 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from ringserve.broker.core import Core
 from ringserve.broker.labels import Labels
 from ringserve.broker.messages import Code, Failure, ModelOptions
 from ringserve.broker.setup import Policies, plan_of
-from ringserve.broker.state_file import State, StateFile
+from ringserve.broker.state_file import State
 from ringserve.config.model_config import config_of, parse_model, parse_model_config
 from ringserve.config.schema import Batching, Model, Settings
 from tests.broker.life_kit import BROKEN, Life, S
@@ -360,21 +359,6 @@ def test_5_8_an_empty_file_is_no_list() -> None:
     assert desk.names == ["m"]
 
 
-# ---------------------------------------------------------------------------------------------------- the state file
-
-
-def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    file = StateFile(str(tmp_path))
-    settings = Settings(models=(Model("m", "/m"),))
-    assert file.load(settings) is None
-    model = Model("m", "/m", (1, 2), Batching(batch_rows_max=5), (("stable", 1),))
-    for digest in ("one", "two"):
-        file.save(settings, State((model, Model("n", "/n")), digest))
-    assert file.load(settings) == State((model, Model("n", "/n")), "two")
-    # The run directory may hold our own files only: its next owner refuses it otherwise.
-    assert [path.name for path in tmp_path.iterdir()] == ["models.json"]
-
-
 def test_a_change_that_cannot_be_saved_holds_and_is_saved_when_there_is_room() -> None:
     desk = Desk()
     room = False
@@ -397,27 +381,3 @@ def test_a_change_that_cannot_be_saved_holds_and_is_saved_when_there_is_room() -
     desk.turn()
     desk.turn()
     assert [state.models for state in desk.saved] == [()]
-
-
-def test_another_configuration_is_not_overruled_by_the_state(tmp_path: Path) -> None:
-    file = StateFile(str(tmp_path))
-    settings = Settings(models=(Model("m", "/m", "latest", Batching(), (("stable", 1),)),))
-    file.save(settings, State((Model("added", "/a"),), ""))
-    others = (
-        (Model("m", "/elsewhere", "latest", Batching(), (("stable", 1),)),),
-        (Model("m", "/m", (1,), Batching(), (("stable", 1),)),),
-        (Model("m", "/m", "latest", Batching(batch_rows_max=5), (("stable", 1),)),),
-        (Model("m", "/m"),),
-        (),
-    )
-    assert [file.load(Settings(models=models)) for models in others] == [None] * len(others)
-    assert file.load(settings) == State((Model("added", "/a"),), "")
-
-
-def test_a_state_of_another_release_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = StateFile(str(tmp_path))
-    file.save(Settings(), State((Model("added", "/a"),), ""))
-    path = tmp_path / "models.json"
-    path.write_text(path.read_text().replace("batch_rows_max", "rows_of_tomorrow"))
-    assert file.load(Settings()) is None
-    assert "another release" in caplog.text

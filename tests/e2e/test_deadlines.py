@@ -95,8 +95,8 @@ def post(server: Server, model: str, body: Any, timeout: str | None = None) -> t
 
 
 def expired(ask: Callable[[], tuple[Any, str]], code: Any) -> None:
-    """What waits in a queue ends with this code, and its text says so. (The broker has 2 ms to say it; on a machine that
-    is busy with other things it may need more, but not each time.)"""
+    """What waits in a queue ends with this code, and its text says so. (The broker has 2 ms to say it; on a machine
+    that is busy with other things it may need more, but not each time.)"""
 
     def look() -> bool:
         found, text = ask()
