@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
 from ringserve.frontend.http1.exchange import Head
-from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, ChunkedBody, HeadParser
+from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, HeadParser
+from ringserve.frontend.http1.incoming import IncomingBody
 from ringserve.frontend.http1.presence import has_ended, probe
 from ringserve.frontend.http1.request import Peer, ServedExchange
 
@@ -50,11 +51,7 @@ class Http1Connection(asyncio.Protocol):
         self._since = server.tick  # when the phase began, or the window of a body
         self._unread: bytes = b""  # bytes of later requests; in HEAD, of the head so far
         self._parser: HeadParser | None = None
-        self._head: Head | None = None  # whose body is being received
-        self._body = bytearray()
-        self._missing = 0  # bytes of the body
-        self._decoder: ChunkedBody | None = None
-        self._window_bytes = 0
+        self._body: IncomingBody | None = None
         self._counted_bytes = 0  # of the body, counted by the server
         self._exchange: ServedExchange | None = None
         self._is_receiving = False
@@ -63,7 +60,6 @@ class Http1Connection(asyncio.Protocol):
         self._is_half_closed = False
         self._unsent_bytes = 0
         self._unsent_since = 0
-        self._body_began_ns = 0
         self._is_probed = False  # the end of what it sends was seen while reading was paused
 
     # ------------------------------------------------------------------------------------------ asyncio.Protocol
@@ -130,9 +126,9 @@ class Http1Connection(asyncio.Protocol):
         left = self._server.limits.requests_at_once_max
         try:
             while data and self._phase <= _BODY and self._can_write and left:
-                before = self._phase
-                data = self._take_body(data) if before == _BODY else self._take_head(data)
-                left = 0 if before == _BODY == self._phase else left - (self._phase != _HEAD)
+                body = self._body
+                data = self._take_head(data) if body is None else self._take_body(body, data)
+                left = 0 if body is not None and body is self._body else left - (self._phase != _HEAD)
         except BadRequestError as error:
             self._refuse(error.status, error.text)
             data = b""
@@ -222,51 +218,25 @@ class Http1Connection(asyncio.Protocol):
             raise BadRequestError(431, f"a request's head may have {size_max} bytes at most")
 
     def _begin_body(self, head: Head, *, has_begun: bool) -> None:
-        self._check_body_bytes(head.body_bytes)
+        server = self._server
+        self._body = IncomingBody(head, server.limits.body_bytes_max, server.clock_ns())
         self._phase = _BODY
-        self._head = head
-        self._missing = head.body_bytes
-        self._decoder = ChunkedBody() if head.body_bytes < 0 else None
-        self._since = self._server.tick
-        self._window_bytes = 0
-        self._body_began_ns = self._server.clock_ns()
+        self._since = server.tick
         if head.expects_continue and not has_begun:
             self._transport.write(CONTINUE)
 
-    def _check_body_bytes(self, size: int) -> None:
-        size_max = self._server.limits.body_bytes_max
-        if size > size_max:
-            raise BadRequestError(413, f"a request body may have {size_max} bytes at most; raise rest_body_bytes_max")
-
-    def _take_body(self, data: bytes) -> bytes:
+    def _take_body(self, body: IncomingBody, data: bytes) -> bytes:
         """Read a body further. Returns what follows it."""
-        decoder = self._decoder
-        if decoder is None:
-            size = min(len(data), self._missing)
-            self._missing -= size
-            self._body += data if size == len(data) else data[:size]
-            is_complete = not self._missing
-        else:
-            size = decoder.feed_some(data)
-            for piece in decoder.pieces:
-                self._body += piece
-            decoder.pieces.clear()
-            is_complete = decoder.is_complete
-            self._check_body_bytes(len(self._body))
-        self._window_bytes += size
-        self._count_body()
-        if is_complete:
-            head, body = self._head, self._body
-            assert head is not None
-            self._head = self._decoder = None
-            self._body = bytearray()
-            upload_ns = self._server.clock_ns() - self._body_began_ns
-            self._hand_over(head, bytes(body) if len(body) <= _FREE_BODY_BYTES else body, upload_ns)
+        size = body.feed(data)
+        self._count_body(len(body))
+        if body.is_complete:
+            self._body = None
+            upload_ns = self._server.clock_ns() - body.began_ns
+            self._hand_over(body.head, body.take(_FREE_BODY_BYTES), upload_ns)
         return data[size:] if size < len(data) else b""
 
-    def _count_body(self) -> None:
+    def _count_body(self, size: int) -> None:
         """Tell the server how much is held here, if it is much. The count ends with the answer."""
-        size = len(self._body)
         if size > _FREE_BODY_BYTES:
             server = self._server
             server.bodies_bytes += size - self._counted_bytes
@@ -275,8 +245,7 @@ class Http1Connection(asyncio.Protocol):
                 raise BadRequestError(503, "too many bytes of request bodies are held already; try again")
 
     def _drop_body(self) -> None:
-        self._body = bytearray()
-        self._head = self._decoder = None
+        self._body = None
         self._server.bodies_bytes -= self._counted_bytes
         self._counted_bytes = 0
 
@@ -318,7 +287,7 @@ class Http1Connection(asyncio.Protocol):
     def _refuse(self, status: int, text: str) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""
         self._server.refused(status)
-        is_head = self._head is not None and self._head.method == "HEAD"
+        is_head = self._body is not None and self._body.head.method == "HEAD"
         self._drop_body()
         self._unread = b""
         body, content_type = self._server.error_page(status, text)
@@ -356,11 +325,12 @@ class Http1Connection(asyncio.Protocol):
         elif phase in (_HEAD, _REFUSED):
             if waited > server.ticks(limits.head_s):
                 self._refuse(408, f"a request's head did not arrive within {limits.head_s:g} s")
-        elif phase == _BODY:
+        elif self._body is not None:
+            body = self._body
             if waited > server.ticks(limits.body_window_s) and self._can_write:
-                if self._window_bytes < limits.body_window_bytes_min:
-                    self._refuse(408, f"only {self._window_bytes} bytes of a body within {limits.body_window_s:g} s")
-                self._since, self._window_bytes = tick, 0
+                if body.window_bytes < limits.body_window_bytes_min:
+                    self._refuse(408, f"only {body.window_bytes} bytes of a body within {limits.body_window_s:g} s")
+                self._since, body.window_bytes = tick, 0
         elif phase == _BUSY and self._is_paused and not self._is_probed and has_ended(self._transport):
             self._is_probed = True
             self._probe()
