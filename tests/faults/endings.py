@@ -67,7 +67,7 @@ def run_alone(case: Case, folder: Path, models: Path) -> Outcome:
         return _refused(case, folder, models)
     # Where all are answered the drain ends with the last, however long others keep the machine busy.
     flags = {"drain_ms_max": "60000"} if case.sees == "nothing" else {}
-    with ExitStack() as stack, Stage(folder, models, **flags) as stage:
+    with ExitStack() as stack, Stage(folder, models, None, **flags) as stage:
         stage.wait_ready()
         flight = _take_off(case, stage, stack)
         victim = _victim(case, stage)

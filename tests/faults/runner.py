@@ -73,7 +73,7 @@ def run(case: Case, stage: Stage, load: Load) -> Outcome:
     load.wait_for_more(5)
     if case.role == "supervisor" and case.fault == "stop":
         stage.process.send_signal(signal.SIGCONT)
-    given_up = _end_load(stage) if stage.version != version else False
+    given_up = _end_load(case, stage) if stage.version != version else False
     wait_until(lambda: not stage.stopped(), "the hung process to be ended")
     stage.wait_whole()
     load.wait_for_more(5)
@@ -145,10 +145,10 @@ def _order(case: Case, stage: Stage, load: Load) -> tuple[int, int]:
     return begun_ns, connections
 
 
-def _end_load(stage: Stage) -> bool:
+def _end_load(case: Case, stage: Stage) -> bool:
     """Wait until the version is through, and remove the one that is not needed; True when it was given up."""
     version = stage.version
-    for process in stage.stopped():
+    for process in stage.stopped() if case.role in ("worker", "author") else ():
         process.send_signal(signal.SIGCONT)  # it would take half an hour
 
     def through() -> dict[str, str]:
