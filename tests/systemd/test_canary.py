@@ -100,8 +100,9 @@ def test_a_server_answers_while_it_works_and_not_when_its_workers_are_stuck(half
     with Server(tmp_path, *model) as server:
         path = str(server.run_dir / "admin.sock")
         wait_until(lambda: "operators at UNIX socket" in server.log, "the socket")
-        assert canary.ask(path, 60) == "", "while the model loads"
+        wait_until(lambda: canary.ask(path, 60) == "", "the broker; it may load the model still")
         server.wait_available("half")
+        wait_until(lambda: len(server.members("worker")) == 2, "both workers")
         assert canary.ask(path, 60) == ""
         workers = server.members("worker")
         with Traffic(server, "half"):
