@@ -171,8 +171,7 @@ class Core:
                 continue
             self._neighbours.saw(lane, now_ns)
             # A request that finds nothing waiting is tried, whatever is predicted: so predictions correct themselves.
-            ask = bool(lane.queue) or len(requests) > 1
-            soonest = soonest_answer(lane, workers, now_ns) if ask else (0, 0.0)
+            soonest = soonest_answer(lane, workers, now_ns) if lane.queue or len(requests) > 1 else (0, 0.0)
             refused = admit(lane, frontend_id, requests, soonest, now_ns)
             for request_id, failure in refused:
                 outcomes.refuse(lane, frontend_id, request_id, failure)

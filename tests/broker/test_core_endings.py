@@ -61,8 +61,8 @@ def test_a_request_that_can_no_longer_make_it_leaves_its_place_to_another(others
     bench = Bench(credit_max=1, batch_rows_max=2)
     bench.learn(10 * MS)
     ((_, execute),) = bench.submit((1, 1)).executes
-    bench.submit((2, 1), (3, 1, bench.now_ns + 25 * MS), *[(4, 1)] * (others - 1))  # a batch of 2 takes 20 ms
-    bench.now_ns += 10 * MS
+    bench.submit((2, 1), (3, 1, bench.now_ns + 100 * MS), *[(4, 1)] * (others - 1))  # a batch of 2 takes 20 ms
+    bench.now_ns += 85 * MS  # and the one before it much longer than predicted
     turn = bench.done(10, execute.batch_id, 10 * MS)
     assert sent(turn) == [(10, [(request_id, 1, 0) for request_id in batch])]
     assert told(turn) == ([] if 3 in batch else [(3, Code.DEADLINE_EXCEEDED)])
