@@ -88,9 +88,9 @@ class AuditedCall:
         self._note("OK")
         self._call.finish(message)
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+    def fail(self, code: int, text: str) -> None:
         self._note(code_name(code))
-        self._call.fail(code, text, retry_ms)
+        self._call.fail(code, text)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         def gone() -> None:
