@@ -96,7 +96,8 @@ def test_without_a_watchdog_no_call_is_made(answering: Answering) -> None:
 
 
 def test_a_server_answers_while_it_works_and_not_when_its_workers_are_stuck(half: Path, tmp_path: Path) -> None:
-    model = ["--model_name", "half", "--model_base_path", str(half), "--workers", "2", "--drain_ms_max", "1000"]
+    """The pool is stopped, too: it would replace workers that somebody stopped."""
+    model = ["--model_name", "half", "--model_base_path", str(half), "--workers", "2", "--hang_ms_max", "0"]
     with Server(tmp_path, *model) as server:
         path = str(server.run_dir / "admin.sock")
         wait_until(lambda: "operators at UNIX socket" in server.log, "the socket")
@@ -107,12 +108,14 @@ def test_a_server_answers_while_it_works_and_not_when_its_workers_are_stuck(half
         workers = server.members("worker")
         with Traffic(server, "half"):
             assert canary.ask(path, 60) == ""
-        for worker in workers:
-            worker.send_signal(signal.SIGSTOP)
+        (pool,) = server.members("pool")
+        for stuck in (pool, *workers):
+            stuck.send_signal(signal.SIGSTOP)
         assert "imed out" in canary.ask(path, 1)
         workers[0].send_signal(signal.SIGCONT)
         wait_until(lambda: canary.ask(path, 1) == "", "one worker to be enough")
-        workers[1].send_signal(signal.SIGCONT)
+        for stuck in (pool, workers[1]):
+            stuck.send_signal(signal.SIGCONT)
         assert '"GET /ringserve/v1/canary"' not in server.log, "operators' log is for what they do"
 
 
