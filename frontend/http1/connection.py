@@ -318,9 +318,7 @@ class Http1Connection(asyncio.Protocol):
         self._watch_writing(tick)
         waited = tick - self._since
         if phase == _IDLE:
-            if (server.is_draining and not self._awaits_first()) or (
-                waited > server.ticks(limits.idle_s) and self._can_write
-            ):
+            if waited > server.ticks(limits.idle_s) and self._can_write:
                 self._close()
         elif phase in (_HEAD, _REFUSED):
             if waited > server.ticks(limits.head_s):
@@ -346,13 +344,9 @@ class Http1Connection(asyncio.Protocol):
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close if nothing is going on; else the next answer is the last."""
-        if self._phase == _IDLE and not self._unread and not self._awaits_first():
+        """Close if nothing is going on, nor under way on one just opened; else the next answer is the last."""
+        if self._phase == _IDLE and not self._unread and not (self._is_fresh and self._server.tick - self._since <= 1):
             self._close()
-
-    def _awaits_first(self) -> bool:
-        """Whether the client has just connected: no client repeats a request for which it had opened a connection."""
-        return self._is_fresh and self._server.tick - self._since <= 1
 
     def stop(self) -> None:
         """End now: what runs is cancelled and answered 503."""

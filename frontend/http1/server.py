@@ -108,6 +108,8 @@ class Http1Server:
         self.answers.refresh_date()
         for connection in list(self._connections):
             connection.on_tick(self.tick)
+            if self.is_draining:
+                connection.drain()
 
     async def drain(self, timeout_s: float) -> None:
         """Accept nothing new, close idle connections, and return when the last answer is out, or the time is.

@@ -204,12 +204,12 @@ def test_a_dry_run_writes_nothing_and_says_all(tmp_path: Path) -> None:
 
 
 def test_a_users_own_systemd_gets_what_it_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/.config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/srv/me/.config")
     root = tmp_path / "root"
     assert install(root, "--user", "--model", "m=/m").exit_code == 0
     found = files(root)
-    service = keys(found["home/me/.config/systemd/user/ringserve.service"])
-    assert service["ExecStart"] == [f"{units.command()} serve --config /home/me/.config/ringserve/server.toml"]
+    service = keys(found["srv/me/.config/systemd/user/ringserve.service"])
+    assert service["ExecStart"] == [f"{units.command()} serve --config /srv/me/.config/ringserve/server.toml"]
     assert service["WantedBy"] == ["default.target"]
     assert not {"User", "DynamicUser", "PrivateTmp", "ProtectSystem", "CapabilityBoundingSet"} & set(service)
     assert service["NoNewPrivileges"] == ["yes"]

@@ -265,7 +265,7 @@ def test_a_drain() -> None:
             exchange.answer(200)
         for closed in (False, True):
             silent.server.tick += 1
-            silent.connection.on_tick(silent.server.tick)
+            silent.connection.drain()
             assert silent.is_closed() == closed, "its request may be on its way for a moment"
         for peer in (busy, half, fresh):
             assert read_answers(peer.take())[0].headers["connection"] == "close"
