@@ -42,6 +42,14 @@ def missing(root: Path) -> str:
     return ""
 
 
+def _removed(cgroup: Path) -> bool:
+    """Remove a control group; False while a process of it is still ending."""
+    for path, _, _ in os.walk(cgroup, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    return not cgroup.exists()
+
+
 def _name_of(pid: str) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
@@ -153,7 +161,5 @@ class Host:
             self._nspawn.wait(60)
         subprocess.run(["umount", self._folder / "merged"], check=False)
         for cgroup in self._cgroups:
-            for path, _, _ in os.walk(cgroup, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+            wait_until(lambda cgroup=cgroup: _removed(cgroup), f"{cgroup} to be empty")  # type: ignore[misc]
         shutil.rmtree(self._folder, ignore_errors=True)
