@@ -80,13 +80,23 @@ class Child:
 
     def start(self, command: list[str], environment: dict[str, str], now_ns: int) -> None:
         """Start the process. Its own process group: a Ctrl-C in the terminal reaches the supervisor only, which then
-        stops its children in the right order."""
-        self.process = subprocess.Popen(
+        stops its children in the right order. Raises OSError when the system has no room for one more."""
+        started = subprocess.Popen(
             command, env=environment, pass_fds=self.spec.fds, stdin=subprocess.DEVNULL, process_group=0
         )
-        self.pidfd = os.pidfd_open(self.process.pid)
+        try:
+            self.pidfd = os.pidfd_open(started.pid)
+        except OSError:
+            started.kill()
+            started.wait()
+            raise
+        self.process = started
         self.ready = self.condemned = False
         self.heard_ns = self._started_ns = now_ns
+
+    def could_not_start(self, now_ns: int, limits: Workers) -> None:
+        """The system had no room for it, which says nothing about it: tried again, after longer and longer pauses."""
+        self._pause(now_ns, limits)
 
     def became_ready(self) -> None:
         self.ready = True
@@ -122,6 +132,10 @@ class Child:
         if self.ready and now_ns - self._started_ns >= limits.restart_wait_ms_max * _MS_NS:
             self._strikes = 0
         # One that served well is replaced at once; one that keeps dying is given longer and longer pauses.
+        self._pause(now_ns, limits)
+        return None
+
+    def _pause(self, now_ns: int, limits: Workers) -> None:
         wait_ms = 0
         if self._strikes or not self.ready:
             doublings = min(max(self._strikes - 1, 0), 30)
@@ -129,7 +143,6 @@ class Child:
         self._strikes += 1
         self.ready = False
         self.due_ns = now_ns + wait_ms * _MS_NS
-        return None
 
 
 #: From what to start to the command line that starts it; tests put stand-ins here.

@@ -102,7 +102,11 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
         rates_fd = make_words("ringserve-rates", RATE_SLOTS) if settings.access.keys_file else -1
         log.info("memory beside the models, at most:\n  %s", "\n  ".join(limits.memory_bill(settings)))
         given = [(f"--{name}-fd", fd) for name in (activation.GRPC, activation.REST) for fd in sockets.get(name, ())]
-        return Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd, given).run()
+        try:
+            supervisor = Supervisor(settings, run_dir, command_of, grpc_socket, admin_socket, rates_fd, given)
+        except OSError as error:
+            raise StartError(f"run directory {run_dir.path} cannot be used: {error.strerror}") from error
+        return supervisor.run()
 
 
 class Supervisor:
@@ -158,14 +162,14 @@ class Supervisor:
         fatal: Fatal | None = None
         try:
             while fatal is None and self._watch.wanted() is None:
-                self._start_due()
+                self._start_due(self.children)
                 fatal = self._turn()
             if fatal is not None:
                 log.error("%s: stopping", fatal.reason)
             else:
                 log.info("stopping: %s", wanted.reason if (wanted := self._watch.wanted()) else "")
             process.tell_stopping()
-            self._stop_in_order()
+            self._stop_in_order(replace=fatal is None)
         finally:
             self._kill_all()
             self._close()
@@ -209,12 +213,17 @@ class Supervisor:
 
     # -------------------------------------------------------------------------------------------------------- loop
 
-    def _start_due(self) -> None:
+    def _start_due(self, children: Sequence[Child]) -> None:
         now_ns = time.monotonic_ns()
-        for child in self.children:
+        for child in children:
             if not child.alive and child.due_ns <= now_ns:
                 environment = privilege.environment(child.spec.name, self._environment)
-                child.start(self._command_of(child.spec), environment, now_ns)
+                try:
+                    child.start(self._command_of(child.spec), environment, now_ns)
+                except OSError as error:
+                    log.error("cannot start %s: %s", child.spec.name, error)
+                    child.could_not_start(now_ns, self._settings.workers)
+                    continue
                 log.info("started %s (process %d)", child.spec.name, child.pid)
 
     def _turn(self) -> Fatal | None:
@@ -300,7 +309,8 @@ class Supervisor:
         for child in self.children:
             child.signal(signal.SIGKILL)
 
-    def _stop_in_order(self) -> None:
+    def _stop_in_order(self, *, replace: bool) -> None:
+        """replace: while frontends drain, whom they still need is started again."""
         for stage in Stage:
             children = [child for child in self.children if child.spec.stage is stage]
             for child in children:
@@ -309,13 +319,21 @@ class Supervisor:
             drain_ms = server.lame_duck_ms + server.drain_ms_max if stage is Stage.FRONTEND else 0
             deadline_ns = time.monotonic_ns() + (drain_ms + _STOP_MS[stage]) * 1_000_000
             while any(child.alive for child in children):
-                left_ns = deadline_ns - time.monotonic_ns()
-                if left_ns <= 0:
+                now_ns = time.monotonic_ns()
+                if now_ns >= deadline_ns:
                     break
+                needed = [child for child in self.children if child.spec.stage > stage]
+                if stage is not Stage.FRONTEND or not replace or self._hurry:
+                    needed = []
+                self._start_due(needed)
+                wake_ns = min((child.due_ns for child in needed if not child.alive), default=deadline_ns)
                 # A signal that comes now kills the children (above), which ends this wait.
-                self._poll(left_ns // 1_000_000 + 1)
+                self._poll(max(min(wake_ns, deadline_ns) - now_ns, 0) // _MS_NS + 1)
                 for child in self._ended():
-                    log.info("%s stopped with %s", child.spec.name, describe_status(child.reap()))
+                    status = child.reap()
+                    log.info("%s stopped with %s", child.spec.name, describe_status(status))
+                    if child in needed and child.after(status, time.monotonic_ns(), self._settings.workers):
+                        child.due_ns = deadline_ns  # it never comes up: no help to anybody
             for child in children:
                 if child.alive:
                     log.error("%s did not stop in time: killing it", child.spec.name)

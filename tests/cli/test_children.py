@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
+from typing import NoReturn
 
 import pytest
 
@@ -54,6 +58,26 @@ def test_a_start_that_succeeds_forgives_the_failures_before(child: Child) -> Non
     _waits_ms(child, ready=False, count=3)
     _waits_ms(child, ready=True, count=1)
     _waits_ms(child, ready=False, count=3)
+
+
+def test_what_the_system_has_no_room_for_is_tried_again_and_never_fatal(child: Child) -> None:
+    waits = []
+    for _ in range(6):
+        child.could_not_start(0, _LIMITS)
+        waits.append(child.due_ns // _MS)
+    assert waits == [100, 100, 200, 400, 800, 1000]
+
+
+def test_a_process_that_cannot_be_watched_is_ended(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(pid: int, flags: int = 0) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", no_descriptor)
+    with pytest.raises(OSError, match="Too many open files"):
+        child.start([sys.executable, "-c", "import signal; signal.pause()"], dict(os.environ), 0)
+    assert not child.alive
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.mark.parametrize("status", [Exit.CONFIG, Exit.FATAL])

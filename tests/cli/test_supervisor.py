@@ -286,6 +286,21 @@ def test_stop_waits_for_a_draining_frontend_before_it_touches_the_rest(serve: Se
     assert served.diary.index(("stopped", "frontend-0")) < served.diary.index(("asked-to-stop", "pool"))
 
 
+@pytest.mark.parametrize("name", ["pool", "broker"])
+def test_who_dies_while_frontends_drain_is_replaced_since_they_need_it(serve: Serve, name: str) -> None:
+    served = serve(frontend_0="drain")
+    served.wait_ready()
+    served.process.send_signal(signal.SIGTERM)
+    served.wait_for("asked-to-stop", "frontend-0")
+    served.wait_for("stopped", "frontend-1")
+    os.kill(served.pids("started", name)[0], signal.SIGKILL)
+    served.wait_for("started", name, 2)
+    (served.diary_path.parent / "go").touch()
+    assert served.end() == 0
+    assert served.diary.index(("stopped", "frontend-0")) < served.diary.index(("asked-to-stop", "pool"))
+    assert len(served.pids("started", "frontend-1")) == 1
+
+
 def test_a_second_signal_ends_everything_at_once(serve: Serve) -> None:
     served = serve(frontend_0="deaf")
     served.wait_ready()
