@@ -328,7 +328,8 @@ class Supervisor:
                 self._start_due(needed)
                 wake_ns = min((child.due_ns for child in needed if not child.alive), default=deadline_ns)
                 # A signal that comes now kills the children (above), which ends this wait.
-                self._poll(max(min(wake_ns, deadline_ns) - now_ns, 0) // _MS_NS + 1)
+                self._poll(max(min(wake_ns, deadline_ns) - now_ns, 0) // _MS_NS + 1, self._notices.fd)
+                self._read_notices()  # ten that nobody reads, and whoever says READY or STOPPING waits for ever
                 for child in self._ended():
                     status = child.reap()
                     log.info("%s stopped with %s", child.spec.name, describe_status(status))

@@ -301,6 +301,20 @@ def test_who_dies_while_frontends_drain_is_replaced_since_they_need_it(serve: Se
     assert len(served.pids("started", "frontend-1")) == 1
 
 
+def test_notices_are_read_during_a_drain_so_that_nobody_waits_to_be_heard(serve: Serve) -> None:
+    served = serve(frontend_0="drain")
+    served.wait_ready()
+    served.process.send_signal(signal.SIGTERM)
+    served.wait_for("asked-to-stop", "frontend-0")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(_PATIENCE_S)
+        sender.connect(str(served.run_dir / "notify.sock"))
+        for _ in range(50):  # the kernel keeps ten
+            sender.send(b"WATCHDOG=1")
+    (served.diary_path.parent / "go").touch()
+    assert served.end() == 0
+
+
 def test_a_second_signal_ends_everything_at_once(serve: Serve) -> None:
     served = serve(frontend_0="deaf")
     served.wait_ready()
