@@ -111,7 +111,7 @@ def _class(ends: Counter[str], connections: int, case: Case) -> str:
     if set(ends) <= {"ok", "UNAVAILABLE"}:
         if case.role == "frontend":
             return "connections" if ends["UNAVAILABLE"] == connections else f"{dict(ends)} of {connections}"
-        return "gone" if case.role == "supervisor" else "late"
+        return "gone" if case.role == "supervisor" else f"{dict(ends)} when the drain was over"
     return str(dict(ends))
 
 

@@ -20,6 +20,7 @@ _CONFIG = """
 [server]
 frontends = 2
 drain_ms_max = 3000
+hang_ms_max = 2000
 [workers]
 workers = 2
 lease_ms_max = 2000
@@ -53,8 +54,9 @@ def export_models(folder: Path) -> None:
 class Stage(Server):
     """A server of two workers, two frontends, the models `m` (half) and `fragile`, and the versions of `w` (MLP).
 
-    A worker that runs a batch for 2 s is taken to hang; a drain lasts 3 s at most; weights are shared however small; a
-    process that dies again and again, as they do here, is started again after 100 ms every time.
+    A worker that runs a batch for 2 s is taken to hang, a broker or pool that is silent for 2 s, a frontend for 6 s. A
+    drain lasts 3 s at most; weights are shared however small; a process that dies again and again, as they do here, is
+    started again after 100 ms every time.
     """
 
     def __init__(self, folder: Path, models: Path, orders: Orders | None = None, **flags: str) -> None:
