@@ -88,9 +88,9 @@ class AuditedCall:
         self._note("OK")
         self._call.finish(message)
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
         self._note(code_name(code))
-        self._call.fail(code, text)
+        self._call.fail(code, text, retry_ms)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         def gone() -> None:

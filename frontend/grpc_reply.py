@@ -79,7 +79,11 @@ class GrpcReply:
             self._refuse(call, code, text)
 
     def _refuse(self, call: Call, code: int, text: str) -> None:
-        call.fail(code, grpc_text(text))
+        retry_ms = self.lane.pressure.retry_ms(code, self.tally.clock_ns())
+        if retry_ms:
+            call.fail(code, grpc_text(text), retry_ms)
+        else:
+            call.fail(code, grpc_text(text))
         self.tally.failure(GRPC, self.api, self.lane.spec.model, int(code), text, self.started_ns, self.lane)
 
     def cancel(self) -> None:

@@ -49,6 +49,7 @@ class _Context(Protocol):
     def auth_context(self) -> Mapping[str, Sequence[bytes]]: ...
     def set_code(self, code: Any) -> None: ...
     def set_details(self, details: str) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None: ...
     async def read(self) -> Any: ...
     async def write(self, message: bytes) -> None: ...
 
@@ -95,8 +96,10 @@ class UnaryCall(_Call):
         if not self._outcome.done():
             self._outcome.set_result((message, _OK, ""))
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
         if not self._outcome.done():
+            if retry_ms:
+                self._context.set_trailing_metadata((("grpc-retry-pushback-ms", str(retry_ms)),))
             self._outcome.set_result((b"", code, text))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:

@@ -37,8 +37,11 @@ class Call(Protocol):
     def finish(self, message: bytes) -> None:
         """Answer with one message and status OK. Harmless when the client has gone."""
 
-    def fail(self, code: int, text: str) -> None:
-        """Answer with a status other than OK. Harmless when the client has gone."""
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+        """Answer with a status other than OK. Harmless when the client has gone.
+
+        retry_ms: clients that would try again may do so in that time (`grpc-retry-pushback-ms`); 0: nothing is said.
+        """
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """`callback` runs once if the client resets the stream or disconnects before the call is over."""

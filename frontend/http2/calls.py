@@ -150,12 +150,13 @@ class UnaryCall(Exchange):
     def _close(self) -> None:
         self.connection.close_stream(self)
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
         if self.is_done:
             return
         self.is_done = True
         self.connection.calls.ended[code] += 1
-        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text), end_stream=True)
+        more = frames.retry_pushback(retry_ms) if retry_ms else b""
+        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text, more), end_stream=True)
         self.connection.close_stream(self)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:

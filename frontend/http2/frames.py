@@ -195,6 +195,11 @@ def refusal_block(code: int, text: str, more: bytes = b"") -> bytes:
     return RESPONSE_BLOCK + status_block(code, text) + more
 
 
+def retry_pushback(retry_ms: int) -> bytes:
+    """The trailer that tells a client with a retry policy when to come again."""
+    return literal(b"grpc-retry-pushback-ms", b"%d" % retry_ms)
+
+
 def http_error_block(status: int, text: str) -> bytes:
     """The answer to a request that is not gRPC: an HTTP status, and a gRPC one for proxies that translate."""
     return (

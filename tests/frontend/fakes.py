@@ -116,7 +116,7 @@ class FakeCall:
         assert self.failure is None
         self.message = message
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
         assert self.message is None
         assert self.failure is None
         self.failure = (int(code), text)
