@@ -31,7 +31,7 @@ def admit(
     policy = lane.policy
     queue = lane.queue
     if not queue:
-        lane.drain.idle()
+        lane.pace.idle()
     refused: list[Refusal] = []
     room = policy.queue_requests_max - len(queue)
     rows_queued = lane.rows_queued

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ringserve.broker.drain import Drain
 from ringserve.broker.messages import Failure, LaneSpec, ModelVersion
+from ringserve.broker.pace import Pace
 from ringserve.broker.policy import ROWS_ANY, LanePolicy
 from ringserve.broker.row_bytes import row_bytes
 from ringserve.broker.runtimes import RunTimes
@@ -56,7 +56,7 @@ class Lane:
         "_open_batches",
         "attained_ns",
         "deadline_min_ns",
-        "drain",
+        "pace",
         "key",
         "leases_count",
         "listed",
@@ -87,7 +87,7 @@ class Lane:
         self.deadline_min_ns = 0
         self.splits: dict[tuple[int, int], Split] = {}
         self.times = RunTimes()
-        self.drain = Drain()
+        self.pace = Pace()
         self.attained_ns = 0
         self.listed = False
         self.recent: list[int] = []

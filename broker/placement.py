@@ -201,7 +201,7 @@ def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[
     held_ns = sum(free_ns(worker.leases, now_ns) - now_ns for worker in workers) // len(workers)
     rows = 1 if lane.single else rows_in_time(lane, min(lane.rows_best, lane.rows_queued + 1))
     soonest_ns = now_ns + held_ns + lane.predict(rows) + int(times.turnaround_ns)
-    row_ns = lane.drain.row_ns(now_ns)
+    row_ns = lane.pace.row_ns(now_ns)
     if row_ns:
         return soonest_ns, row_ns
     if not times.confident:

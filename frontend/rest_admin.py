@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.model_config import ModelConfigError, config_dict, parse_model, parse_model_config
 from ringserve.config.protos import ModelServerConfig
-from ringserve.frontend.http1.exchange import JSON, Exchange
+from ringserve.frontend.http1.exchange import JSON, Exchange, Head
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.recorder import Recorder
 from ringserve.frontend.rest_call import BUG, RestClient
@@ -113,10 +113,12 @@ class Admin:
         allowed = ", ".join(sorted(method for method, _, _ in found))
         exchange.answer(405, error_body(f"only {allowed} can be done here"), JSON, f"Allow: {allowed}\r\n".encode())
 
-    def refusal(self, exchange: Exchange) -> str | None:
-        """Why this client may not, if so."""
+    def refusal(self, exchange: Exchange, *, to_own_page: bool = False) -> str | None:
+        """Why this client may not, if so. to_own_page: the console's page may, where it came from this server."""
         head = exchange.head
-        if any(name == b"origin" or (name == b"sec-fetch-site" and value != b"none") for name, value in head.headers):
+        if not (to_own_page and _is_own_page(head)) and any(
+            name == b"origin" or (name == b"sec-fetch-site" and value != b"none") for name, value in head.headers
+        ):
             return "no web page operates this server: requests with Origin are refused"
         if self._policy == "all":
             return None
@@ -248,6 +250,14 @@ class _BadBodyError(Exception):
 
 def _says_json(value: bytes | None) -> bool:
     return value is not None and value.split(b";")[0].strip().lower() == b"application/json"
+
+
+def _is_own_page(head: Head) -> bool:
+    """The browser says that the page came from where this request goes, and nobody else's name can lead here: it is an
+    address, or the page knows a key."""
+    if head.get(b"sec-fetch-site") != b"same-origin" or head.get(b"origin") is not None:
+        return False
+    return _names_this_host(head.get(b"host")) or head.get(b"authorization") is not None
 
 
 def _names_this_host(host: bytes | None) -> bool:

@@ -229,7 +229,7 @@ class RestApp:
 
     def _show_overview(self, exchange: Exchange) -> None:
         """No operator's call in the log: a page that is open asks every other second, as who scrapes metrics does."""
-        refusal = self._admin.refusal(exchange)
+        refusal = self._admin.refusal(exchange, to_own_page=True)
         if refusal is not None:
             exchange.answer(403, error_body(refusal))
         elif self._overview is not None:

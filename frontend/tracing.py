@@ -316,8 +316,8 @@ class TracedCall:
         self._trace.note({"rpc.grpc.status_code": 0})
         self._trace.end()
 
-    def fail(self, code: int, text: str) -> None:
-        self._call.fail(code, text)
+    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+        self._call.fail(code, text, retry_ms)
         self._trace.note({"rpc.grpc.status_code": int(code)})
         self._trace.end(text)
 

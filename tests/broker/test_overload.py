@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.broker.admission import admit
-from ringserve.broker.drain import Drain
 from ringserve.broker.fleet import Worker
 from ringserve.broker.lanes import Lane
 from ringserve.broker.messages import Code, InputSpec, LaneSpec, ModelVersion
 from ringserve.broker.neighbours import Neighbours
+from ringserve.broker.pace import Pace
 from ringserve.broker.placement import soonest_answer
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.row_bytes import ITEM_BYTES, row_bytes
@@ -70,42 +70,42 @@ def test_a_queue_is_bounded_in_predicted_time(waiting: int, admitted: bool) -> N
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(100_000, 20 * MS)), min_size=1, max_size=200))
 def test_a_drain_is_somewhere_between_its_slowest_and_its_fastest_batch(batches: list[tuple[int, int]]) -> None:
-    drain = Drain()
+    pace = Pace()
     now_ns = NOW
-    drain.granted(1, now_ns, leaves_some=True)
+    pace.granted(1, now_ns, leaves_some=True)
     for rows, passed_ns in batches:
         now_ns += passed_ns
-        drain.granted(rows, now_ns, leaves_some=True)
+        pace.granted(rows, now_ns, leaves_some=True)
     each = [passed_ns / rows for rows, passed_ns in batches]
-    found = drain.row_ns(now_ns)
+    found = pace.row_ns(now_ns)
     assert found == 0.0 or min(each) * 0.999 <= found <= max(each) * 1.001
 
 
 def test_a_drain_follows_a_change_and_does_not_count_idle_time() -> None:
-    drain = Drain()
+    pace = Pace()
     now_ns = NOW
     for rate_ns in (MS, 4 * MS):
         for _ in range(300):
             now_ns += rate_ns
-            drain.granted(1, now_ns, leaves_some=True)
-        assert drain.row_ns(now_ns) == pytest.approx(rate_ns, rel=0.05)
-    drain.granted(1, now_ns + 4 * MS, leaves_some=False)
-    assert drain.row_ns(now_ns + 500 * MS) == pytest.approx(4 * MS, rel=0.05)
-    drain.granted(1, now_ns + 500 * MS, leaves_some=True)  # nothing waited for it
-    assert drain.row_ns(now_ns + 500 * MS) == pytest.approx(4 * MS, rel=0.05)
-    assert drain.row_ns(now_ns + 5_000 * MS) == 0.0  # too long ago
+            pace.granted(1, now_ns, leaves_some=True)
+        assert pace.row_ns(now_ns) == pytest.approx(rate_ns, rel=0.05)
+    pace.granted(1, now_ns + 4 * MS, leaves_some=False)
+    assert pace.row_ns(now_ns + 500 * MS) == pytest.approx(4 * MS, rel=0.05)
+    pace.granted(1, now_ns + 500 * MS, leaves_some=True)  # nothing waited for it
+    assert pace.row_ns(now_ns + 500 * MS) == pytest.approx(4 * MS, rel=0.05)
+    assert pace.row_ns(now_ns + 5_000 * MS) == 0.0  # too long ago
 
 
 def test_a_queue_that_was_emptied_by_cancels_does_not_count_the_time_until_the_next_request() -> None:
     lane = lane_of()
     admit(lane, FRONTEND, [[1, 1, 0, 0], [2, 1, 0, 0]], (0, 0.0), NOW)
     for step in range(50):
-        lane.drain.granted(1, NOW + step * MS, leaves_some=True)
+        lane.pace.granted(1, NOW + step * MS, leaves_some=True)
     lane.remove(lambda _: True)
     later_ns = NOW + 600 * MS
     admit(lane, FRONTEND, [[3, 1, 0, 0], [4, 1, 0, 0]], (0, 0.0), later_ns)
-    lane.drain.granted(1, later_ns, leaves_some=True)
-    assert lane.drain.row_ns(later_ns) == pytest.approx(MS, rel=0.01)
+    lane.pace.granted(1, later_ns, leaves_some=True)
+    assert lane.pace.row_ns(later_ns) == pytest.approx(MS, rel=0.01)
 
 
 def test_a_queue_that_goes_slower_than_run_times_say_refuses_sooner() -> None:
@@ -117,7 +117,7 @@ def test_a_queue_that_goes_slower_than_run_times_say_refuses_sooner() -> None:
     request = [50, 1, NOW + 60 * MS, 0]
     assert not admit(lane, FRONTEND, [request], soonest_answer(lane, [worker_of(1)], NOW), NOW)
     for step in range(50):
-        lane.drain.granted(1, NOW - (49 - step) * 4 * MS, leaves_some=True)
+        lane.pace.granted(1, NOW - (49 - step) * 4 * MS, leaves_some=True)
     assert admit(lane, FRONTEND, [request], soonest_answer(lane, [worker_of(1)], NOW), NOW)
 
 

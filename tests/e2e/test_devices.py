@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, wait_until
 from tests.no_gpu_driver import NoGpuDriver
 
 
@@ -16,11 +16,13 @@ def test_workers_of_cpus_look_for_no_gpu_and_nobody_else_looks(models: Path, tmp
         server.wait_available("mlp")
         body = json.dumps({"instances": [[0.0] * 784]}).encode()
         assert server.post("/v1/models/mlp:predict", body)[0] == 200
-        looks = driver.looks()
         (pool,) = server.members("pool")
         # A worker's own children (TensorFlow asks around after a driver that fails) are called like it at first.
         workers = {process.pid for process in pool.children() if process.name().startswith("rs-worker")}
         assert len(workers) == 2
+        # The model is available when the first of them has loaded it.
+        wait_until(lambda: workers <= {look.pid for look in driver.looks()}, "both workers to have looked")
+        looks = driver.looks()
         others = {process.pid for process in server.family()} - workers
     assert workers <= {look.pid for look in looks}
     assert not others & {look.pid for look in looks}

@@ -27,7 +27,7 @@ def test_the_word_is_believed_for_a_part_of_the_wait(wait_ms: int, after_ms: flo
     [
         (Code.UNAVAILABLE, 60, 0, 60),
         (Code.RESOURCE_EXHAUSTED, 60, 900, 60),
-        (Code.UNAVAILABLE, 0, 0, 1),
+        (Code.UNAVAILABLE, 0, 0, 10),  # not at once
         (Code.UNAVAILABLE, 30_000, 0, 1_000),  # there is room again long before
         (Code.UNAVAILABLE, 60, 1_001, 0),  # it is too long ago
         (Code.INVALID_ARGUMENT, 60, 0, 0),

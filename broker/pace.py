@@ -15,7 +15,7 @@ _KNOWN_NS = 25 * MILLISECOND_NS
 _FRESH_NS = SECOND_NS
 
 
-class Drain:
+class Pace:
     """Rows that left the queue for a worker, and the time in which they did, both fading."""
 
     __slots__ = ("_last_ns", "_ns", "_rows", "_seen_ns")
