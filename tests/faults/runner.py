@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.e2e.operator import ask_json
+from tests.e2e.operator import ask_json, state
 from tests.e2e.server import wait_until
 from tests.faults import oom
 from tests.faults.cases import Case
@@ -102,6 +102,9 @@ def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple
     begun_ns, connections = 0, 0
     for time_number in range(1, case.times + 1):
         held = orders.wait_taken(point, time_number) if point else 0
+        if point == "worker.load":
+            # It has said so, but a process that is killed at once may take its last message along.
+            wait_until(functools.partial(_said_to_load, stage, held), f"the broker to know what {held} loads")
         victim = preferred or (psutil.Process(held) if case.role in ("worker", "author") else stage.busiest(case.role))
         ports = clients_of(victim)
         connections += len(ports)
@@ -114,6 +117,10 @@ def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple
             wait_until(functools.partial(_gone, victim), f"the end of {case.role} {victim.pid}")
             wait_until(functools.partial(_closed, ports), "clients to see it")
     return begun_ns, connections
+
+
+def _said_to_load(stage: Stage, pid: int) -> bool:
+    return any(worker["pid"] == pid and worker["loading"] for worker in state(stage)["workers"])
 
 
 def strike(fault: str, victim: psutil.Process) -> None:
