@@ -28,6 +28,8 @@ _FREE_BODY_BYTES: Final = 262_144
 #: Answers longer than this are handed to the transport as they are, not joined with their head.
 _JOIN_BYTES_MAX: Final = 65_536
 _STOPPING: Final = "the server is shutting down"
+#: How long a client that was told that its idle TLS connection ends may take to say so, too.
+_GOODBYE_S: Final = 1.0
 
 
 # What a connection waits for, in order; plain numbers, because they are compared at every step.
@@ -347,6 +349,9 @@ class Http1Connection(asyncio.Protocol):
         """Close if nothing is going on, nor under way on one just opened; else the next answer is the last."""
         if self._phase == _IDLE and not self._unread and not (self._is_fresh and self._server.tick - self._since <= 1):
             self._close()
+            if not self._transport.can_write_eof() and not self._transport.get_write_buffer_size():
+                # TLS waits for the client's goodbye, and one that is idle says none until its next request.
+                self._loop.call_later(_GOODBYE_S, self._transport.abort)
 
     def stop(self) -> None:
         """End now: what runs is cancelled and answered 503."""

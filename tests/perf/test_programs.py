@@ -103,14 +103,17 @@ def test_start(tmp_path: Path) -> None:
 
 
 def test_overload(tmp_path: Path) -> None:
-    shown = run("overload", tmp_path)
-    for name in ("mlp", "conv"):
-        assert judged(shown, f"{name}: goodput at 200 %, of the peak")
-        assert judged(shown, f"{name}: late at 200 %, of the accepted")
-        assert f"\n{name}: back to the quiet p99 of 100 ms (" in shown
-        slices = table(tmp_path / f"{name}_slices.tsv")
-        assert list(dict.fromkeys(row["share"] for row in slices)) == ["50 %", "200 %", "recovery"]
-        assert sum(int(row["good"]) for row in slices) > 50
+    shown = run("overload", tmp_path, "--only", "conv")
+    assert judged(shown, "conv: goodput at 200 %, of the peak")
+    assert judged(shown, "conv: late at 200 %, of the accepted")
+    assert "\nconv: back to the quiet p99 of 100 ms (" in shown
+    slices = table(tmp_path / "conv_slices.tsv")
+    assert list(dict.fromkeys(row["share"] for row in slices)) == ["50 %", "200 %", "recovery"]
+    assert sum(int(row["good"]) for row in slices) > 50
+
+
+def test_starvation(tmp_path: Path) -> None:
+    shown = run("overload", tmp_path, "--starvation")
     assert judged(shown, "starvation: p99 of mlp beside conv at 400 %, times alone")
     assert len(re.findall(r"^  (?:alone|beside) +[\d,]+ ", shown, re.MULTILINE)) == 4
 
