@@ -133,8 +133,7 @@ class Caller:
     def predict(self, request: Any, timeout: float = 60) -> str:
         call = self._predict.future(request, timeout=timeout)
         call.exception()
-        code: grpc.StatusCode = call.code()
-        return code.name
+        return str(call.code().name)
 
     def slow(self, turns: int = 0, timeout: float = 60, wait: bool = True) -> Any:
         """Some tenths of a second in a worker."""
