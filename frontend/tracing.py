@@ -20,36 +20,24 @@ from ringserve.broker.messages import Result
 from ringserve.config.tracing import Tracing
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
-from ringserve.frontend.http1.exchange import JSON, Exchange, Handler, Head
+from ringserve.frontend.http1.exchange import Exchange, Handler
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply
+from ringserve.frontend.passing import GONE, PassedCall, PassedExchange
 from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.rest_call import RestClient
 
 _TRACEPARENT: Final = "traceparent"
 _HEADERS: Final = (_TRACEPARENT, "tracestate")
 #: REST requests that are traced; health, metrics and operators' are not.
 _REST_PATHS: Final = "/v1/"
+_GONE_TEXT: Final = "the client has gone"
 
 
-class WholeClient(Protocol):
-    """`client.Client`, as far as it is passed on."""
+class WholeClient(RestClient, Protocol):
+    """`client.Client`, as far as it is passed on and looked at."""
 
-    recorder: Recorder | None
     result: Result | None
-
-    @property
-    def catalog(self) -> Catalog: ...
-
-    @property
-    def connected(self) -> bool: ...
-
-    def infer(
-        self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply
-    ) -> int: ...
-
-    def cancel(self, request_id: int) -> None: ...
-
-    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]: ...
 
 
 #: The trace of the request that is being handled; tasks that a handler starts inherit it.
@@ -300,70 +288,31 @@ class TracedClient:
         return self._client.infer(lane, rows, payloads, timeout_ns, reply)
 
 
-class TracedCall:
-    """A gRPC call; passes everything on, and ends its trace."""
+class TracedCall(PassedCall):
+    """A gRPC call that ends its trace."""
 
     def __init__(self, call: Call, trace: Trace) -> None:
-        self._call = call
+        super().__init__(call)
         self._trace = trace
-        self.timeout_ns = call.timeout_ns
-        self.metadata = call.metadata
-        self.peer = call.peer
-        self.names = call.names
 
-    def finish(self, message: bytes) -> None:
-        self._call.finish(message)
-        self._trace.note({"rpc.grpc.status_code": 0})
-        self._trace.end()
-
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
-        self._call.fail(code, text, retry_ms)
+    def over(self, code: int, text: str) -> None:
+        if code == GONE:
+            self._trace.end(_GONE_TEXT)
+            return
         self._trace.note({"rpc.grpc.status_code": int(code)})
         self._trace.end(text)
 
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._call.on_cancel(_ended_by_client(self._trace, callback))
 
-
-class TracedExchange:
-    """A REST request; passes everything on, and ends its trace."""
+class TracedExchange(PassedExchange):
+    """A REST request that ends its trace."""
 
     def __init__(self, exchange: Exchange, trace: Trace) -> None:
-        self._exchange = exchange
+        super().__init__(exchange)
         self._trace = trace
-        self.upload_ns = exchange.upload_ns
 
-    @property
-    def head(self) -> Head:
-        return self._exchange.head
-
-    @property
-    def peer_is_local(self) -> bool:
-        return self._exchange.peer_is_local
-
-    @property
-    def peer(self) -> str:
-        return self._exchange.peer
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self._exchange.names
-
-    def take_body(self) -> bytes | bytearray:
-        return self._exchange.take_body()
-
-    def answer(self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"") -> None:
-        self._exchange.answer(status, body, content_type, headers)
+    def over(self, status: int) -> None:
+        if status == GONE:
+            self._trace.end(_GONE_TEXT)
+            return
         self._trace.note({"http.response.status_code": status})
         self._trace.end(f"HTTP {status}" if status >= 400 else "")
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._exchange.on_cancel(_ended_by_client(self._trace, callback))
-
-
-def _ended_by_client(trace: Trace, callback: Callable[[], None]) -> Callable[[], None]:
-    def gone() -> None:
-        trace.end("the client has gone")
-        callback()
-
-    return gone
