@@ -9,16 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ringserve.config.metric_family import (
-    BROKER,
-    COUNTER,
-    FRONTEND,
-    GAUGE,
-    HISTOGRAM,
-    SCRAPE,
-    Family,
-    exponential,
-)
+from ringserve.config.metric_family import BROKER, COUNTER, FRONTEND, GAUGE, HISTOGRAM, SCRAPE, Family, exponential
 
 #: What stands for the name of a model that the server does not know: clients must not be able to make time series.
 UNKNOWN_MODEL: Final = "(unknown)"
@@ -193,6 +184,11 @@ CALLS_IN_FLIGHT: Final = Family(
     "those that have not ended, this scrape's own among them: received less ended",
     SCRAPE,
 )
+CALLS_UNREAD: Final = Family(
+    "ringserve_calls_unread_total", COUNTER, ("process", "protocol"),
+    "calls refused before anybody looked into them: a frontend with more to do than it can came to them too late",
+    FRONTEND,
+)  # fmt: skip
 CALLS_UNBALANCED: Final = Family(
     "ringserve_calls_unbalanced",
     GAUGE,

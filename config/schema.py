@@ -49,6 +49,9 @@ class Workers:
     pin: bool = setting(
         True, "bind each worker to its CPUs, where there are as many as workers need, and the broker to one"
     )
+    worker_niceness: int = setting(
+        5, "workers give way by so much to frontends and broker, which need a core for less time", high=19
+    )
     gpu_bytes_max: int = setting(
         0,
         "memory that one worker takes of its GPU at most, CUDA's own not counted; 0: no limit in bytes",

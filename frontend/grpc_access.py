@@ -128,7 +128,7 @@ def with_access(
     for path, opened in methods.stream.items():
         need = need_of(path)
         stream[path] = opened if guard is None or need is Need.OPEN else guard.stream(opened, need)
-    return Methods(unary, stream)
+    return Methods(unary, stream, methods.heavy)
 
 
 def _audited(path: str, handler: UnaryHandler, guard: GrpcGuard | None, *, local: bool) -> UnaryHandler:

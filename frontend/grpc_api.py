@@ -105,7 +105,8 @@ def make_methods(
             GET_MODEL_METADATA: metadata_method(catalog),
             GET_MODEL_STATUS: status_method(catalog),
             HANDLE_RELOAD_CONFIG_REQUEST: reload_method(client, tally),
-        }
+        },
+        heavy=frozenset((PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE)),
     )
     if settings.profiler:
         methods.unary.update(profiler_methods(client))

@@ -84,10 +84,14 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Methods:
-    """The methods of a server, by full path (`/package.Service/Method`). Others are answered UNIMPLEMENTED."""
+    """The methods of a server, by full path (`/package.Service/Method`). Others are answered UNIMPLEMENTED.
+
+    heavy: unary ones that are refused when there is more to do than can be done in time.
+    """
 
     unary: dict[str, UnaryHandler] = field(default_factory=dict)
     stream: dict[str, StreamHandler] = field(default_factory=dict)
+    heavy: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

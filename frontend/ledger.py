@@ -27,12 +27,14 @@ _HTTP_STATUS_MIN: Final = 100
 
 
 class Ledger:
-    """ended: how many, by gRPC code or HTTP status, or one of the ends above."""
+    """ended: how many, by gRPC code or HTTP status, or one of the ends above. unread: those of them that were refused
+    because they had waited for too long to be read."""
 
-    __slots__ = ("ended", "received")
+    __slots__ = ("ended", "received", "unread")
 
     def __init__(self) -> None:
         self.received = 0
+        self.unread = 0
         self.ended: Counter[int] = Counter()
 
     def refuse(self, end: int = REFUSED) -> None:

@@ -58,6 +58,7 @@ class Gauges:
         self._books = books
         self._booked: Counter[tuple[str, int]] = Counter()
         self._received: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
         self._bury()
         self._loop = asyncio.get_running_loop()
         self._plan()
@@ -103,6 +104,9 @@ class Gauges:
             ended = sum((each.ledger.ended for each in books), Counter[int]())
             file.add(metrics.CALLS_RECEIVED, (process, protocol), received - self._received[protocol])
             self._received[protocol] = received
+            unread = sum(each.ledger.unread for each in books)
+            file.add(metrics.CALLS_UNREAD, (process, protocol), unread - self._unread[protocol])
+            self._unread[protocol] = unread
             for end, count in ended.items():
                 new = count - self._booked[protocol, end]
                 if new:

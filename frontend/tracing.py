@@ -145,7 +145,8 @@ class Tracer:
 
     def methods(self, methods: Methods) -> Methods:
         """The gRPC methods, unary ones traced."""
-        return Methods({path: self._unary(path, each) for path, each in methods.unary.items()}, methods.stream)
+        unary = {path: self._unary(path, each) for path, each in methods.unary.items()}
+        return Methods(unary, methods.stream, methods.heavy)
 
     def _unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
         name = path[1:]

@@ -72,6 +72,7 @@ def settle(cpus: Collection[int], gpu: int = -1, gpu_bytes_max: int = 0, workers
     global _settled
     if pin(cpus):
         numa.stay_on_node(cpus)
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), workers.worker_niceness))
     os.environ["CUDA_VISIBLE_DEVICES"] = cuda_name(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
     os.environ.setdefault("CUDA_DEVICE_ORDER", PCI_ORDER)  # as the broker counted them
     if workers.gpu_allocator != OWN_ALLOCATOR:

@@ -15,6 +15,7 @@ from ringserve.frontend.http2.sending import Host
 
 #: Largest frame that we take. The least that RFC 9113 allows: a long message costs about a microsecond per frame.
 FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_DEFAULT
+NEVER_NS: Final = 1 << 63
 #: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
 _PIECES_MAX: Final = 64
 
@@ -31,24 +32,31 @@ class Arriving(Control):
         self._block: list[bytes] = []  # fragments of a header block that CONTINUATION frames go on with
         self._rest = b""  # what is left of a read, from `_rest_at` on
         self._rest_at = 0
-        self.received_ns = 0  # when the bytes came that are handled now
+        self.wait_ns_max = NEVER_NS  # what has waited longer is refused, if it has a deadline
 
     @property
     def has_rest(self) -> bool:
         """More has come than was to be handled at once: nothing is to be read until `go_on` has handled the rest."""
         return bool(self._rest)
 
+    def waited_ns(self) -> int:
+        """How long what is handled now has waited since it came, as far as that is known."""
+        return self.host.clock_ns() - self.received_ns
+
     def go_on(self) -> None:
         """Handles the next part of what `receive` left."""
         data, at, self._rest = self._rest, self._rest_at, b""
         self._receive(data, at)
 
-    def receive(self, data: bytes) -> None:
-        """Handles the next bytes from the client, or as many as others can wait for. Raises nothing, whatever comes."""
+    def receive(self, data: bytes, received_ns: int = 0) -> None:
+        """Handles the next bytes from the client, or as many as others can wait for. Raises nothing, whatever comes.
+
+        received_ns: when they came, by the host's clock; 0: now.
+        """
         if self._rest:
             self._rest += data  # which nobody asked for
         elif not self.is_closing:
-            self.received_ns = self.host.clock_ns()
+            self.received_ns = received_ns or self.host.clock_ns()
             self._receive(data, -1)
 
     def _receive(self, data: bytes, at: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ringserve.frontend import ledger
 from ringserve.frontend.http2 import frames
@@ -13,6 +13,13 @@ from ringserve.frontend.http2.sending import Transfer
 
 if TYPE_CHECKING:
     from ringserve.frontend.http2.connection import Connection
+
+
+#: The whole answer to a call that has waited too long unread, and when its client may try again.
+_RETRY_MS: Final = 10
+_TURNED_AWAY_TEXT: Final = "This server has more to do than it can do in time: the call waited too long to be read"
+_TURNED_AWAY: Final = frames.refusal_block(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, frames.retry_pushback(_RETRY_MS))
+_TURNED_AWAY_HEAD: Final = frames.headers(0, _TURNED_AWAY, True, frames.FRAME_BYTES_DEFAULT)[:5]
 
 
 class Exchange:
@@ -159,6 +166,19 @@ class UnaryCall(Exchange):
         self.connection.write_headers(self.stream_id, frames.refusal_block(code, text, more), end_stream=True)
         self.connection.close_stream(self)
 
+    def turn_away(self) -> None:
+        """A call that came whole has waited too long unread: refused as cheaply as can be."""
+        self.is_done = True
+        connection = self.connection
+        connection.calls.unread += 1
+        connection.calls.ended[RESOURCE_EXHAUSTED] += 1
+        stream_id = self.stream_id
+        if connection.inline_bytes_max < 0:
+            connection.write_headers(stream_id, _TURNED_AWAY, end_stream=True)
+        else:
+            connection.out.append(_TURNED_AWAY_HEAD + stream_id.to_bytes(4, "big") + _TURNED_AWAY)
+        del connection.streams[stream_id]
+
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel = callback
 
@@ -187,8 +207,12 @@ class UnaryCall(Exchange):
             raise MessageFault(INTERNAL, "the stream ended inside a message")
         if self._raw is None:
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
-        if reader.is_long_work(self._raw):
-            self.connection.host.aside(self._decode, self._decoded)
+        patience_ns, connection = self.request.patience_ns, self.connection
+        if patience_ns and connection.waited_ns() > min(patience_ns, connection.wait_ns_max):
+            connection.calls.unread += 1
+            self.fail(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, _RETRY_MS)
+        elif reader.is_long_work(self._raw):
+            connection.host.aside(self._decode, self._decoded)
         else:
             self._run(reader.decoded(self._raw))
 

@@ -85,6 +85,8 @@ class Connection(Arriving):
         message_bytes_max = self._limits.message_bytes_max
         blocks = self._decoder.blocks
         is_plain = self._is_plain and self.is_short_way_on
+        waited_ns = self.waited_ns()
+        is_late = waited_ns > self.wait_ns_max
         calls = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
@@ -112,6 +114,10 @@ class Connection(Arriving):
                             call.is_fresh = False
                             call.is_half_closed = True
                             calls += 1
+                            if request.patience_ns and (is_late or waited_ns > request.patience_ns):
+                                call.turn_away()  # type: ignore[attr-defined]
+                                at = stop
+                                continue
                             try:
                                 request.unary(call, data[at + 14 : stop])  # type: ignore[misc, arg-type]
                             except Exception as error:

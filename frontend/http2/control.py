@@ -28,8 +28,13 @@ _SETTINGS_MAX: Final = 64
 _setting = Struct(">HI")
 
 
-def _weight(call: Exchange) -> int:
-    """What undoing a call counts: a call whose request is complete was counted as an ordinary one already."""
+def _weight(call: Exchange, now_ns: int = 0) -> int:
+    """What undoing a call counts: a call whose request is complete was counted as an ordinary one already.
+
+    now_ns: when its client gave it up. Whoever waited for its deadline did what clients do under overload.
+    """
+    if now_ns and 0 < call.request.timeout_ns <= 2 * (now_ns - call.arrived_ns):
+        return 1
     return 2 if call.is_half_closed else 1
 
 
@@ -47,6 +52,7 @@ class Control(Sending):
         self.work = 0
         self.last_stream_id = 0
         self.held_bytes = 0
+        self.received_ns = 0  # when the bytes came that are handled now
         self._is_plain = False  # nothing is the case that every frame must be checked for by `Connection._frame`
         self._settings_seen = False
         self._settings_acknowledged = False
@@ -153,7 +159,7 @@ class Control(Sending):
             self._must_not_be_idle(stream_id, "RST_STREAM")
             self._noise.add()
             return
-        self._noise.add(_weight(call))
+        self._noise.add(_weight(call, self.received_ns))
         self._forget_stream(call)
         call.gone()
 

@@ -3,7 +3,9 @@
 The transport tells when the client reads too slowly. Then transfers stop, and when what is unsent grows beyond
 `write_buffer_bytes_max` in spite of that, reading stops too, so that no new work is taken from a client that does not
 collect its answers. Answers held up by HTTP/2's own windows never stop reading: the window updates that would free
-them are yet to be read. A read that holds more than others can wait for stops reading until the rest had its turn.
+them are yet to be read. A read that holds more than others can wait for stops reading until the rest had its turn, and
+after a long read there is none from the same client before the others had theirs: event loops go on reading while
+there is more, 8 MB and a tenth of a second in a row, and answers would wait for that.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2.account import Account
+from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals, bytes_unread
+from ringserve.frontend.http2.arriving import NEVER_NS
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
@@ -74,7 +79,7 @@ class EngineProtocol(asyncio.Protocol):
         self._loop = loop
         self._can_write = True
         self._is_full = False  # with answers that the client does not take
-        self._waits_for_turn = False  # with the rest of a read
+        self._waits_for_turn = False  # with the rest of a read, or with the next one
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -90,6 +95,7 @@ class EngineProtocol(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._arrivals = Arrivals(partial(bytes_unread, sock.fileno()) if sock is not None else int)
         self.connection = Connection(self, self._engine.cache, self._limits, peer_text(transport))
         self.connection.names = names_of(transport.get_extra_info("peercert"))
         self._handshake_timer = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
@@ -105,11 +111,13 @@ class EngineProtocol(asyncio.Protocol):
             self.flush()
 
     def data_received(self, data: bytes) -> None:
-        connection = self.connection
+        connection, arrivals = self.connection, self._arrivals
         connection.is_awake = True  # `flush` follows anyway
-        connection.receive(data)
+        since_ns = arrivals.since_ns(len(data), self.clock_ns())
+        connection.wait_ns_max = STANDING_WAIT_NS if arrivals.is_standing else NEVER_NS
+        connection.receive(data, since_ns)
         self.flush()
-        if connection.has_rest:
+        if len(data) >= LONG_READ_BYTES or connection.has_rest:
             self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
@@ -119,19 +127,20 @@ class EngineProtocol(asyncio.Protocol):
         self._set_reading()
 
     def take_turn(self) -> bool:
-        """Handles more of a read that was too much for one turn of the loop. False: that was all of it."""
+        """Handles more of a read that was too much for one turn of the loop. False: that was all of it, read on."""
         connection = self.connection
-        connection.is_awake = True
-        connection.go_on()
-        self.flush()
+        if connection.has_rest:
+            connection.is_awake = True
+            connection.go_on()
+            self.flush()
         self._waits_for_turn = connection.has_rest and not self._is_full
         self._set_reading()
         return self._waits_for_turn
 
     def _set_reading(self) -> None:
         """Reads while there is room for answers, and nothing of what was read waits."""
-        paused = self._is_full or (self.connection.has_rest and not self.connection.is_closing)
-        if paused != self._reading_paused:
+        paused = self._is_full or self._waits_for_turn
+        if paused != self._reading_paused and not self._transport.is_closing():
             self._reading_paused = paused
             if paused:
                 self._transport.pause_reading()

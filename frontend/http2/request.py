@@ -24,6 +24,8 @@ Metadata = tuple[tuple[str, bytes], ...]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a token of RFC 9110 5.6.2 without capitals
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(?:[+;]|\Z)")
+#: The part of its deadline that a call may have waited before it is read: it still must be decoded, queued and run.
+_PATIENCE_PART: Final = 4
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _UNIT_NS: Final = {
     b"H": 3_600_000_000_000,
@@ -82,13 +84,21 @@ class Request:
 
     unary: the handler, or None for everything that is not a well-formed unary call of a known method.
     body_bytes: `content-length`, -1 without. timeout_ns: 0 without.
+    patience_ns: a call that has waited for longer to be read is refused; 0: none is.
     """
 
-    __slots__ = ("body_bytes", "details", "metadata", "timeout_ns", "unary")
+    __slots__ = ("body_bytes", "details", "metadata", "patience_ns", "timeout_ns", "unary")
 
     def __init__(
-        self, unary: UnaryHandler | None, body_bytes: int, timeout_ns: int, metadata: Metadata, details: Details
+        self,
+        unary: UnaryHandler | None,
+        body_bytes: int,
+        timeout_ns: int,
+        metadata: Metadata,
+        details: Details,
+        patience_ns: int = 0,
     ) -> None:
+        self.patience_ns = patience_ns
         self.unary = unary
         self.body_bytes = body_bytes
         self.timeout_ns = timeout_ns
@@ -207,7 +217,8 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
         fields_count >> 4,
     )
     unary = methods.unary.get(path) if sound else None
-    return Request(unary, body_bytes, timeout_ns, tuple(metadata), details)
+    patience_ns = timeout_ns // _PATIENCE_PART if path in methods.heavy else 0
+    return Request(unary, body_bytes, timeout_ns, tuple(metadata), details, patience_ns)
 
 
 def _missing(special: dict[bytes, bytes]) -> str:

@@ -99,6 +99,16 @@ def test_what_a_worker_settles(
     assert run(SETTLE.format(arguments=arguments), **environment) == f"{expected[0]}\n{expected[1]} False"
 
 
+@pytest.mark.parametrize(("before", "setting", "after"), [(0, 5, 5), (0, 0, 0), (7, 5, 7)])
+def test_a_worker_is_as_nice_as_the_setting_says_or_as_its_server(before: int, setting: int, after: int) -> None:
+    """Nicer than it was only: the other way needs a privilege."""
+    code = (
+        "import os; from ringserve.config.schema import Workers; from ringserve.workers import device; "
+        f"os.nice({before}); device.settle([], workers=Workers(worker_niceness={setting})); print(os.nice(0))"
+    )
+    assert run(code) == str(after)
+
+
 FORKS = """
 import os, pathlib, sys
 from ringserve.config.schema import Workers

@@ -41,7 +41,7 @@ class Host:
 
     def __init__(self) -> None:
         self.wakes = 0
-        self.seconds = 0.0
+        self.seconds = 1.0
         self.bugs: list[BaseException] = []
         self.account = Account()
 
@@ -104,7 +104,8 @@ class Peer:
         self.held: list[Call] = []
         self.messages: list[bytes] = []  # that handlers were given
         self.cancelled = 0
-        methods = Methods({ECHO: self._echo, HOLD: self._hold, BUG: self._bug} | handlers, {STREAM: self._stream})
+        unary = {ECHO: self._echo, HOLD: self._hold, BUG: self._bug} | handlers
+        methods = Methods(unary, {STREAM: self._stream}, frozenset((ECHO, BUG)))
         self.limits = limits or EngineLimits()
         self.cache = HeaderCache(methods, self.limits.header_list_bytes_max)
         self.connection = Connection(self.host, self.cache, self.limits, "ipv4:127.0.0.1:1")
@@ -148,9 +149,10 @@ class Peer:
         """A whole unary call."""
         return self.headers(stream_id, request_fields(path, *more)) + self.data(stream_id, message(data))
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, waited_ns: int = 0) -> None:
+        """waited_ns: for how long those bytes lay in the socket before they were read."""
         self.connection.is_awake = True
-        self.connection.receive(data)
+        self.connection.receive(data, self.host.clock_ns() - waited_ns)
         while self.connection.has_rest:
             self.connection.go_on()
         self.connection.is_awake = False

@@ -178,6 +178,9 @@ class Socket(asyncio.Transport):
 
     abort = close
 
+    def is_closing(self) -> bool:
+        return self.closed
+
 
 class Loop:
     """An engine on a running loop, and clients of it without sockets."""

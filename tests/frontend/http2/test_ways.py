@@ -67,8 +67,13 @@ def write(peer: Peer, step: tuple[str, int, bytes], fresh: list[int]) -> bytes:
     return written[action]()
 
 
-def outcome(conversation: list[tuple[str, int, bytes]], short_way: bool, pieces: list[int]) -> object:
-    """Everything that can be seen of a conversation, with its bytes delivered in pieces of those lengths in turn."""
+def outcome(
+    conversation: list[tuple[str, int, bytes]], short_way: bool, pieces: list[int], waited_ns: int = 0
+) -> object:
+    """Everything that can be seen of a conversation, with its bytes delivered in pieces of those lengths in turn.
+
+    waited_ns: for how long all of it has waited to be read.
+    """
     peer = Peer(EngineLimits(concurrent_streams_max=4), short_way=short_way)
     fresh = [-1]
     seen: list[object] = []
@@ -79,20 +84,23 @@ def outcome(conversation: list[tuple[str, int, bytes]], short_way: bool, pieces:
         at, turn = 0, 0
         while at < len(data):
             length = pieces[turn % len(pieces)]
-            peer.send(data[at : at + length])
+            peer.send(data[at : at + length], waited_ns)
             at, turn = at + length, turn + 1
         # Frames leave in one order whatever the pieces are, because a step is answered before the next one.
         seen.append(peer.read())
     connection = peer.connection
     state = (connection.send_window, connection.held_bytes, connection.last_stream_id, connection.is_closing)
     calls = [(call.timeout_ns, tuple(call.metadata)) for call in peer.held]
-    return seen, state, peer.messages, peer.cancelled, sorted(connection.streams), len(peer.host.bugs), calls
+    books = (connection.calls.received, connection.calls.ended, connection.calls.unread)
+    return seen, state, peer.messages, peer.cancelled, sorted(connection.streams), len(peer.host.bugs), calls, books
 
 
 @settings(max_examples=400, deadline=None)
-@given(steps)
-def test_the_short_way_does_what_the_long_way_does(conversation: list[tuple[str, int, bytes]]) -> None:
-    assert outcome(conversation, True, [10**6]) == outcome(conversation, False, [10**6])
+@given(steps, st.sampled_from([0, 2_000_000, 8_000_000]))
+def test_the_short_way_does_what_the_long_way_does(
+    conversation: list[tuple[str, int, bytes]], waited_ns: int
+) -> None:
+    assert outcome(conversation, True, [10**6], waited_ns) == outcome(conversation, False, [10**6], waited_ns)
 
 
 @settings(max_examples=250, deadline=None)
