@@ -3,12 +3,15 @@
 A broker that follows another finds workers and knows neither what they were forked for nor whether a change was under
 way. Whatever they say that they have loaded serves while they come. When all are here that the pool knows of, the
 generation with most complete workers goes on; workers of another one drain, once it has what they have.
+
+Clients were told what serves, so that goes on even when all workers are gone before they could be taken over: then the
+generation that goes on is one without workers, whose places are filled as after any death.
 """
 
 from __future__ import annotations
 
 from ringserve.broker.members import Generation, Member, Phase
-from ringserve.broker.orders import Aim, Order
+from ringserve.broker.orders import Aim, Order, Orders
 from ringserve.broker.roster import Roster
 
 #: They register again within milliseconds; one that has not by then hangs, or loads something large.
@@ -16,40 +19,59 @@ _WAIT_NS = 3_000_000_000
 
 
 class Adoption:
-    """members: the workers that have registered so far."""
+    """members: the workers that have registered so far, and are there."""
 
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.until_ns = 0
-        self._workers: dict[int, int] | None = None
+        self._gone: list[Member] = []
+        self._awaited: set[int] | None = None  # process ids of the pool's workers
 
     def pool_joined(self, workers: dict[int, int], now_ns: int) -> None:
         """The pool's living workers: index -> process id."""
-        self._workers = dict(workers)
+        self._awaited = set(workers.values())
         self.until_ns = now_ns + _WAIT_NS
 
-    def exited(self, index: int) -> None:
-        """A worker ended that never registered."""
-        if self._workers is not None:
-            self._workers.pop(index, None)
+    def pool_left(self) -> None:
+        """Those that are here end with it, and no others will come."""
+        self._awaited = set() if self.loaded() else None  # who knows nothing waits for the next pool
 
-    def over(self, now_ns: int) -> bool:
-        """All that may come are here, or have had time enough."""
-        if self._workers is None:
+    def left(self, member: Member) -> None:
+        """A worker that had registered is gone."""
+        self.members.remove(member)
+        self._gone.append(member)
+        self.exited(member.pid)
+
+    def exited(self, pid: int) -> None:
+        """This worker has ended, whether or not it ever registered."""
+        if self._awaited is not None:
+            self._awaited.discard(pid)
+
+    def loaded(self) -> Orders:
+        """What serves, or is to serve again: all that workers have said that they have."""
+        return {key: order for member in (*self._gone, *self.members) for key, order in member.loaded.items()}
+
+    def over(self, aim: Aim, now_ns: int) -> bool:
+        """All that may come are here, and it is known where that lies which none of them has; or there was time
+        enough."""
+        if self._awaited is None:
             return False
+        self.until_ns = self.until_ns or now_ns + _WAIT_NS  # the pool left before it said anything
         complete = {member.pid for member in self.members if member.complete}
-        return now_ns >= self.until_ns or complete.issuperset(self._workers.values())
+        here = {key for member in self.members for key in member.loaded}
+        lost = any(aim.wants(key) and key not in here and key not in aim.found for key in self.loaded())
+        return now_ns >= self.until_ns or (not lost and complete.issuperset(self._awaited))
 
     def hung(self) -> list[int]:
         """Process ids of workers that the pool knows of and that have not registered in all that time."""
         here = {member.pid for member in self.members}
-        return [pid for pid in (self._workers or {}).values() if pid not in here]
+        return [pid for pid in self._awaited or () if pid not in here]
 
     def choose(
         self, aim: Aim, workers_min: int, workers_max: int, now_ns: int
     ) -> tuple[Generation | None, list[Member], int]:
         """(the generation that goes on, workers that are none of it, the highest number there was)."""
-        groups: dict[int, list[Member]] = {}
+        groups: dict[int, list[Member]] = {member.generation: [] for member in self._gone}
         for member in self.members:
             groups.setdefault(member.generation, []).append(member)
         if not groups:
@@ -69,7 +91,14 @@ class Adoption:
         for place, member in generation.members.items():
             generation.roster.joined(place, now_ns)
             for key in member.loaded:
-                # Where its files lie is known from the aim only; what the aim does not want is dropped soon.
-                order = aim.orders.get(key) or aim.fallbacks.get(key) or Order(*key, "")
+                # Where its files lie is known of what is there; what the aim does not want is dropped soon.
+                order = aim.found.get(key) or Order(*key, "")
                 member.loaded[key] = generation.orders[key] = generation.ready[key] = order
+        here = {key for member in self.members for key in member.loaded}
+        if len(generation.members) < len(generation.places):
+            lost = [key for key in self.loaded() if key not in here and aim.wants(key) and key in aim.found]
+            for key in lost:
+                generation.orders[key] = generation.ready[key] = aim.found[key]
+        if not self.members and not generation.orders:
+            return None, [], max(groups)
         return generation, old, max(groups)

@@ -95,6 +95,8 @@ class Crew:
     def pool_left(self) -> None:
         """Its workers end with it, and tell so themselves."""
         self.pool = False
+        if self.adoption is not None:
+            self.adoption.pool_left()
 
     def worker_joined(self, worker_id: int, generation: int, index: int, pid: int, now_ns: int) -> None:
         """A worker has registered."""
@@ -180,7 +182,7 @@ class Crew:
         elif member in self.old:
             self.old.remove(member)
         elif self.adoption is not None:
-            self.adoption.members.remove(member)
+            self.adoption.left(member)
         self._remember(member)
 
     def worker_exited(self, index: int, pid: int, status: int, now_ns: int) -> list[LoadFailure]:
@@ -189,14 +191,14 @@ class Crew:
         member = next((member for member in self.members() if member.pid == pid), None)
         if member is not None:
             self.worker_left(member.worker_id, now_ns)
+        if self.adoption is not None:
+            self.adoption.exited(pid)
         member = self._ended.pop(pid, None)
         if member is None:  # it never registered
             for generation in self.generations:
                 place = generation.place_of(index - self.first_index)
                 if place >= 0 and generation.roster[place] is Place.FORKING:
                     generation.roster.gone(place, now_ns)
-            if self.adoption is not None:
-                self.adoption.exited(index)
             return []
         if status == 0 or member.killed or member.stopped_ns or member.loading is None:
             return []

@@ -57,6 +57,10 @@ class Base:
         directory = self.directories[version]
         return Order(self.plan.name, version, directory.path, directory.stamp)
 
+    def has(self, version: int) -> bool:
+        """Its directory is there, as far as is known."""
+        return version in self.directories and not self.directories[version].vanished
+
     def take(self, listing: Listing, now_ns: int) -> list[Order]:
         """A look at the base path. Returns orders whose directories have changed: earlier errors say nothing now."""
         self.error = listing.error

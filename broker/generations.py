@@ -128,12 +128,12 @@ class Generations:
         crew, staff, aim = self.crew, self._staff, self._staff.aim
         drain: list[tuple[int, frozenset[ModelVersion] | None]] = []
         if aim is not None:
-            if crew.adoption is not None:
-                self._adopt(aim, now_ns)
+            adopted = crew.adoption is not None and self._adopt(aim, now_ns)
             for generation in crew.generations:
                 generation.gone, generation.singles = aim.gone, aim.singles
             drain = staff.drain(now_ns)
-            if crew.adoption is None:
+            # What is taken over lies where the aim could not say yet: the next one, which follows at once, does.
+            if crew.adoption is None and not adopted:
                 self._plan(aim, now_ns)
                 if crew.following is not None:
                     self._advance(crew.following, aim, now_ns)
@@ -147,15 +147,17 @@ class Generations:
         kills, self._kills = self._kills + staff.overdue(now_ns), []
         return Moves(forks, serve, drain, stops, kills, self._wake_ns(now_ns))
 
-    def _adopt(self, aim: Aim, now_ns: int) -> None:
+    def _adopt(self, aim: Aim, now_ns: int) -> bool:
+        """Take over what an earlier broker left, once that is known. True when there was something."""
         crew = self.crew
         assert crew.adoption is not None
-        if crew.adoption.over(now_ns):
+        if crew.adoption.over(aim, now_ns):
             chosen = crew.adoption.choose(aim, crew.workers_min, crew.workers_max, now_ns)
             crew.current, old, self._number = chosen
             crew.old += old
             self._kills += crew.adoption.hung()
             crew.adoption = None
+        return crew.current is not None
 
     def _plan(self, aim: Aim, now_ns: int) -> None:
         """Begin a new generation if the aim differs from what serves; give one up that leads nowhere any more."""

@@ -106,7 +106,7 @@ class Groups:
             orders[position][away.key] = away
         for group, mine, back in zip(self.groups, orders, fallbacks, strict=True):
             singles = frozenset(key for key in aim.singles if key in mine or key in back)
-            group.generations.aim_at(Aim(mine, back, singles, aim.gone))
+            group.generations.aim_at(Aim(mine, back, singles, aim.gone, aim.found))
 
     def _away(self, aim: Aim) -> list[tuple[int, Order]]:
         published = [group.generations.published() for group in self.groups]

@@ -248,6 +248,7 @@ class Lifecycle:
         orders: Orders = {}
         fallbacks: Orders = {}
         gone: set[Order] = set()
+        found: Orders = {}
         by_name: dict[str, Orders] = {}
         for key, order in published.items():
             by_name.setdefault(key.name, {})[key] = order
@@ -257,6 +258,7 @@ class Lifecycle:
             orders.update(part.orders)
             fallbacks.update(part.fallbacks)
             gone.update(part.gone)
+            found.update(part.found)
             statuses.update(part.statuses)
         for failed in self._parts.take_refused():
             self.load_failed(failed, now_ns)
@@ -266,7 +268,7 @@ class Lifecycle:
             self._aiming = self._begun_ns is not None and (listed or waited)
         if self._aiming:
             singles = frozenset(key for key in self.singles if key in orders or key in fallbacks)
-            self._sought = Aim(orders, fallbacks, singles, frozenset(gone))
+            self._sought = Aim(orders, fallbacks, singles, frozenset(gone), found)
             self.groups.aim_at(self._sought)
         return statuses
 

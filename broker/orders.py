@@ -28,13 +28,15 @@ class Aim(NamedTuple):
 
     fallbacks: serve now, and go on unless the orders of their model load (at least one of them). singles: hold state
     that ends with their worker, so a worker that serves one of them is kept rather than replaced. gone: serve, and
-    their files are not there any more, so that no worker can load them again.
+    their files are not there any more, so that no worker can load them again. found: of what workers of an earlier
+    broker serve, nobody knows from where: what lies there now.
     """
 
     orders: Orders
     fallbacks: Orders
-    singles: frozenset[ModelVersion] = frozenset()
-    gone: frozenset[Order] = frozenset()
+    singles: frozenset[ModelVersion]
+    gone: frozenset[Order]
+    found: Orders
 
     def wants(self, key: ModelVersion) -> bool:
         return key in self.orders or key in self.fallbacks

@@ -34,7 +34,7 @@ class Status(NamedTuple):
 class Part(NamedTuple):
     """One model's part, and what it follows from: its published versions, and those that are being tried.
 
-    orders, fallbacks, gone: as in Aim. until_ns: it may be another then, even if nothing happens; 0 = never.
+    orders, fallbacks, gone, found: as in Aim. until_ns: it may be another then, even if nothing happens; 0 = never.
     """
 
     serving: Orders
@@ -43,6 +43,7 @@ class Part(NamedTuple):
     fallbacks: Orders
     gone: frozenset[Order]
     statuses: dict[ModelVersion, Status]
+    found: Orders
     until_ns: int
 
 
@@ -101,7 +102,7 @@ class Parts:
         aspired = base.aspired(trying)
         statuses: dict[ModelVersion, Status] = {}
         if aspired is None:
-            return Part(serving, trying, serving, {}, frozenset(), statuses, 0)
+            return Part(serving, trying, serving, {}, frozenset(), statuses, {}, 0)
         wanted: Orders = {}
         base.pending = False
         retries = []
@@ -127,7 +128,9 @@ class Parts:
         base.forget_vanished({key.version for key in serving} | trying)
         orders, fallbacks = self._merge(base, aspired, wanted, serving)
         gone = frozenset(order for order in serving.values() if base.is_gone(order))
-        return Part(serving, trying, orders, fallbacks, gone, statuses, min(retries, default=0))
+        unknown = [key for key, order in serving.items() if not order.path]
+        found = {key: base.order(key.version) for key in unknown if base.has(key.version)}
+        return Part(serving, trying, orders, fallbacks, gone, statuses, found, min(retries, default=0))
 
     def _merge(self, base: Base, aspired: list[int], wanted: Orders, serving: Orders) -> tuple[Orders, Orders]:
         """What is wanted, and what becomes of that which serves and is not."""

@@ -209,15 +209,19 @@ class Preparation:
         entry.stage = Stage.READY
         return _READY
 
-    def adopt(self, order: Order, weight: Weight) -> None:
+    def adopt(self, order: Order, weight: Weight, *, lost: bool = False) -> None:
         """Workers of an earlier broker serve this order: whatever the pool holds of it is its weights, or they loaded
-        them by themselves."""
+        them by themselves. lost: that pool is gone with them."""
         entry = self._entries.get(order)
         if entry is None:
             entry = self._entries[order] = Entry(order, order.key, weight)
         elif entry.stage is not Stage.QUEUED or entry.anew:
             return
-        if not self._claim(entry):
+        if self._claim(entry):
+            return
+        if lost and self._is_shared(weight):
+            entry.anew = True
+        else:
             entry.stage = Stage.READY
             self.budget.put(order, Need(0, weight.checkpoint_bytes + weight.graph_bytes))
 

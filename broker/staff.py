@@ -45,8 +45,7 @@ class Staff:
         for member in living(crew.old):
             found.update({key: member.loaded[key] for key in member.kept or ()})
         if crew.adoption is not None:
-            for member in crew.adoption.members:
-                found.update(member.loaded)
+            found.update(crew.adoption.loaded())
         for generation in reversed(crew.generations):
             found.update(generation.ready)
         if self.aim is None or crew.adoption is not None:

@@ -51,6 +51,7 @@ class Supply:
         self._adoption = adoption
         self._weight_of = weight_of
         self._adopting = True
+        self._lost = False  # the pool of what is to be taken over
         self._kept_back_until_ns = 0  # 0: no pool is kept back
         self._authors: list[Author] = []
         self._forgets: list[int] = []
@@ -70,6 +71,7 @@ class Supply:
         self._kept_back_until_ns = 0
         self._authors.clear()
         self._forgets.clear()
+        self._lost = self._lost or self._adopting
         self._crew.pool_left()
         serving = self._serving()
         self.preparation.pool_left(
@@ -102,14 +104,14 @@ class Supply:
         """After all is decided in a turn. statuses: of versions that do not serve; what they ask for is needed. Returns
         orders that were refused, and for which there is room now."""
         preparation = self.preparation
+        if self._adopting:
+            self._adopting = self._adoption() is not None
+            for order in {order for each in self._crew.generations for order in each.orders.values()}:
+                if order.path:
+                    preparation.adopt(order, self._weight_of(order), lost=self._lost)
         # From a pool without workers there is nothing to take over.
         known = self._adoption() is None or self._kept_back_until_ns > 0
         if known and aim is not None:
-            if self._adopting and self._adoption() is None:
-                self._adopting = False
-                for order in {order for each in self._crew.generations for order in each.orders.values()}:
-                    if order.path:
-                        preparation.adopt(order, self._weight_of(order))
             preparation.keep_only(aim.orders, lambda order: self._is_needed(order, aim, statuses), now_ns)
             gentle = any(member.serves for member in self._crew.members())
             self._authors += preparation.order_authors(now_ns, gentle=gentle)

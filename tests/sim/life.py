@@ -22,7 +22,7 @@ from ringserve.broker.versions import Versions
 from tests.sim.authors import SimAuthors
 from tests.sim.disk import Disk
 from tests.sim.layout import Layout
-from tests.sim.life_events import change_config, something
+from tests.sim.life_events import change_config, die_together, something
 from tests.sim.life_rules import Rules
 
 MS = 1_000_000
@@ -53,12 +53,14 @@ class SimWorker:
 class LifeWorld:
     """One simulated server. `run` raises AssertionError when a rule is broken."""
 
-    def __init__(self, seed: int, *, sharing: bool = False) -> None:
+    def __init__(self, seed: int, *, sharing: bool = False, together: bool = False) -> None:
+        """together: whenever the pool dies the broker does, too, and the other way round, a moment before or after."""
         self.rng = rng = random.Random(seed)
+        self.together = together
         self.sharing = sharing
         self.authors = SimAuthors(self, seed)
         self.layout = Layout(rng, many=seed >= MANY_GROUPS)
-        self.deaths = rng.random() < 0.6
+        self.deaths = rng.random() < 0.6 or together
         self.broker_deaths = self.deaths and rng.random() < 0.5
         self.kinds = rng.choice((["good"], ["good", "broken"], ["good", "good", "broken", "deadly", "unlucky"]))
         self.unload_when_empty = rng.random() < 0.3
@@ -97,6 +99,8 @@ class LifeWorld:
             change_config(self)
         for _ in range(self.rng.randint(5, 60)):
             self.at(self.rng.randint(0, BUSY_NS), lambda: something(self))
+        for _ in range(self.rng.randint(1, 6) if self.together else 0):
+            self.at(self.rng.randint(0, BUSY_NS), lambda: die_together(self))
         self.poll()
         end_ns = self.busy_until_ns + QUIET_NS
         turns = 0

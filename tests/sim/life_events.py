@@ -31,6 +31,19 @@ def something(world: LifeWorld) -> None:
     world.rng.choice(choices)()
 
 
+def die_together(world: LifeWorld) -> None:
+    """The broker and the pool, one a moment after the other: that is while the next broker takes over what it finds."""
+    rng = world.rng
+    events = [world.new_broker, world.pool_dies]
+    rng.shuffle(events)
+    if rng.random() < 0.3:
+        events.append(world.new_broker)
+    delay_ns = 0
+    for event in events:
+        world.at(delay_ns, event)
+        delay_ns += rng.choice((0, 10_000, 3_000_000, 10_000_000)) + rng.randint(0, 3_000_000)
+
+
 def resize(world: LifeWorld) -> None:
     """What the load may ask for, at any time, over and over."""
     generations = world.rng.choice(world.groups.groups).generations

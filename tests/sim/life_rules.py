@@ -2,6 +2,7 @@
 
 never without               a model that serves goes on serving as long as nobody dies, whatever is copied, broken,
                             removed or configured (but when it is taken out, or unloading the empty was asked for)
+nothing forgotten           what a broker found to serve goes on when it has taken that over, whoever died meanwhile
 weights                     are there when a worker needs them (`authors.py`), and go with the last that maps them
 somebody serves it          whatever is published, but in a group of one place whose worker stops first
 two generations             of workers at most, beside those kept for what nobody can load any more
@@ -34,6 +35,8 @@ class Rules:
         self._world = world
         self._available: dict[str, bool] = {}
         self._holder: dict[int, dict[Order, int]] = {}  # by group: who has the state
+        self._heir: object = None
+        self._found: dict[ModelVersion, str] = {}  # by the broker that takes over: base paths
 
     def forget(self, name: str) -> None:
         """This model was taken out: it may go."""
@@ -41,6 +44,7 @@ class Rules:
 
     def check(self) -> None:
         world = self._world
+        self._check_taken_over()
         if not world.deaths and "deadly" not in world.kinds:
             for number, group in enumerate(world.groups.groups):
                 self._check_group(group.generations, stop_first=world.layout.stop_first[number])
@@ -67,6 +71,22 @@ class Rules:
                 gap = world.layout.stop_first[home] and crew.current is not None and len(crew.current.places) == 1
                 assert empty or replaced or gap, f"{name} served and does not, and nobody died"
             self._available[name] = available
+
+    def _check_taken_over(self) -> None:
+        world = self._world
+        if self._heir is not world.lifecycle:
+            self._heir = world.lifecycle
+            self._found.clear()
+        published = world.groups.published()
+        if world.crews.adoption is not None:
+            self._found.update({key: world.plans[key.name].base_path for key in published if key.name in world.plans})
+            return
+        names = {key.name for key in published}
+        for key, base in self._found.items():
+            plan = world.plans.get(key.name)
+            if plan is not None and plan.base_path == base and key.version in self._aspired(key.name):
+                assert key in published or key.name in names, f"{key} was forgotten with its workers"
+        self._found.clear()
 
     def _check_group(self, generations: Generations, *, stop_first: bool) -> None:
         """Where nobody dies."""

@@ -1,6 +1,6 @@
 """Many lives of models, one seed each. A failing seed is named in the message and reproduces exactly:
 
-python -m tests.sim.test_life_sim 4711 [sharing]
+python -m tests.sim.test_life_sim 4711 [sharing] [together]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BLOCK = 20
 FOUND = (41, 20_196, 22_050, 31_242)
 
 
-def run_seed(seed: int, *, sharing: bool = False) -> LifeWorld:
-    world = LifeWorld(seed, sharing=sharing)
+def run_seed(seed: int, *, sharing: bool = False, together: bool = False) -> LifeWorld:
+    world = LifeWorld(seed, sharing=sharing, together=together)
     try:
         world.run()
     except Exception as error:
@@ -57,10 +57,20 @@ def test_life_in_groups(block: int) -> None:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.parametrize("block", range(2), ids=lambda block: f"block{block}")
+def test_life_when_broker_and_pool_die_together(block: int) -> None:
+    logging.disable()
+    try:
+        for seed in range(block * BLOCK, (block + 1) * BLOCK):
+            run_seed(seed + MANY_GROUPS * (seed % 3 == 2), sharing=seed % 2 == 1, together=True)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 @pytest.mark.parametrize("seed", FOUND)
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
 
 
 if __name__ == "__main__":
-    run_seed(int(sys.argv[1]), sharing=sys.argv[2:] == ["sharing"])
+    run_seed(int(sys.argv[1]), sharing="sharing" in sys.argv, together="together" in sys.argv)
