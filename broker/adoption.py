@@ -11,6 +11,7 @@ generation that goes on is one without workers, whose places are filled as after
 from __future__ import annotations
 
 from ringserve.broker.members import Generation, Member, Phase
+from ringserve.broker.messages import ModelVersion
 from ringserve.broker.orders import Aim, Order, Orders
 from ringserve.broker.roster import Roster
 
@@ -25,6 +26,7 @@ class Adoption:
         self.members: list[Member] = []
         self.until_ns = 0
         self._gone: list[Member] = []
+        self._pool_gone = False
         self._awaited: set[int] | None = None  # process ids of the pool's workers
 
     def pool_joined(self, workers: dict[int, int], now_ns: int) -> None:
@@ -34,6 +36,7 @@ class Adoption:
 
     def pool_left(self) -> None:
         """Those that are here end with it, and no others will come."""
+        self._pool_gone = True
         self._awaited = set() if self.loaded() else None  # who knows nothing waits for the next pool
 
     def left(self, member: Member) -> None:
@@ -58,9 +61,13 @@ class Adoption:
             return False
         self.until_ns = self.until_ns or now_ns + _WAIT_NS  # the pool left before it said anything
         complete = {member.pid for member in self.members if member.complete}
-        here = {key for member in self.members for key in member.loaded}
-        lost = any(aim.wants(key) and key not in here and key not in aim.found for key in self.loaded())
-        return now_ns >= self.until_ns or (not lost and complete.issuperset(self._awaited))
+        nowhere = any(key not in aim.found for key in self._lost(aim))
+        return now_ns >= self.until_ns or (not nowhere and complete.issuperset(self._awaited))
+
+    def _lost(self, aim: Aim) -> list[ModelVersion]:
+        """What is to serve on, and no worker has that stays."""
+        here = {key for member in self.members if not self._pool_gone for key in member.loaded}
+        return [key for key in self.loaded() if key not in here and aim.wants(key)]
 
     def hung(self) -> list[int]:
         """Process ids of workers that the pool knows of and that have not registered in all that time."""
@@ -80,8 +87,8 @@ class Adoption:
         generation = Generation(number, Phase.SERVE, Roster(workers_max), {})
         old = [member for member in self.members if member.generation != number]
         for member in groups[number]:
-            if member.place in generation.members:
-                old.append(member)
+            if member.place in generation.members or self._pool_gone:
+                old.append(member)  # without its pool it leaves, too
             else:
                 generation.members[member.place] = member
         spare = [place for place in generation.places if place not in generation.members]
@@ -94,11 +101,10 @@ class Adoption:
                 # Where its files lie is known of what is there; what the aim does not want is dropped soon.
                 order = aim.found.get(key) or Order(*key, "")
                 member.loaded[key] = generation.orders[key] = generation.ready[key] = order
-        here = {key for member in self.members for key in member.loaded}
         if len(generation.members) < len(generation.places):
-            lost = [key for key in self.loaded() if key not in here and aim.wants(key) and key in aim.found]
-            for key in lost:
-                generation.orders[key] = generation.ready[key] = aim.found[key]
+            for key in self._lost(aim):
+                if key in aim.found:
+                    generation.orders[key] = generation.ready[key] = aim.found[key]
         if not self.members and not generation.orders:
             return None, [], max(groups)
         return generation, old, max(groups)

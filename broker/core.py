@@ -92,7 +92,7 @@ class Core:
 
         Optional: a version that a worker has ever served counts as known until the next call of this.
         """
-        before = self._expected or frozenset()
+        before = frozenset(self._orphaned_ns) if self._expected is None else self._expected
         self._expected = None if versions is None else frozenset(ModelVersion(*version) for version in versions)
         self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
         for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:

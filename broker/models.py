@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 _SECOND_NS = 1_000_000_000
 _FILE = ":config file"  # no model's name: the watcher's key for it
 _ONE_WORKER = "one worker serves it, because it changes its variables while serving"
-#: A broker that follows another tells frontends nothing until it knows what serves; they know it from before.
-_SILENT_NS_MAX = 10 * _SECOND_NS
+#: A broker that follows another tells frontends nothing until it knows what serves; they know it from before. As long
+#: requests wait for a worker (`LanePolicy.no_worker_ns_max`).
+_SILENT_NS_MAX = 30 * _SECOND_NS
 #: How often it is looked up how much memory there is: a control group's limit may change.
 _MEMORY_NS = 10 * _SECOND_NS
 #: An operator who asks for a look does not wait for a file system that hangs.
@@ -81,6 +82,8 @@ class Models:
             save=save,
         )
         self._starting = True
+        self._adopting = True
+        self._heir_of_nothing = False  # it follows another, and nobody was left who could say what that served
         self._awaited: list[str] | None = None
         self._begun_ns = 0
         self._poll_ns = 0
@@ -206,13 +209,18 @@ class Models:
         if self.admin.changing:
             self.admin.turn(now_ns)  # what it waits for may have come just now
             moves = _both(moves, self.lifecycle.turn(now_ns))
+        if self._adopting and self.may_answer:
+            self._adopting = False
+            self._heir_of_nothing = not self.lifecycle.groups.published()
         if self._starting:
             self._settle_start(now_ns)
-        self._tell_core()
+        self._tell_core(now_ns)
         watcher_ns = self._watcher.tend(now_ns)
         wakes = [self.lifecycle.wake_ns, self._poll_ns, self._poll_file_ns, self._memory_ns, watcher_ns]
         wakes += self.lifecycle.looks.values()
         wakes += [until_ns for _, until_ns, _ in self._rescans]
+        if not self._is_sure(now_ns):
+            wakes.append(self._begun_ns + _SILENT_NS_MAX)
         if self.admin.changing:
             wakes.append(now_ns + _SECOND_NS)
         self._wake_ns = min((wake for wake in wakes if wake), default=0)
@@ -239,16 +247,23 @@ class Models:
         if failed and self._first and self._settings.require_all_models:
             self.fatal = f"UNKNOWN: {unavailable('servable(s)', failed)}"
 
-    def _tell_core(self) -> None:
+    def _is_sure(self, now_ns: int) -> bool:
+        """It is known what serves. A broker that follows another does not know that at first: not before workers were
+        taken over, and what they did not have may have served before, until it is loaded or cannot be."""
+        if self._first or now_ns >= self._begun_ns + _SILENT_NS_MAX:
+            return True
+        return not self._starting and self.lifecycle.groups.crew.adoption is None
+
+    def _tell_core(self, now_ns: int) -> None:
         """After every change of the catalog: let labels take effect, and the core know what requests may come for."""
         versions = self.lifecycle.versions
-        adopting = self.lifecycle.groups.crew.adoption is not None
-        if self._epochs == (versions.epoch, self.admin.epoch, adopting):
+        sure = self._is_sure(now_ns)
+        if self._epochs == (versions.epoch, self.admin.epoch, sure):
             return
-        self._epochs = (versions.epoch, self.admin.epoch, adopting)
+        self._epochs = (versions.epoch, self.admin.epoch, sure)
         self._catalog_epoch += 1
         self.labels.settle(self.lifecycle.is_available)
-        if not adopting:
+        if sure:
             self._core.set_versions(versions.expected())
         live = (VersionState.LOADING, VersionState.AVAILABLE, VersionState.UNLOADING)
         singles = {key.name for key in self.lifecycle.singles if versions.state(key) in live}
@@ -273,10 +288,14 @@ class Models:
         return self._catalog_epoch
 
     def may_tell(self, now_ns: int) -> bool:
-        """The catalog says what serves. A broker that follows another does not know that at first."""
-        if self._first or now_ns >= self._begun_ns + _SILENT_NS_MAX:
-            return True
-        return not self.lifecycle.groups.crew.adoption
+        """The catalog says what serves. Where it does not yet, the one that frontends have is nearer to the truth: who
+        asks for what is in there waits until it is loaded again. Operators who change something want to see that."""
+        return self._is_sure(now_ns) or (self.may_answer and (not self._heir_of_nothing or self.admin.changing))
+
+    @property
+    def may_answer(self) -> bool:
+        """Operators' calls are answered: what there is has been taken over."""
+        return self._first or self.lifecycle.groups.crew.adoption is None
 
     def catalog(self) -> Catalog:
         """What frontends are to know."""

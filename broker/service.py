@@ -257,7 +257,11 @@ class Service:
         0 when nothing is left to be told."""
         models, urgent = self.models, bool(self._strangers) or self._operators.answers_wait
         changed = models.epoch != self._catalog_epoch_sent
-        if not (changed or urgent) or not models.may_tell(now_ns):
+        if not (changed or urgent):
+            return 0
+        if not models.may_tell(now_ns):
+            if models.may_answer:
+                self._operators.speak()
             return 0
         # A catalog of a thousand models takes a while to write, and each of them changes it: not after each.
         if now_ns < self._catalog_due_ns and not urgent:

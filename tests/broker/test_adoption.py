@@ -3,6 +3,8 @@ known on, waits, and is loaded again, as if they had died under a broker of long
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ringserve.broker.messages import Authored, ModelVersion
@@ -14,11 +16,12 @@ M1 = ("m", 1)
 Heir = tuple[int, int, tuple[tuple[str, int], ...]]
 
 
-def heir_of(*workers: Heir, count: int = 2, looked: bool = False, shares: bool = False, **policies: str) -> Life:
+def heir_of(*workers: Heir, count: int = 2, looked: bool = False, shares: bool = False, models: str = "m") -> Life:
     """A broker that has just come, to whom these workers have told themselves: (pid, generation, what they have), and
     then their pool. Version 1 of each model has lain there for long. looked: that had been seen before the pool came.
     """
-    heir = Life(count, preparation=sharing() if shares else None, **(policies or {"m": "latest"}))
+    policies: dict[str, Any] = dict.fromkeys(models, "latest")
+    heir = Life(count, preparation=sharing() if shares else None, **policies)
     held = []
     for name in heir.plans:
         heir.disk[name][1] = 50
@@ -64,7 +67,7 @@ def test_the_pool_dies_with_all_workers_while_they_are_taken_over(looked: bool, 
 
 def test_what_was_told_of_goes_on_even_when_nobody_had_it_but_one() -> None:
     """Of a change, its scout had brought the new version when the broker died."""
-    heir = heir_of((11, 0, (M1,)), (13, 1, (("n", 1),)), m="latest", n="latest")
+    heir = heir_of((11, 0, (M1,)), (13, 1, (("n", 1),)), models="mn")
     heir.crews.worker_left(13, heir.now_ns)
     heir.turn()
     assert heir.states("n")[1] == "AVAILABLE"

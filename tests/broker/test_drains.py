@@ -97,6 +97,16 @@ def test_before_it_is_known_what_serves_every_request_waits() -> None:
     assert sent(bench.turn()) == [(10, [(1, 1, 0)])]
 
 
+def test_what_waited_for_a_version_that_does_not_come_back_may_be_tried_again() -> None:
+    """Its workers died with the broker before; by now another version has come."""
+    bench = Bench(0)
+    bench.core.set_versions(None)
+    bench.submit((1, 1))
+    bench.core.set_versions([("m", 2)])
+    assert told(bench.turn()) == [(1, Code.UNAVAILABLE)]
+    assert told(bench.submit((2, 1), key=bench.lane(spec_of("another")))) == [(2, Code.NOT_FOUND)]
+
+
 def test_the_only_worker_makes_room_at_once_and_what_comes_waits_for_the_next() -> None:
     bench = Bench()
     running = bench.submit((1, 1)).executes[0][1].batch_id

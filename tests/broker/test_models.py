@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from ringserve.broker.core import Core
-from ringserve.broker.messages import Catalog, Loaded, ModelOptions, ModelVersion, VersionState
+from ringserve.broker.messages import Catalog, Code, Loaded, ModelOptions, ModelVersion, VersionState
 from ringserve.broker.models import Models
 from ringserve.broker.orders import ForkPlan
 from ringserve.broker.setup import Policies, make_lifecycle
 from ringserve.broker.state_file import State
 from ringserve.broker.watcher import Watcher
 from ringserve.config.schema import Lifecycle, Model, Settings, Workers
+from tests.broker.kit import FRONTEND, spec_of, told
 
 S = 1_000_000_000
 
@@ -32,7 +33,8 @@ class Site:
             lifecycle=Lifecycle(settle_ms=0, incomplete_ms_max=0, **lifecycle),  # type: ignore[arg-type]
             models=models,
         )
-        core = Core(lambda key: pytest.fail("no lane here"))
+        self._core = core = Core(lambda key: spec_of(key.decode()))
+        core.frontend_joined(FRONTEND)
         policies = Policies(core, settings)
         self.watcher = Watcher(time.monotonic_ns)
         self.options: list[ModelOptions] = []
@@ -51,6 +53,8 @@ class Site:
         self.crew = self.models.lifecycle.groups.crew
         self.models.start(State(settings.models, ""), self.now_ns)
         self._id = 10
+        self.loads = True
+        self.waiting: list[tuple[int, ForkPlan]] = []  # workers that have registered, unless they load at once
 
     def turn(self, after_ns: int = 0) -> None:
         """Let time pass; every fork becomes a worker that loads what it is told to."""
@@ -72,10 +76,28 @@ class Site:
         self._id += 1
         worker_id = self._id
         self.crew.worker_joined(worker_id, plan.generation, plan.worker_index, worker_id, self.now_ns)
+        if not self.loads:
+            self.waiting.append((worker_id, plan))
+            return
         for order, _ in plan.orders:
             self.models.loaded(worker_id, Loaded(order.name, order.version, 0, "", b"defs"), self.now_ns)
         keys = frozenset(order.key for order, _ in plan.orders)
         self.crew.worker_ready(worker_id, keys, complete=True)
+
+    def load(self, worker_id: int, key: ModelVersion) -> None:
+        """One of those that wait loads this."""
+        self.crew.worker_loading(worker_id, key, self.now_ns)
+        self.models.loaded(worker_id, Loaded(*key, 0, "", b"defs"), self.now_ns)
+        self.crew.worker_ready(worker_id, frozenset({key}), complete=False)
+
+    def answer(self, name: str) -> list[tuple[int, int]]:
+        """What a request for version 1 of that model is told at once: [(1, code)]; nothing when it waits."""
+        lane = name.encode()
+        self._core.submit(FRONTEND, [[lane, [[1, 1, 0, 0]]]], self.now_ns)
+        answer = told(self._core.turn(self.now_ns))
+        self._core.cancel(FRONTEND, [[lane, 1]], self.now_ns)
+        self._core.turn(self.now_ns)
+        return answer
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Take looks as they come until that holds."""
@@ -197,6 +219,45 @@ def test_a_broker_that_follows_another_is_silent_until_it_knows_what_serves(tmp_
     site.crew.pool_joined({0: 99}, site.now_ns)
     site.until(lambda: site.models.may_tell(site.now_ns), "the adoption")
     assert site.serving() == [("m", 3)]
+
+
+def test_a_broker_that_finds_nobody_is_silent_until_all_is_loaded_again(tmp_path: Path) -> None:
+    """It and the pool died together. Frontends know what served, and let it wait."""
+    folder = Site(tmp_path)
+    m, n = folder.put("m", 1), folder.put("n", 1)
+    site = Site(tmp_path, Model("m", m), Model("n", n), first=False)
+    site.loads = False
+    site.begin()
+    site.until(lambda: bool(site.waiting), "the fork")
+    assert site.crew.adoption is None
+    assert not site.models.may_tell(site.now_ns)
+    assert site.models.may_answer
+    assert site.answer("m") == site.answer("n") == site.answer("another") == []
+    worker_id, plan = site.waiting.pop()
+    for order, _ in plan.orders[:1]:
+        site.load(worker_id, order.key)
+    site.turn()
+    assert len(site.serving()) == 1
+    assert not site.models.may_tell(site.now_ns)
+    for order, _ in plan.orders[1:]:
+        site.load(worker_id, order.key)
+    site.turn()
+    assert site.models.may_tell(site.now_ns)
+    assert sorted(site.serving()) == [("m", 1), ("n", 1)]
+    assert site.answer("m") == site.answer("n") == []
+    assert site.answer("stranger") == [(1, Code.NOT_FOUND)]
+
+
+def test_a_broker_that_finds_nobody_tells_so_in_the_end(tmp_path: Path) -> None:
+    site = Site(tmp_path, Model("m", Site(tmp_path).put("m", 1)), first=False)
+    site.loads = False
+    site.begin()
+    site.until(lambda: bool(site.waiting), "the fork")
+    wake_ns = site.models.wake_ns
+    assert 0 < wake_ns <= site.now_ns + 30 * S
+    site.turn(30 * S)
+    assert site.models.may_tell(site.now_ns)
+    assert site.answer("m") == [(1, Code.NOT_FOUND)]
 
 
 def test_6_6_the_batching_of_the_version_that_serves_counts(tmp_path: Path) -> None:

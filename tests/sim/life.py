@@ -29,6 +29,7 @@ MS = 1_000_000
 SECOND = 1_000 * MS
 BUSY_NS = 120 * SECOND
 QUIET_NS = 300 * SECOND  # long enough for every back-off that is tried here
+LINK_NS = 3 * MS  # a message's longest way
 SETTLE_NS = 2 * SECOND
 INCOMPLETE_NS = 8 * SECOND
 RETRIES_MAX = 3
@@ -89,10 +90,10 @@ class LifeWorld:
         self._sequence += 1
         heapq.heappush(self._events, (self.now_ns + delay_ns, self._sequence, action))
 
-    def soon(self, action: Callable[[], None]) -> None:
+    def soon(self, action: Callable[[], None], after_ns: int = 0) -> None:
         """A message on its way to this broker; one that follows it never sees it."""
         broker = self._broker
-        self.at(self.rng.randint(10_000, 3 * MS), lambda: action() if broker == self._broker else None)
+        self.at(after_ns + self.rng.randint(10_000, LINK_NS), lambda: action() if broker == self._broker else None)
 
     def run(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
@@ -171,7 +172,8 @@ class LifeWorld:
         self.authors.pool_lost()
         self.soon(self.lifecycle.supply.pool_left)
         for worker in list(self.workers.values()):
-            self.end(worker, None)
+            # A worker sees its pool's end and leaves; the broker has seen it by then.
+            self.end(worker, None, after_ns=LINK_NS if self.together else 0)
         self.at(3 * SECOND, self.pool_comes)
 
     def pool_comes(self) -> None:
@@ -312,7 +314,7 @@ class LifeWorld:
         if pid in self.workers:
             self.end(self.workers[pid], -9)
 
-    def end(self, worker: SimWorker, status: int | None) -> None:
+    def end(self, worker: SimWorker, status: int | None, *, after_ns: int = 0) -> None:
         """status: None when its pool is gone, too, and nobody says how it ended."""
         if not worker.alive:
             return
@@ -333,7 +335,7 @@ class LifeWorld:
             self.lifecycle.touch()
 
         if worker_id:
-            self.soon(left)
+            self.soon(left, after_ns)
         if status is not None:
             self.soon(exited)
 

@@ -36,6 +36,7 @@ class Rules:
         self._available: dict[str, bool] = {}
         self._holder: dict[int, dict[Order, int]] = {}  # by group: who has the state
         self._heir: object = None
+        self._adoptions_count = 0
         self._found: dict[ModelVersion, str] = {}  # by the broker that takes over: base paths
 
     def forget(self, name: str) -> None:
@@ -74,19 +75,23 @@ class Rules:
 
     def _check_taken_over(self) -> None:
         world = self._world
+        adoptions = [crew.adoption for crew in world.crews.crews if crew.adoption is not None]
         if self._heir is not world.lifecycle:
             self._heir = world.lifecycle
             self._found.clear()
-        published = world.groups.published()
-        if world.crews.adoption is not None:
-            self._found.update({key: world.plans[key.name].base_path for key in published if key.name in world.plans})
-            return
-        names = {key.name for key in published}
-        for key, base in self._found.items():
-            plan = world.plans.get(key.name)
-            if plan is not None and plan.base_path == base and key.version in self._aspired(key.name):
-                assert key in published or key.name in names, f"{key} was forgotten with its workers"
-        self._found.clear()
+        elif len(adoptions) < self._adoptions_count:
+            published = world.groups.published()
+            names = {key.name for key in published}
+            # A scout of another generation may have died, whose version comes with the next.
+            full = any(len(each.members) == len(each.places) for each in world.crews.generations)
+            for key, base in self._found.items() if not full else ():
+                plan = world.plans.get(key.name)
+                if plan is not None and plan.base_path == base and key.version in self._aspired(key.name):
+                    assert key in published or key.name in names, f"{key} was forgotten with its workers"
+            self._found.clear()
+        self._adoptions_count = len(adoptions)
+        found = [key for adoption in adoptions for key in adoption.loaded() if key.name in world.plans]
+        self._found.update({key: world.plans[key.name].base_path for key in found})
 
     def _check_group(self, generations: Generations, *, stop_first: bool) -> None:
         """Where nobody dies."""
