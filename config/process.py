@@ -220,24 +220,25 @@ def tell_stopping() -> None:
     notify("STOPPING=1")
 
 
-def notify(text: str, *, wait: bool = True) -> None:
+def notify(text: str, *, wait: bool = True) -> bool:
     """Send one sd_notify(3) message to the socket named by $NOTIFY_SOCKET; does nothing where there is none.
 
-    wait: while the listener does not read. Else the message is lost then.
+    wait: while the listener does not read. Else the message is lost then, and False is returned.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return
+        return True
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:
             sender.sendto(text.encode(), 0 if wait else socket.MSG_DONTWAIT, address)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             # The listener may be gone before us; that is no reason to end.
             logging.getLogger(__name__).warning("cannot notify %s: %s", address, error)
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------- watchdog
@@ -259,6 +260,10 @@ def watched_environment(notify_socket: str, silence_ms_max: int) -> dict[str, st
     return environment
 
 
+#: What the listener had no room for is said again after this part of the usual pause.
+_AGAIN: Final = 10
+
+
 class Heartbeat:
     """Says WATCHDOG=1 from a process's own loop, so that a loop that is stuck is noticed. Never from a side thread,
     which lives on while the loop does not.
@@ -274,9 +279,10 @@ class Heartbeat:
     def beat(self, now_ns: int) -> int:
         """The loop turns. Returns due_ns."""
         if 0 < self.due_ns <= now_ns:
-            self.due_ns = now_ns + self.period_ns
-            # A listener that does not read must not become a reason for us to hang, too.
-            notify("WATCHDOG=1", wait=False)
+            # A listener that does not read must not become a reason for us to hang, too; nor to seem to: what was lost
+            # is said again long before the next is due.
+            taken = notify("WATCHDOG=1", wait=False)
+            self.due_ns = now_ns + (self.period_ns if taken else self.period_ns // _AGAIN)
         return self.due_ns
 
 

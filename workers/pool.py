@@ -129,6 +129,7 @@ class Pool:
                     self._kill(message.pid)
                 elif isinstance(message, Stop):
                     self._stopping = True
+                self._beat(time.monotonic_ns())  # a fork takes tens of ms, and there may be many to do
 
     def _idle_ms(self) -> int | None:
         """How long to sleep when nothing happens; None: for ever."""

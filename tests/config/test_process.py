@@ -227,6 +227,10 @@ def test_a_heartbeat_speaks_when_it_is_time_and_never_waits(monkeypatch: pytest.
             listener.recv(100)
         for turn in range(1, 5_000):  # more than any queue of a listener that does not read takes
             heartbeat.beat(10 + turn * 1_000_000)
+        lost_ns = heartbeat.due_ns
+        assert heartbeat.beat(lost_ns) == lost_ns + 100_000, "what was lost is said again soon"
+        listener.recv(100)
+        assert heartbeat.beat(lost_ns + 100_000) == lost_ns + 1_100_000
 
 
 def test_without_a_listener_there_is_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:

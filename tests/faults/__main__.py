@@ -1,7 +1,7 @@
-"""`python -m tests.faults [CASE ...] [--storm [ROLE ...]] [--kills N]`: runs cases and writes docs/faults.md.
+"""`python -m tests.faults [CASE ...] [--storm [NAME ...]] [--kills N]`: runs cases and writes docs/faults.md.
 
 All cases, or those named: by the names that the tests have, such as `worker-kill-batch`, which may hold `*`. Times of
-cases that are not run stay as the page has them. --storm: storms only, of worker, broker and pool, or of those named.
+cases that are not run stay as the page has them. --storm: storms only, all of `STORMS`, or those named.
 Ends with 1 when clients saw anything else than the table says; of such a case nothing is written.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.faults.cases import CASES, HAVE, Case
+from tests.faults.cases import CASES, HAVE, STORMS, Case
 from tests.faults.endings import run_alone, why_impossible
 from tests.faults.load import Load
 from tests.faults.page import PAGE, Measured, StormRow, Times, page, times_of
@@ -26,12 +26,10 @@ from tests.faults.runner import Outcome, run
 from tests.faults.stage import Stage, export_models
 from tests.faults.storm import storm
 
-STORMS = ("worker", "broker", "pool")
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--storm", nargs="*", metavar="ROLE", help="kill these again and again under load")
+    parser.add_argument("--storm", nargs="*", metavar="NAME", help="kill these again and again under load")
     parser.add_argument("--kills", type=int, default=20, help="so often")
     parser.add_argument("cases", nargs="*", help="names of cases, or patterns")
     arguments = parser.parse_args()
@@ -43,17 +41,17 @@ def main() -> int:
         models = Path(folder) / "models"
         export_models(models)
         outcomes = _run_all(wanted, Path(folder), models)
-        rows = {row.role: row for row in before.storms}
+        rows = {row.name: row for row in before.storms}
         if arguments.storm is not None:
-            rows |= _storms(arguments.storm or STORMS, arguments.kills, Path(folder) / "storm", models)
+            rows |= _storms(arguments.storm or tuple(STORMS), arguments.kills, Path(folder) / "storm", models)
     right = [case for case in wanted if case.name in outcomes and outcomes[case.name].sees == case.sees]
     wrong = [f"{case.name}: {outcomes[case.name].sees}, not {case.sees}" for case in wanted
              if case.name in outcomes and outcomes[case.name].sees != case.sees]
-    wrong += [f"storm of {row.role}: {row.failed} failed" for row in rows.values() if row.failed != "0"]
+    wrong += [f"storm of {row.name}: {row.failed} failed" for row in rows.values() if row.failed != "0"]
     times = {case.name: Times(f"{outcomes[case.name].gap_s:.2f} s", f"{outcomes[case.name].slowest_s:.2f} s")
              for case in right}
     where = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores that others kept busy, too"
-    PAGE.write_text(page(Measured(where, {**before.cases, **times}, [rows[role] for role in STORMS if role in rows])))
+    PAGE.write_text(page(Measured(where, {**before.cases, **times}, [rows[name] for name in STORMS if name in rows])))
     if wrong:
         print("\n".join(("NOT WHAT THE TABLE SAYS:", *wrong)))
     return 1 if wrong else 0

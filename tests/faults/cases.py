@@ -45,6 +45,10 @@ CLASSES = {
 HAVE = frozenset({"watchdog", "forks", "room"})
 
 
+#: Storms by name, and what each kills.
+STORMS = {"worker": ("worker",), "broker": ("broker",), "pool": ("pool",), "broker and pool": ("broker", "pool")}
+
+
 class Case(NamedTuple):
     """One cell. sees: of CLASSES. times: how often in a row. ci: also in every test run, not only when docs/faults.md
     is made anew. own_server: it ends the server or needs one that is set up for it. waits_for: what must be in HAVE, or

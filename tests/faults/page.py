@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.cases import CASES, CLASSES, FAULTS, HAVE, MOMENTS, NO_CELLS, ROLES, Case, why_no_cell
+from tests.faults.cases import CASES, CLASSES, FAULTS, HAVE, MOMENTS, NO_CELLS, ROLES, STORMS, Case, why_no_cell
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 
@@ -48,8 +48,9 @@ _STORM = """\
 
 ## Storms
 
-`kill -9` of a random process of a role at random moments, with 500 calls in flight on ten connections all the time. A
-recovery is the longest time without any answer after a kill.
+`kill -9` of a random process of a role at random moments, with 500 calls in flight on ten connections all the time. Of
+two roles the second is killed at once or within 0.6 s, while the first one's successor takes over. A recovery is the
+longest time without any answer after a kill.
 
 | killed | times | answers | failed or wrong | recovery: median | longest |
 |---|---|---|---|---|---|
@@ -65,9 +66,9 @@ class Times(NamedTuple):
 
 
 class StormRow(NamedTuple):
-    """Of one role."""
+    """Of one of STORMS."""
 
-    role: str
+    name: str
     kills: str
     answers: str
     failed: str
@@ -124,7 +125,7 @@ def times_of(text: str) -> Measured:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("## "):
             role = line[3:].lower()
-        elif role == "storms" and line.startswith("|") and cells[0] in ROLES:
+        elif role == "storms" and line.startswith("|") and cells[0] in STORMS:
             storms.append(StormRow(*cells))
         elif role in ROLES and line.startswith("| ") and cells[2].startswith("**"):
             for case in CASES:

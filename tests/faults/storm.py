@@ -1,4 +1,5 @@
-"""Storms: `kill -9` of one role again and again at random moments, while 500 calls are in flight all the time."""
+"""Storms: `kill -9` of one role, or of two at nearly the same time, again and again at random moments, while 500 calls
+are in flight all the time."""
 
 from __future__ import annotations
 
@@ -13,27 +14,29 @@ from typing import NamedTuple
 import psutil
 
 from tests.e2e.server import wait_until
+from tests.faults.cases import STORMS
 from tests.faults.stage import Stage
 
 CALLS = 500
 _SEED = 20
 #: A kill comes at a random moment within this time after the server was whole again.
 _WITHIN_S = 0.5
-
+#: The second of two comes within this time after the first: while that one's successor is about to take over.
+_BETWEEN_S = 0.6
 
 class Storm(NamedTuple):
     """answered: right answers. failures: all other ends of calls, counted. recoveries_s: after each kill, the longest
     time in which no client got an answer."""
 
-    role: str
+    name: str
     answered: int
     failures: dict[str, int]
     recoveries_s: list[float]
 
 
-def storm(stage: Stage, role: str, kills: int) -> Storm:
-    """Kill processes of that role so often; the server is whole again when this returns."""
-    draw = random.Random(f"{role} {_SEED}")
+def storm(stage: Stage, name: str, kills: int) -> Storm:
+    """Kill processes of that storm's roles so often; the server is whole again when this returns."""
+    draw = random.Random(f"{name} {_SEED}")
     command = [sys.executable, "-m", "tests.faults.storm_clients", stage.grpc_target, str(CALLS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
         assert clients.stdin is not None
@@ -43,16 +46,22 @@ def storm(stage: Stage, role: str, kills: int) -> Storm:
         for _ in range(kills):
             # A random moment, which nothing waits for.
             time.sleep(draw.uniform(0, _WITHIN_S))
-            victim = draw.choice(sorted(stage.members(role), key=lambda process: int(process.pid)))
+            victims = [
+                draw.choice(sorted(stage.members(role), key=lambda process: int(process.pid))) for role in STORMS[name]
+            ]
             moments_ns.append(time.monotonic_ns())
-            victim.kill()
-            wait_until(functools.partial(_gone, victim), "the victim's end")
+            victims[0].kill()
+            for victim in victims[1:]:
+                time.sleep(draw.choice((0, draw.uniform(0, _BETWEEN_S))))
+                victim.kill()
+            for victim in victims:
+                wait_until(functools.partial(_gone, victim), "the victim's end")
             stage.wait_whole()
         clients.stdin.close()
         told = json.loads(clients.stdout.readline())
     ends, gaps = told["ends"], told["gaps"]
     answered = ends.pop("ok", 0)
-    return Storm(role, answered, ends, _recoveries_s(moments_ns, gaps))
+    return Storm(name, answered, ends, _recoveries_s(moments_ns, gaps))
 
 
 def _gone(process: psutil.Process) -> bool:

@@ -19,7 +19,7 @@ def stage(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 
 # The pool's successor imports TensorFlow. `python -m tests.faults` kills each 20 times.
-@pytest.mark.parametrize(("role", "kills"), [("worker", 5), ("broker", 5), ("pool", 2)])
+@pytest.mark.parametrize(("role", "kills"), [("worker", 5), ("broker", 5), ("pool", 1), ("broker and pool", 2)])
 def test_no_call_fails_while_processes_are_killed(stage: Stage, role: str, kills: int) -> None:
     result = storm(stage, role, kills)
     print(f"{role}: {result.answered} answers, recoveries {[f'{each:.2f}' for each in result.recoveries_s]} s")
