@@ -30,6 +30,7 @@ from ringserve.broker.messages import (
     Role,
     Stop,
 )
+from ringserve.workers.dead import DeadChildren
 from ringserve.workers.leaving import leave_gently, let_go_of_code
 from ringserve.workers.stopped import StoppedChildren
 from ringserve.workers.vault import Vault
@@ -80,6 +81,7 @@ class Pool:
         self._workers: dict[int, int] = {}  # pid -> worker index
         self._vault = Vault()
         self._pidfds: dict[int, int] = {}  # pidfd -> pid, of workers and authors
+        self._dead = DeadChildren()
         # The workers hold the reading end; nobody ever writes. Only this process holds the writing end.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         self._stopping = False
@@ -134,7 +136,8 @@ class Pool:
     def _idle_ms(self) -> int | None:
         """How long to sleep when nothing happens; None: for ever."""
         now_ns = time.monotonic_ns()
-        times = (self._beat(now_ns), self._stopped.wake_ns if self._stopped is not None else 0)
+        stopped_ns = self._stopped.wake_ns if self._stopped is not None else 0
+        times = (self._beat(now_ns), self._dead.wake_ns, stopped_ns)
         due_ns = min((time_ns for time_ns in times if time_ns), default=0)
         return max(due_ns - now_ns, 0) // 1_000_000 + 1 if due_ns else None
 
@@ -153,7 +156,7 @@ class Pool:
             if fd == self._stop_fd:
                 self._stopping = True
             elif fd in self._pidfds:
-                self._reap(fd)
+                self._ended(fd)
             elif self._stopped is not None and fd == self._stopped.fd:
                 self._end_stopped(self._stopped)
             elif channel is not None:
@@ -161,6 +164,8 @@ class Pool:
                 readable = bool(events & ~select.POLLOUT)
         if self._stopped is not None and self._stopped.wake_ns:
             self._end_stopped(self._stopped)
+        if self._dead.wake_ns and not readable:
+            self._dead.reap(time.monotonic_ns())
         return readable
 
     def _end_stopped(self, stopped: StoppedChildren) -> None:
@@ -213,9 +218,13 @@ class Pool:
         self._tell(Authored(order.weights_id, of.name, of.version, of.path, 0, 0, "", 0, 0, [note], 0))
 
     def _spawn(self, name: str, live: Callable[[], int]) -> int:
-        """A new process that does `live`; returns its process id, which `_reap` will be asked for. Raises OSError when
+        """A new process that does `live`; returns its process id, which `_ended` will be asked for. Raises OSError when
         the system has no room for one, which says nothing about those that are there."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except BlockingIOError:
+            self._dead.reap_all()  # against a limit of processes they count
+            pid = os.fork()
         if pid == 0:
             self._child(name, live)
         try:
@@ -254,13 +263,12 @@ class Pool:
         if pid in self._workers:
             os.kill(pid, signal.SIGKILL)
 
-    def _reap(self, pidfd: int) -> None:
-        pid = self._pidfds.pop(pidfd)
+    def _ended(self, pidfd: int) -> None:
+        pid, now_ns = self._pidfds.pop(pidfd), time.monotonic_ns()
+        status = self._dead.ended(pidfd, now_ns)
         os.close(pidfd)
-        _, wait_status = os.waitpid(pid, 0)
-        status = os.waitstatus_to_exitcode(wait_status)
         if pid in self._vault.authors:
-            authored = self._vault.end(pid, status, time.monotonic_ns())
+            authored = self._vault.end(pid, status, now_ns)
             log.info("author (process %d) ended with status %d", pid, status)
             if authored is not None:
                 self._tell(authored)
@@ -286,7 +294,8 @@ class Pool:
             for pidfd in self._pidfds:
                 poller.register(pidfd, select.POLLIN)
             for fd, _ in poller.poll(max(left_ns // 1_000_000, 10)):
-                self._reap(fd)
+                self._ended(fd)
+        self._dead.reap_all()
 
 
 def _end(pids: Collection[int]) -> None:

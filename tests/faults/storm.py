@@ -52,6 +52,7 @@ def storm(stage: Stage, name: str, kills: int) -> Storm:
             moments_ns.append(time.monotonic_ns())
             victims[0].kill()
             for victim in victims[1:]:
+                # Likewise: sooner or later than the successor is there.
                 time.sleep(draw.choice((0, draw.uniform(0, _BETWEEN_S))))
                 victim.kill()
             for victim in victims:

@@ -83,3 +83,30 @@ def test_a_process_that_cannot_be_watched_is_ended(
     assert isinstance(told(broker), Exited)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_dead_make_room_for_the_next(
+    pool_and_broker: tuple[Pool, ControlChannel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are reaped a while after their end, and count against a limit of processes until then."""
+    pool, broker = pool_and_broker
+    pool._fork(Fork(3, 0, [], 1, []))
+    while pool._workers:
+        pool._wait(None, 1_000)
+    assert isinstance(told(broker), Exited)
+    fork = os.fork
+
+    def fork_where_one_may_be() -> int:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:
+            return fork()
+        no_process()
+
+    monkeypatch.setattr(os, "fork", fork_where_one_may_be)
+    pool._fork(Fork(4, 0, [], 1, []))
+    assert list(pool._workers.values()) == [4]
+    while pool._workers:
+        pool._wait(None, 1_000)
+    assert isinstance(told(broker), Exited)
+    pool._dead.reap_all()
