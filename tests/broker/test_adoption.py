@@ -16,19 +16,22 @@ M1 = ("m", 1)
 Heir = tuple[int, int, tuple[tuple[str, int], ...]]
 
 
-def heir_of(*workers: Heir, count: int = 2, looked: bool = False, shares: bool = False, models: str = "m") -> Life:
+def heir_of(
+    *workers: Heir, count: int = 2, looked: bool = False, shares: bool = False, held: bool = True, models: str = "m"
+) -> Life:
     """A broker that has just come, to whom these workers have told themselves: (pid, generation, what they have), and
     then their pool. Version 1 of each model has lain there for long. looked: that had been seen before the pool came.
-    """
+    shares: weights are shared; held: the pool has them."""
     policies: dict[str, Any] = dict.fromkeys(models, "latest")
     heir = Life(count, preparation=sharing() if shares else None, **policies)
-    held = []
+    weights = []
     for name in heir.plans:
         heir.disk[name][1] = 50
         if shares:
             heir.checkpoints[name] = 1_000
-            held.append(Authored(9, name, 1, f"/{name}/1", 0, 0, "", 1_000, 0, [], 5))
-    heir.held = {each.weights_id: each for each in held}
+        if shares and held:
+            weights.append(Authored(9, name, 1, f"/{name}/1", 0, 0, "", 1_000, 0, [], 5))
+    heir.held = {each.weights_id: each for each in weights}
     living = {}
     for place, (pid, generation, loaded) in enumerate(workers):
         index = generation * heir.workers_count + place
@@ -37,7 +40,7 @@ def heir_of(*workers: Heir, count: int = 2, looked: bool = False, shares: bool =
         living[index] = pid
     if looked:
         heir.look()
-    heir.lifecycle.supply.pool_joined(living, held, heir.now_ns)
+    heir.lifecycle.supply.pool_joined(living, weights, heir.now_ns)
     if not looked:
         heir.turn()
     assert heir.crew.adoption is not None
@@ -62,6 +65,17 @@ def test_the_pool_dies_with_all_workers_while_they_are_taken_over(looked: bool, 
     heir.load_all()
     heir.look()
     assert heir.current == workers
+    assert heir.states("m") == {1: "AVAILABLE"}
+
+
+def test_what_has_nothing_to_share_is_not_loaded_anew_by_every_broker() -> None:
+    """The pool holds no weights of it, as its author found none: the workers have their own."""
+    heir = heir_of((11, 0, (M1,)), (12, 0, (M1,)), shares=True, held=False)
+    heir.look()
+    heir.turn(60 * S)
+    assert heir.crew.adoption is None
+    assert heir.current == [11, 12]
+    assert not any(moves.forks for moves in heir.moves)
     assert heir.states("m") == {1: "AVAILABLE"}
 
 
