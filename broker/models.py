@@ -289,12 +289,12 @@ class Models:
 
     def may_tell(self, now_ns: int) -> bool:
         """The catalog says what serves. Where it does not yet, the one that frontends have is nearer to the truth: who
-        asks for what is in there waits until it is loaded again. Operators who change something want to see that."""
-        return self._is_sure(now_ns) or (self.may_answer and (not self._heir_of_nothing or self.admin.changing))
+        asks for what is in there waits until it is loaded again."""
+        return self._is_sure(now_ns) or (self.may_answer and not self._heir_of_nothing)
 
     @property
     def may_answer(self) -> bool:
-        """Operators' calls are answered: what there is has been taken over."""
+        """What there is has been taken over, so that operators can be told of it."""
         return self._first or self.lifecycle.groups.crew.adoption is None
 
     def catalog(self) -> Catalog:

@@ -56,6 +56,7 @@ class Operators:
         self._relayed_last = 0
         self._profiled = -1
         self._answers: list[tuple[int, Told]] = []
+        self._changes: list[tuple[int, Told]] = []  # answers to calls that may have changed the catalog
 
     def ask(self, peer: Peer, ask: Ask, now_ns: int) -> None:
         """A frontend asks."""
@@ -63,19 +64,22 @@ class Operators:
         def answer(failure: Failure, body: bytes) -> None:
             self._tell(peer.peer_id, ask.ask_id, failure, body)
 
+        def changed(failure: Failure, body: bytes) -> None:
+            self._changes.append((peer.peer_id, Told(ask.ask_id, int(failure.code), failure.text, body)))
+
         if ask.verb.startswith(_PROFILE):
             self._relay(peer, ask)
         elif ask.verb == _CANARY:
             self._send_canary(peer, ask, now_ns)
         elif ask.verb == "rescan":
-            self._models.rescan(now_ns, lambda: answer(_OK, b""))
+            self._models.rescan(now_ns, lambda: changed(_OK, b""))
         elif ask.verb == "state":
             answer(_OK, self._state(now_ns))
         elif ask.verb == "metrics":
             answer(_OK, self._metrics(now_ns))
         else:
             try:
-                self._models.admin.ask(ask.verb, ask.body, answer)
+                self._models.admin.ask(ask.verb, ask.body, changed)
             except KeyError:
                 answer(Failure(Code.UNIMPLEMENTED, f"The broker knows no call {ask.verb!r}"), b"")
 
@@ -129,11 +133,15 @@ class Operators:
     @property
     def answers_wait(self) -> bool:
         """There is something to say."""
-        return bool(self._answers)
+        return bool(self._answers or self._changes)
 
-    def speak(self) -> None:
-        """Send the answers. After the catalog: who hears that a model is there must find it there."""
+    def speak(self, *, catalog: bool) -> None:
+        """Send the answers. catalog: frontends have it as it is now; who hears that a model is there must find it
+        there."""
         answers, self._answers = self._answers, []
+        if catalog:
+            answers += self._changes
+            self._changes = []
         for peer_id, told in answers:
             peer = self._registry.peers.get(peer_id)
             if peer is not None:

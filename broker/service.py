@@ -261,7 +261,7 @@ class Service:
             return 0
         if not models.may_tell(now_ns):
             if models.may_answer:
-                self._operators.speak()
+                self._operators.speak(catalog=False)
             return 0
         # A catalog of a thousand models takes a while to write, and each of them changes it: not after each.
         if now_ns < self._catalog_due_ns and not urgent:
@@ -269,7 +269,7 @@ class Service:
         if changed or self._strangers:
             self._tell_catalog(changed=changed)
             self._catalog_due_ns = now_ns + min(_CATALOG_SHARE * (self._clock() - now_ns), _IDLE_NS)
-        self._operators.speak()
+        self._operators.speak(catalog=True)
         return 0
 
     def _tell_catalog(self, *, changed: bool) -> None:
