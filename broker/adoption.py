@@ -20,7 +20,8 @@ _WAIT_NS = 3_000_000_000
 
 
 class Adoption:
-    """members: the workers that have registered so far, and are there."""
+    """members: the workers that have registered so far, and are there. until_ns: when there was time enough; 0: it has
+    not begun."""
 
     def __init__(self) -> None:
         self.members: list[Member] = []
@@ -36,7 +37,7 @@ class Adoption:
 
     def pool_left(self) -> None:
         """Those that are here end with it, and no others will come."""
-        self._pool_gone = True
+        self._pool_gone, self.until_ns = True, 0  # there is time until the next one is there
         self._awaited = set() if self.loaded() else None  # who knows nothing waits for the next pool
 
     def left(self, member: Member) -> None:
@@ -59,10 +60,9 @@ class Adoption:
         enough."""
         if self._awaited is None:
             return False
-        self.until_ns = self.until_ns or now_ns + _WAIT_NS  # the pool left before it said anything
         complete = {member.pid for member in self.members if member.complete}
         nowhere = any(key not in aim.found for key in self._lost(aim))
-        return now_ns >= self.until_ns or (not nowhere and complete.issuperset(self._awaited))
+        return 0 < self.until_ns <= now_ns or (not nowhere and complete.issuperset(self._awaited))
 
     def _lost(self, aim: Aim) -> list[ModelVersion]:
         """What is to serve on, and no worker has that stays."""

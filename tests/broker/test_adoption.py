@@ -106,8 +106,21 @@ def test_what_is_not_there_any_more_is_forgotten() -> None:
     heir.lose_pool()
     heir.disk["m"].clear()
     heir.look()
+    heir.pool()
     heir.turn(4 * S)
     assert heir.states("m")[1] == "END"
+
+
+def test_a_file_system_that_answers_late_is_waited_for() -> None:
+    """Where the files lie is known when it answers, and until the next pool has come nothing is lost by waiting."""
+    heir = heir_of((11, 0, (M1,)), (12, 0, (M1,)))
+    heir.lose_pool()
+    heir.turn(60 * S)
+    assert heir.states("m") == {1: "AVAILABLE"}
+    heir.look()
+    heir.pool()
+    assert [heir.orders(pid) for pid in heir.current] == [[("m", 1, False)]] * 2
+    assert heir.states("m") == {1: "AVAILABLE"}
 
 
 def test_a_worker_that_dies_while_it_is_taken_over_is_replaced_at_once() -> None:

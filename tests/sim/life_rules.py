@@ -86,7 +86,9 @@ class Rules:
             full = any(len(each.members) == len(each.places) for each in world.crews.generations)
             for key, base in self._found.items() if not full else ():
                 plan = world.plans.get(key.name)
-                if plan is not None and plan.base_path == base and key.version in self._aspired(key.name):
+                if plan is None or plan.base_path != base or key.version not in self._aspired(key.name):
+                    continue
+                if world.lifecycle._bases[key.name].has(key.version):  # and the broker has seen it there, too
                     assert key in published or key.name in names, f"{key} was forgotten with its workers"
             self._found.clear()
         self._adoptions_count = len(adoptions)
