@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -46,7 +47,7 @@ def message(payload: bytes, flag: int = 0) -> bytes:
 
 def arguments(models: Path, limits: dict[str, str]) -> list[str]:
     """A server's command line: the model that honest clients call, the one for attackers, and these settings."""
-    config = models.parent / "attacked.config"
+    config = models.parent / f"attacked-{os.getpid()}.config"
     entry = 'config {{ name: "{0}" base_path: "{1}" model_platform: "tensorflow" }} '
     named = "".join(entry.format(name, models / name) for name in ("half", "echo"))
     config.write_text(f"model_config_list {{ {named}}}")

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.export_models import NAMES
 from tests.e2e.server import Server
+from tests.exported import exported
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "models" / "tfs"
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of exported models, one base path each (see tests/exporters.py), made once per test session."""
-    folder = tmp_path_factory.mktemp("models")
-    # In a process of its own: TensorFlow takes a second and 300 MB that the rest of the suite does not need.
-    subprocess.run([sys.executable, "-m", "tests.e2e.export_models", str(folder)], check=True, timeout=170)
-    return folder
+    """A folder of exported models, one base path each (see tests/exporters.py), made once per test run."""
+    return exported(tmp_path_factory, *NAMES)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 """Goal: no client of the gRPC port can crash a frontend, fill its memory or keep it from serving others. Method: a
-whole server with small limits; one attack at a time, while honest clients call without pause: every one of their
+whole server with small limits; one attack at a time, while honest clients call all the time: every one of their
 calls must be answered rightly, and the frontend's memory stays under the bound that is stated with each attack.
 """
 

@@ -58,6 +58,7 @@ def honest(server: Server) -> Iterator[None]:
             if response.status != 200 or json.loads(body) != {"predictions": [2.5, 4.0]}:
                 wrong.append((response.status, body))
             answered.release()
+            stop.wait(0.01)  # as Traffic
         connection.close()
 
     with Traffic(server, "half", 2), ThreadPoolExecutor(1) as pool:

@@ -1,17 +1,22 @@
-"""Threads that call Predict on one model without pause while a test changes things, and count what comes back."""
+"""Threads that call Predict on one model all the time while a test changes things, and count what comes back."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from typing import Any, Protocol
 
 import grpc
 import numpy as np
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.server import wait_until
+
+#: Of a thread, from an answer to its next call: some calls are in flight nearly all the time, and the cores are left to
+#: the processes that the test is about.
+_PAUSE_S = 0.01
 
 
 class Target(Protocol):
@@ -74,11 +79,18 @@ class Traffic:
             with self._lock:
                 self.outcomes[outcome] += 1
                 self.versions[version] += 1
+            self._stop.wait(_PAUSE_S)
 
     def _call(self, x: np.ndarray[Any, Any]) -> tuple[str, int]:
         try:
-            response = self._stub.Predict(make_request(self._model, x=x), timeout=60)
+            response = self._stub.Predict(_request(self._model, len(x), int(x[0])), timeout=60)
         except grpc.RpcError as error:
             return f"{error.code().name}: {error.details()}", -1
         right = np.array_equal(outputs_of(response)["y"], x / 2 + 2)
         return "ok" if right else "wrong", response.model_spec.version.value
+
+
+@functools.cache
+def _request(model: str, rows: int, value: int) -> predict_pb2.PredictRequest:
+    """Making one takes as long as the call."""
+    return make_request(model, x=np.full(rows, value, np.float32))

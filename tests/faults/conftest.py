@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.stage import export_models
+from tests.exported import exported
+from tests.faults.stage import MODELS
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported once per test session."""
-    folder = tmp_path_factory.mktemp("models")
-    export_models(folder)
-    return folder
+    """Exported once per test run."""
+    return exported(tmp_path_factory, *MODELS)

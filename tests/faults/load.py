@@ -38,6 +38,8 @@ _RETRY_POLICY = {
 _TIMEOUT_S = 60.0
 #: How long a client whose call has failed waits for a connection: a server that is gone is not asked without end.
 _CONNECT_S_MAX = 0.5
+#: Of a client, from an answer to its next call: the cores are for the processes that fail and are started again.
+_PAUSE_S = 0.01
 
 
 def channel_to(target: str, *, retrying: bool = False) -> grpc.Channel:
@@ -150,6 +152,7 @@ class Load:
                         _call(stub, client, *calls[count % len(calls)])
                         if len(client.failures) > before:
                             _wait_for_connection(channel)
+                self._ended.wait(_PAUSE_S)
 
 
 def _wait_for_connection(channel: grpc.Channel) -> None:

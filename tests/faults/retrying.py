@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,14 +30,8 @@ RETRY_POLICY = {
         }
     ]
 }
-
-
-def export(folder: Path, *names: str) -> Path:
-    """Write these models of tests/exporters.py as FOLDER/NAME/1, in a process of its own. Returns `folder`."""
-    code = "import sys, pathlib; from tests import exporters\n"
-    code += "for name in sys.argv[2:]: getattr(exporters, name)(pathlib.Path(sys.argv[1], name, '1'))"
-    subprocess.run([sys.executable, "-c", code, str(folder), *names], check=True, timeout=170)
-    return folder
+#: Of a client, from an answer to its next call: the cores are for the processes that fail and are started again.
+_PAUSE_S = 0.01
 
 
 def channel(target: str, *, retries: bool = True) -> grpc.Channel:
@@ -52,7 +43,7 @@ def channel(target: str, *, retries: bool = True) -> grpc.Channel:
 
 
 class Clients:
-    """Threads that ask the model `half` (y = x / 2 + 2) without pause, each over a connection of its own, and count
+    """Threads that ask the model `half` (y = x / 2 + 2) all the time, each over a connection of its own, and count
     what comes back. Use it as a context manager; leaving it asserts that every call was answered rightly."""
 
     def __init__(self, server: Server, grpc_count: int, rest_count: int = 0) -> None:
@@ -98,6 +89,7 @@ class Clients:
                     self._count(f"{error.code().name}: {error.details()}")
                 else:
                     self._count("ok" if np.array_equal(y, x / 2 + 2) else "wrong")
+                self._stop.wait(_PAUSE_S)
 
     def _call_rest(self, seed: int) -> None:
         retry = urllib3.Retry(4, backoff_factor=0.1, allowed_methods=None, status_forcelist=[503])
@@ -113,3 +105,4 @@ class Clients:
                     continue
                 right = response.status == 200 and response.json() == {"predictions": [each / 2 + 2 for each in x]}
                 self._count("ok" if right else f"{response.status}: {response.data!r}")
+                self._stop.wait(_PAUSE_S)

@@ -43,12 +43,12 @@ base_path = "{fragile}"
 """
 WHOLE = Counter({"supervisor": 1, "broker": 1, "pool": 1, "frontend": 2, "worker": 2})
 _NUMBERS = re.compile(r"\d+")
+MODELS = ("half", "mlp", "fragile")
 
 
 def export_models(folder: Path) -> None:
     """Write the models that a `Stage` serves, each as FOLDER/NAME/1."""
-    names = ("half", "mlp", "fragile")
-    subprocess.run([sys.executable, "-m", "tests.e2e.export_models", str(folder), *names], check=True, timeout=170)
+    subprocess.run([sys.executable, "-m", "tests.e2e.export_models", str(folder), *MODELS], check=True, timeout=170)
 
 
 class Stage(Server):

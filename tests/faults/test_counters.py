@@ -25,7 +25,8 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.e2e.clients import make_request
 from tests.e2e.server import Server, wait_until
-from tests.faults.retrying import channel, export
+from tests.exported import exported
+from tests.faults.retrying import channel
 
 _QUEUE_MAX = 4
 _HALF, _SLOW = "/v1/models/half:predict", "/v1/models/slow:predict"
@@ -156,7 +157,7 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    models = export(tmp_path_factory.mktemp("models"), "half", "slow")
+    models = exported(tmp_path_factory, "half", "slow")
     config = tmp_path_factory.mktemp("config") / "models.config"
     entry = "config {{ name: '{name}' base_path: '{path}' model_platform: 'tensorflow' }}"
     entries = " ".join(entry.format(name=name, path=models / name) for name in ("half", "slow"))

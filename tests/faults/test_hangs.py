@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.e2e.server import Server, wait_until
-from tests.faults.retrying import Clients, export
+from tests.faults.retrying import Clients
 
 _HANG_MS = 3000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    models = export(tmp_path_factory.mktemp("models"), "half")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = ["--model_name", "half", "--model_base_path", str(models / "half"), "--workers", "2"]
     arguments += ["--frontends", "2", "--hang_ms_max", str(_HANG_MS)]
     with Server(tmp_path_factory.mktemp("server"), *arguments) as server:

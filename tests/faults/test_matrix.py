@@ -45,6 +45,15 @@ def skip_where_impossible(case: Case) -> None:
         pytest.skip(why_impossible(case))
 
 
+# First, as the server of all the others, once started, has clients that go on asking.
+@pytest.mark.parametrize("case", [case for case in _RUN if case.own_server], ids=lambda case: case.name)
+def test_a_server_that_ends_costs_what_the_table_says_and_leaves_nothing(
+    case: Case, models: Path, tmp_path: Path
+) -> None:
+    skip_where_impossible(case)
+    assert run_alone(case, tmp_path / "stage", models).sees == case.sees
+
+
 @pytest.mark.parametrize("case", [case for case in _RUN if not case.own_server], ids=lambda case: case.name)
 def test_a_fault_costs_clients_what_the_table_says(case: Case, stage: Stage, load: Load) -> None:
     skip_where_impossible(case)
@@ -67,11 +76,3 @@ def test_a_pool_that_may_fork_no_more_keeps_its_workers_and_forks_when_it_may(st
     load.wait_for_more(5)
     assert not load.failures()
     assert [process.pid for process in stage.members("pool")] == [pool.pid]
-
-
-@pytest.mark.parametrize("case", [case for case in _RUN if case.own_server], ids=lambda case: case.name)
-def test_a_server_that_ends_costs_what_the_table_says_and_leaves_nothing(
-    case: Case, models: Path, tmp_path: Path
-) -> None:
-    skip_where_impossible(case)
-    assert run_alone(case, tmp_path / "stage", models).sees == case.sees

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.e2e.server import Server, wait_until
-from tests.faults.retrying import Clients, export
+from tests.faults.retrying import Clients
 
 _KILLS = 10
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    models = export(tmp_path_factory.mktemp("models"), "half")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = ["--model_name", "half", "--model_base_path", str(models / "half"), "--workers", "2"]
     with Server(tmp_path_factory.mktemp("server"), *arguments, "--frontends", "2") as server:
         server.wait_available("half")

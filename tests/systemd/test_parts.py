@@ -85,6 +85,7 @@ class Callers:
                 outcome = repr(error)
             with self._lock:
                 self.outcomes[outcome] += 1
+            self._stop.wait(0.01)  # as Traffic
 
 
 def ask(url: str) -> Any:
@@ -170,13 +171,12 @@ def test_the_metrics_name_every_process(parts: Parts) -> None:
     wait_until(lambda: named() == wanted, f"the processes that there are to be named, of {named()}")
 
 
-def test_all_stop_with_status_0_and_leave_only_what_is_shared(half: Path, tmp_path: Path) -> None:
-    with Parts(tmp_path, _CONFIG.format(base=half), frontends=1) as parts:
-        parts.start()
-        assert ask(f"{parts.rest_url}/v1/models/half:predict") == [3.0, 4.0]
-        assert [unit.stop() for unit in (*parts.frontends, parts.workers, parts.broker)] == [0, 0, 0]
-        left = {path.name for path in parts.run_dir.iterdir() if path.suffix != ".db"}
-        assert left == {"broker.sock", "admin.sock", "models.json"}
+def test_all_stop_with_status_0_and_leave_only_what_is_shared(parts: Parts) -> None:
+    """The end of the server of the tests before this one."""
+    assert ask(f"{parts.rest_url}/v1/models/half:predict") == [3.0, 4.0]
+    assert [unit.stop() for unit in (*parts.frontends, parts.workers, parts.broker)] == [0, 0, 0, 0]
+    left = {path.name for path in parts.run_dir.iterdir() if path.suffix != ".db"}
+    assert left == {"broker.sock", "admin.sock", "models.json"}
 
 
 @pytest.mark.parametrize(
