@@ -256,7 +256,6 @@ static void advance(void) {
     if (phase == WARMING && now_ns >= phase_until) enter(MEASURING);
     bool enough = setup.count && figures.good_count >= setup.count;
     if (phase == MEASURING && (now_ns >= phase_until || enough)) enter(DRAINING);
-    if (phase == DRAINING && ((!active_count && !arrivals.count) || now_ns >= phase_until)) phase = OVER;
     bool broken_off = interrupted || (down_count == setup.connections_count && phase < DRAINING);
     if (phase == CONNECTING && (broken_off || now_ns >= phase_until)) {
         fprintf(stderr, "loadgen: %u of %u connections to %s:%s are ready %s\n", ready_count, setup.connections_count,
@@ -267,6 +266,7 @@ static void advance(void) {
         if (phase == WARMING) enter(MEASURING);
         enter(DRAINING);
     }
+    if (phase == DRAINING && ((!active_count && !arrivals.count) || now_ns >= phase_until)) phase = OVER;
     if (interrupted > 1) phase = OVER;
 }
 

@@ -179,7 +179,8 @@ def test_slices_tell_when() -> None:
 def test_a_call_that_is_not_answered_by_its_deadline_is_given_up() -> None:
     """One answer in ten never comes: those are late, and no other; their places are free again."""
     with standing_in("--fault", "silent", "--every", "10") as port:
-        load = echo_load(port, rate=1000.0, in_flight=400, count=0, duration_s=0.6, deadline_ms=100.0)
+        load = echo_load(port, rate=1000.0, in_flight=400, count=0, duration_s=0.6, deadline_ms=100.0,
+                         extra=["--drain_s=1"])  # fmt: skip
         figures = loadgen.run(load, sanitized=True)
     assert set(figures.failures_by_kind) == {"late"}
     assert figures.due == figures.latency_us.count + figures.late
@@ -191,7 +192,8 @@ def test_a_call_that_is_not_answered_by_its_deadline_is_given_up() -> None:
 
 def test_calls_for_which_there_is_no_room_before_their_deadline_are_late() -> None:
     with standing_in("--fault", "silent") as port:
-        load = echo_load(port, rate=500.0, in_flight=8, connections=2, count=0, duration_s=0.5, deadline_ms=50.0)
+        load = echo_load(port, rate=500.0, in_flight=8, connections=2, count=0, duration_s=0.5, deadline_ms=50.0,
+                         extra=["--drain_s=1"])  # fmt: skip
         figures = loadgen.run(load, sanitized=True)
     assert figures.calls == 0
     assert figures.late == figures.due > 100
