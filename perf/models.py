@@ -41,23 +41,24 @@ class PerfModel:
 
 
 def prepared(*names: str) -> dict[str, PerfModel]:
-    """These models, `mlp` and `conv` when none is named; each is exported by a process of its own the first time, or
-    after this file changed."""
+    """These models, `mlp` and `conv` when none is named; those that are not there yet, or are of another state of this
+    file, are exported by a process of its own."""
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     names = names or ("mlp", "conv")
     folders = {name: PERF / "build" / f"models-{digest}" / name for name in names}
-    for name, folder in folders.items():
-        if folder.exists():
-            continue
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
-            command = [sys.executable, "-m", "perf.models", fresh, name]
+    missing = [name for name, folder in folders.items() if not folder.exists()]
+    if missing:
+        parent = folders[missing[0]].parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as fresh:
+            command = [sys.executable, "-m", "perf.models", fresh, *missing]
             subprocess.run(command, cwd=PERF.parent, check=True, stdout=subprocess.DEVNULL)
-            try:
-                os.rename(f"{fresh}/{name}", folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster
-                    raise
+            for name in missing:
+                try:
+                    os.rename(f"{fresh}/{name}", folders[name])
+                except OSError:
+                    if not folders[name].exists():  # else another process was faster
+                        raise
     return {name: _read(folder, name) for name, folder in folders.items()}
 
 

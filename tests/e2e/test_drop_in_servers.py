@@ -30,27 +30,15 @@ from tests.e2e.server import wait_until
 # -------------------------------------------------------------------------------------------- servers of their own
 
 
-def test_a_model_exported_by_tensorflow_2(shared_models: Path, tmp_path: Path) -> None:
-    with running(tmp_path, *single(shared_models, "saved_model_half_plus_two_tf2_cpu")) as binary:
-        check_predict(f"localhost:{binary.port}", "default", 3.0)
-        answer = binary.rest("/v1/models/default:predict", {"instances": [2.0]})
-        assert answer == {"predictions": [3.0]}
-
-
-def test_batching_parameters(shared_models: Path, tmp_path: Path) -> None:
+def test_batching_parameters_and_channel_arguments_of_grpc(shared_models: Path, tmp_path: Path) -> None:
     parameters = tmp_path / "batching"
     parameters.write_text(
         "max_batch_size { value: 16 }\nbatch_timeout_micros { value: 0 }\nmax_enqueued_batches { value: 100 }\n"
         "num_batch_threads { value: 8 }\n"
     )
     flags = ["--enable_batching", f"--batching_parameters_file={parameters}"]
+    flags += ["--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb"]
     with running(tmp_path, *single(shared_models), *flags) as binary:
-        check_predict(f"localhost:{binary.port}", "default", 3.0)
-
-
-def test_channel_arguments_of_grpc(shared_models: Path, tmp_path: Path) -> None:
-    argument = "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb"
-    with running(tmp_path, *single(shared_models), argument) as binary:
         check_predict(f"localhost:{binary.port}", "default", 3.0)
 
 
@@ -72,22 +60,12 @@ def serves(target: str, model: str, expected: float) -> bool:
     return True
 
 
-def config_text(name: str, path: Path) -> str:
-    return (
-        f'model_config_list: {{ config: {{ name: "{name}", base_path: "{path}", model_platform: "tensorflow" }} }}'
+def config_text(models: dict[str, Path]) -> str:
+    entries = (
+        f'config: {{ name: "{name}", base_path: "{path}", model_platform: "tensorflow" }}'
+        for name, path in models.items()
     )
-
-
-def test_a_good_model_config(shared_models: Path, tmp_path: Path) -> None:
-    config = tmp_path / "models.config"
-    first, second = (
-        config_text(name, shared_models / model).removeprefix("model_config_list: {").removesuffix("}")
-        for name, model in (("half_plus_two", HALF_PLUS_TWO), ("half_plus_three", HALF_PLUS_THREE))
-    )
-    config.write_text(f"model_config_list: {{{first.rstrip()},{second}}}")
-    with running(tmp_path, f"--model_config_file={config}") as binary:
-        check_predict(f"localhost:{binary.port}", "half_plus_two", 3.0)
-        check_predict(f"localhost:{binary.port}", "half_plus_three", 4.0)
+    return f"model_config_list: {{ {', '.join(entries)} }}"
 
 
 def test_a_bad_model_config_ends_it(tmp_path: Path) -> None:
@@ -101,16 +79,24 @@ def test_a_bad_model_config_ends_it(tmp_path: Path) -> None:
     assert stdout.decode().startswith(text)
 
 
+TF2 = "saved_model_half_plus_two_tf2_cpu"
+
+
 @pytest.mark.parametrize("poll_wait_s", [1, 0])
-def test_the_model_config_is_read_again(shared_models: Path, tmp_path: Path, poll_wait_s: int) -> None:
+def test_a_model_config_of_two_models_and_whether_it_is_read_again(
+    shared_models: Path, tmp_path: Path, poll_wait_s: int
+) -> None:
+    """One of the models was exported by TensorFlow 2."""
     config = tmp_path / "models.config"
-    config.write_text(config_text("half_plus_two", shared_models / HALF_PLUS_TWO))
+    config.write_text(config_text({"half_plus_two": shared_models / HALF_PLUS_TWO, "two": shared_models / TF2}))
     flags = [f"--model_config_file={config}", f"--model_config_file_poll_wait_seconds={poll_wait_s}"]
     with running(tmp_path, *flags) as binary:
         target = f"localhost:{binary.port}"
         check_predict(target, "half_plus_two", 3.0)
+        check_predict(target, "two", 3.0)
+        assert binary.rest("/v1/models/two:predict", {"instances": [2.0]}) == {"predictions": [3.0]}
         temporary = tmp_path / "next.config"
-        temporary.write_text(config_text("half_plus_three", shared_models / HALF_PLUS_THREE))
+        temporary.write_text(config_text({"half_plus_three": shared_models / HALF_PLUS_THREE}))
         os.rename(temporary, config)
         if poll_wait_s == 0:
             # Nothing tells when nothing happens; the file is older than several polls of the other case here.

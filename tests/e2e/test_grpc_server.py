@@ -3,10 +3,12 @@ connections."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import stat
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,26 +34,39 @@ Start = Callable[..., Server]
 _OWN = ("grpc.use_local_subchannel_pool", 1)
 
 
-@pytest.fixture(params=["native", "grpcio"])
-def start(request: pytest.FixtureRequest, models: Path, tmp_path: Path) -> Start:
-    """Starts a server of the model `half` with this engine and these arguments."""
-
-    def start(*arguments: str) -> Server:
-        model = ("--model_name", "half", "--model_base_path", str(models / "half"))
-        return Server(tmp_path, *model, "--workers", "1", "--grpc_engine", request.param, *arguments)
-
-    return start
-
-
-#: For what has nothing to do with the engine.
-one_engine = pytest.mark.parametrize("start", ["native"], indirect=True)
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
+def start(engine: str, models: Path, tmp_path: Path) -> Start:
+    """Starts a server of the model `half` with this engine and these arguments."""
+    return lambda *arguments: Server(tmp_path, *_arguments(engine, models), *arguments)
+
+
+def _arguments(engine: str, models: Path) -> list[str]:
+    model = ["--model_name", "half", "--model_base_path", str(models / "half")]
+    return [*model, "--workers", "1", "--grpc_engine", engine]
+
+
+@pytest.fixture(scope="module")
 def socket_path() -> Iterator[Path]:
     """Not under pytest's folder, whose path is too long for a socket's name."""
     with tempfile.TemporaryDirectory(prefix="rs-") as folder:
         yield Path(folder) / "grpc.sock"
+
+
+@pytest.fixture(scope="module")
+def server(
+    engine: str, models: Path, socket_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server of each engine for the story that the tests which use it tell, from its start to its end: two
+    frontends, a UNIX socket, connections that must not grow old."""
+    arguments = ["--frontends", "2", "--grpc_socket_path", str(socket_path), "--grpc_connection_age_ms_max", "200"]
+    with Server(tmp_path_factory.mktemp("server"), *_arguments(engine, models), *arguments) as server:
+        yield server
 
 
 def connect(target: str) -> Any:
@@ -65,27 +80,97 @@ def check_predict(channel: Any) -> None:
     assert outputs_of(response)["y"].tolist() == [2.5, 3.0, 4.5]
 
 
-# --------------------------------------------------------------------------------------------------------- UNIX socket
+# --------------------------------------------------------------------- one server: health, sockets, reflection, reload
 
 
-def test_9_a_unix_socket_that_frontends_share(start: Start, socket_path: Path) -> None:
-    with start("--frontends", "2", "--grpc_socket_path", str(socket_path)) as server:
+def test_8_4_health_follows_the_models(server: Server) -> None:
+    with connect(server.grpc_target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watching = stub.Watch(health_pb2.HealthCheckRequest(service="half"), timeout=120)
+        seen = [next(watching).status]
+        while seen[-1] != health_pb2.HealthCheckResponse.SERVING:
+            seen.append(next(watching).status)
+        for service in ("", "half", "model:half", "PredictionService", "tensorflow.serving.ModelService"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            # The next connection may lead to the other frontend, which may be the one that hears of the model last.
+            wait_until(functools.partial(says, stub, request, seen[-1]), f"{service!r} to serve")
+
+
+def says(stub: Any, request: Any, status: int) -> bool:
+    try:
+        return bool(stub.Check(request, timeout=20).status == status)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return False
+
+
+def test_reflection_lists_what_is_served(server: Server) -> None:
+    with connect(server.grpc_target) as channel:
+        services = reflection.ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= set(services)
+
+
+def test_old_connections_are_asked_to_leave_without_an_error(server: Server) -> None:
+    with connect(server.grpc_target) as channel:
         server.wait_available("half")
-        assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660
-        for _ in range(10):
-            with connect(f"unix:{socket_path}") as channel:
-                check_predict(channel)
-        with connect(server.grpc_target) as channel:
-            check_predict(channel)
-        lines = re.findall(r"Running gRPC ModelServer at UNIX socket (\S+) \.\.\.", server.log)
-        assert lines == [str(socket_path)] * 2  # each frontend says so
-        assert "Using InsecureServerCredentials" in server.log
-        # Frontends that die do not take the socket with them.
-        for frontend in server.members("frontend"):
-            frontend.kill()
+        connections: list[grpc.ChannelConnectivity] = []
+        channel.subscribe(connections.append)
+
+        def three_were_left() -> bool:
+            check_predict(channel)  # and none of these calls fails
+            return connections.count(grpc.ChannelConnectivity.IDLE) >= 3
+
+        wait_until(three_were_left, "the end of three connections")
+
+
+def test_a_socket_in_use_is_said_before_anything_starts(server: Server, socket_path: Path, tmp_path: Path) -> None:
+    server.wait_available("half")
+    arguments = ["--model_base_path", str(tmp_path), "--grpc_socket_path", str(socket_path)]
+    with Server(tmp_path, *arguments) as second:
+        assert second.process.wait(30) != 0
+        assert "another program listens on it" in second.log
+    with connect(f"unix:{socket_path}") as channel:
+        check_predict(channel)
+
+
+def test_grpc_4_6_a_reload_replaces_the_models(server: Server, models: Path) -> None:
+    with connect(server.grpc_target) as channel:
+        server.wait_available("half")
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = model_management_pb2.ReloadConfigRequest()
+        for name in ("half", "again"):
+            config = request.config.model_config_list.config.add(name=name, model_platform="tensorflow")
+            config.base_path = str(models / "half")
+        response = stub.HandleReloadConfigRequest(request, timeout=120)
+        assert response.status.error_code == 0
+        predict = prediction_grpc.PredictionServiceStub(channel).Predict
+        answer = predict(make_request("again", x=np.array([2.0], np.float32)), timeout=60)
+        assert outputs_of(answer)["y"].tolist() == [3.0]
+        check_predict(channel)
+        request.config.model_config_list.config.add(name="half", base_path="/x", model_platform="tensorflow")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HandleReloadConfigRequest(request, timeout=120)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "Illegal to list model half multiple times in config list"
+
+
+def test_9_a_unix_socket_that_frontends_share(server: Server, socket_path: Path) -> None:
+    server.wait_available("half")
+    assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660
+    for _ in range(10):
         with connect(f"unix:{socket_path}") as channel:
-            wait_until(lambda: predicts(channel), "the successors to know the model")
-    assert not socket_path.exists()
+            check_predict(channel)
+    with connect(server.grpc_target) as channel:
+        check_predict(channel)
+    lines = re.findall(r"Running gRPC ModelServer at UNIX socket (\S+) \.\.\.", server.log)
+    assert lines == [str(socket_path)] * 2  # each frontend says so
+    assert "Using InsecureServerCredentials" in server.log
+    # Frontends that die do not take the socket with them.
+    for frontend in server.members("frontend"):
+        frontend.kill()
+    with connect(f"unix:{socket_path}") as channel:
+        wait_until(lambda: predicts(channel), "the successors to know the model")
 
 
 def predicts(channel: Any) -> bool:
@@ -99,40 +184,34 @@ def predicts(channel: Any) -> bool:
     return True
 
 
-def test_9_a_unix_socket_alone(start: Start, socket_path: Path) -> None:
+def test_an_open_watch_holds_no_stop_up(server: Server, socket_path: Path) -> None:
+    """It is told, and ended. This is the end of that server."""
+    with connect(server.grpc_target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watching = stub.Watch(health_pb2.HealthCheckRequest(service="half"), timeout=120)
+        while next(watching).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        assert server.stop() == 0
+        assert next(watching).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watching)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not socket_path.exists()
+
+
+def test_9_a_unix_socket_alone_which_a_server_that_was_killed_left(start: Start, socket_path: Path) -> None:
+    with start("--grpc_socket_path", str(socket_path)) as server:
+        wait_until(lambda: "Running gRPC ModelServer at UNIX socket" in server.log, "the socket to be listened on")
+        server.process.kill()
+        server.process.wait(10)
+        server.assert_nothing_left()
+    assert socket_path.exists()
     with start("--port=-1", "--grpc_socket_path", str(socket_path)) as server:
         server.wait_available("half")
         with connect(f"unix:{socket_path}") as channel:
             check_predict(channel)
         assert "Running gRPC ModelServer at UNIX socket" in server.log
         assert not re.search(r"Running gRPC ModelServer at \S+:\d+", server.log)
-
-
-@one_engine
-def test_a_socket_in_use_is_said_before_anything_starts(start: Start, socket_path: Path, tmp_path: Path) -> None:
-    with start("--grpc_socket_path", str(socket_path)) as server:
-        server.wait_available("half")
-        (tmp_path / "second").mkdir()
-        arguments = ["--model_base_path", str(tmp_path), "--grpc_socket_path", str(socket_path)]
-        with Server(tmp_path / "second", *arguments) as second:
-            assert second.process.wait(30) != 0
-            assert "another program listens on it" in second.log
-        with connect(f"unix:{socket_path}") as channel:
-            check_predict(channel)
-
-
-@one_engine
-def test_the_socket_of_a_server_that_was_killed_is_replaced(start: Start, socket_path: Path) -> None:
-    with start("--grpc_socket_path", str(socket_path)) as server:
-        server.wait_available("half")
-        server.process.kill()
-        server.process.wait(10)
-        server.assert_nothing_left()
-    assert socket_path.exists()
-    with start("--grpc_socket_path", str(socket_path)) as server:
-        server.wait_available("half")
-        with connect(f"unix:{socket_path}") as channel:
-            check_predict(channel)
     assert not socket_path.exists()
 
 
@@ -175,6 +254,11 @@ def test_9_tls(start: Start, certs: Certificates, tmp_path: Path) -> None:
         with secure(server.grpc_target, certs) as channel:
             check_predict(channel)
         assert refused(connect(server.grpc_target))
+        # It is about gRPC alone: REST has no TLS.
+        with urllib.request.urlopen(f"{server.rest_url}/metrics", timeout=60) as response:
+            page = response.read().decode()
+        end = r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$'
+        assert re.search(end, page, re.M)
         assert "Using SSL credentials" in server.log
         assert certs.server.key.splitlines()[1] not in server.log
 
@@ -191,63 +275,3 @@ def test_9_clients_show_certificates_on_every_socket(
                 check_predict(channel)
             assert refused(secure(target, certs))
             assert refused(secure(target, certs, certs.stranger))
-
-
-# ------------------------------------------------------------------------------------------- health, reflection, reload
-
-
-def test_8_4_health_follows_the_models(start: Start) -> None:
-    with start() as server, connect(server.grpc_target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        watching = stub.Watch(health_pb2.HealthCheckRequest(service="half"), timeout=120)
-        seen = [next(watching).status]
-        while seen[-1] != health_pb2.HealthCheckResponse.SERVING:
-            seen.append(next(watching).status)
-        for service in ("", "half", "model:half", "PredictionService", "tensorflow.serving.ModelService"):
-            assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status == seen[-1]
-        # An open watch holds no stop up: it is told, and ended.
-        assert server.stop() == 0
-        assert next(watching).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        with pytest.raises(grpc.RpcError) as ended:
-            next(watching)
-        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-def test_reflection_lists_what_is_served(start: Start) -> None:
-    with start() as server, connect(server.grpc_target) as channel:
-        services = reflection.ProtoReflectionDescriptorDatabase(channel).get_services()
-        assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= set(services)
-
-
-def test_grpc_4_6_a_reload_replaces_the_models(start: Start, models: Path) -> None:
-    with start() as server, connect(server.grpc_target) as channel:
-        server.wait_available("half")
-        stub = model_service_pb2_grpc.ModelServiceStub(channel)
-        request = model_management_pb2.ReloadConfigRequest()
-        for name in ("half", "again"):
-            config = request.config.model_config_list.config.add(name=name, model_platform="tensorflow")
-            config.base_path = str(models / "half")
-        response = stub.HandleReloadConfigRequest(request, timeout=120)
-        assert response.status.error_code == 0
-        predict = prediction_grpc.PredictionServiceStub(channel).Predict
-        answer = predict(make_request("again", x=np.array([2.0], np.float32)), timeout=60)
-        assert outputs_of(answer)["y"].tolist() == [3.0]
-        check_predict(channel)
-        request.config.model_config_list.config.add(name="half", base_path="/x", model_platform="tensorflow")
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.HandleReloadConfigRequest(request, timeout=120)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.details() == "Illegal to list model half multiple times in config list"
-
-
-def test_old_connections_are_asked_to_leave_without_an_error(start: Start) -> None:
-    with start("--grpc_connection_age_ms_max", "200") as server, connect(server.grpc_target) as channel:
-        server.wait_available("half")
-        connections: list[grpc.ChannelConnectivity] = []
-        channel.subscribe(connections.append)
-
-        def three_were_left() -> bool:
-            check_predict(channel)  # and none of these calls fails
-            return connections.count(grpc.ChannelConnectivity.IDLE) >= 3
-
-        wait_until(three_were_left, "the end of three connections")

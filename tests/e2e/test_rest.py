@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from tests.e2e.conftest import SHARED_MODELS
 from tests.e2e.server import Server, wait_until
 
 CONFIG = """
@@ -36,10 +37,13 @@ NAMES = ("half", "identities", "mlp", "echo", "slow", "strings", "several")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     tables = [f'[[models]]\nname = "{name}"\nbase_path = "{models / name}"\n' for name in NAMES]
+    if SHARED_MODELS.is_dir():
+        half_plus_two = SHARED_MODELS / "saved_model_half_plus_two_cpu"
+        tables.append(f'[[models]]\nname = "m"\nbase_path = "{half_plus_two}"\n')
     tables.append(f'[[models]]\nname = "absent"\nbase_path = "{folder / "nowhere"}"\n')
     (folder / "server.toml").write_text(CONFIG.format(models="\n".join(tables)))
     with Server(folder, "--config", str(folder / "server.toml")) as server:
-        for name in NAMES:
+        for name in (*NAMES, *(["m"] if SHARED_MODELS.is_dir() else [])):
             server.wait_available(name)
         yield server
 
@@ -217,52 +221,46 @@ def test_curl(server: Server, options: list[str]) -> None:
     assert run.stdout == b'{\n    "predictions": [2.5\n    ]\n}'
 
 
-def test_classify_and_regress(shared_models: Path, tmp_path: Path) -> None:
-    base = shared_models / "saved_model_half_plus_two_cpu"
-    with Server(tmp_path, "--model_name", "m", "--model_base_path", str(base), "--workers", "1") as server:
-        server.wait_available("m")
-        body: dict[str, Any] = {"signature_name": "regress_x_to_y", "examples": [{"x": 2.0}, {"x": [5.0]}]}
-        status, _, answer = ask(server, "POST", "/v1/models/m:regress", body)
-        assert (status, answer) == (200, b'{\n    "results": [3.0, 4.5]\n}')
-        body = {"signature_name": "classify_x_to_y", "context": {"x": 7.0}, "examples": [{"x": 2.0}, {}]}
-        status, _, answer = ask(server, "POST", "/v1/models/m:classify", body)
-        assert (status, answer) == (200, b'{\n    "results": [[["", 3.0]], [["", 5.5]]\n    ]\n}')
-        # an integer makes an integer feature, which the model's parser refuses
-        body = {"signature_name": "regress_x_to_y", "examples": [{"x": 8}]}
-        status, _, answer = ask(server, "POST", "/v1/models/m:regress", body)
-        assert status == 400
-        assert "error" in json.loads(answer)
+def test_classify_and_regress(server: Server, shared_models: Path) -> None:
+    """By one of TensorFlow Serving's test models."""
+    body: dict[str, Any] = {"signature_name": "regress_x_to_y", "examples": [{"x": 2.0}, {"x": [5.0]}]}
+    status, _, answer = ask(server, "POST", "/v1/models/m:regress", body)
+    assert (status, answer) == (200, b'{\n    "results": [3.0, 4.5]\n}')
+    body = {"signature_name": "classify_x_to_y", "context": {"x": 7.0}, "examples": [{"x": 2.0}, {}]}
+    status, _, answer = ask(server, "POST", "/v1/models/m:classify", body)
+    assert (status, answer) == (200, b'{\n    "results": [[["", 3.0]], [["", 5.5]]\n    ]\n}')
+    # an integer makes an integer feature, which the model's parser refuses
+    body = {"signature_name": "regress_x_to_y", "examples": [{"x": 8}]}
+    status, _, answer = ask(server, "POST", "/v1/models/m:regress", body)
+    assert status == 400
+    assert "error" in json.loads(answer)
 
 
-def test_a_recorded_warm_up_file_warms_up(models: Path, tmp_path: Path) -> None:
+def test_a_recorded_warm_up_file_warms_up(server: Server, models: Path, tmp_path: Path) -> None:
     """Requests of a running server, recorded, and replayed by the next one before its model serves."""
-    shutil.copytree(models / "several", tmp_path / "several")
-    arguments = ["--model_name", "several", "--model_base_path", str(tmp_path / "several"), "--workers", "1"]
     rows = [{"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0]}]
-    (tmp_path / "one").mkdir()
-    with Server(tmp_path / "one", *arguments) as server:
-        server.wait_available("several")
-        recorded: list[tuple[int, dict[str, str], bytes]] = []
+    recorded: list[tuple[int, dict[str, str], bytes]] = []
 
-        def record() -> None:
-            path = "/ringserve/v1/models/several:record"
-            headers = {"Content-Type": "application/json"}
-            recorded.append(ask(server, "POST", path, {"count": 3, "seconds": 60}, headers))
+    def record() -> None:
+        path = "/ringserve/v1/models/several:record"
+        headers = {"Content-Type": "application/json"}
+        recorded.append(ask(server, "POST", path, {"count": 3, "seconds": 60}, headers))
 
-        thread = threading.Thread(target=record)
-        thread.start()
-        limit = time.monotonic() + 60
-        while thread.is_alive() and time.monotonic() < limit:
-            predict(server, "several", instances=rows)
-        thread.join()
+    thread = threading.Thread(target=record)
+    thread.start()
+    limit = time.monotonic() + 60
+    while thread.is_alive() and time.monotonic() < limit:
+        predict(server, "several", instances=rows)
+    thread.join()
     ((status, headers, file),) = recorded
     assert (status, headers["content-type"]) == (200, "application/octet-stream")
+    shutil.copytree(models / "several", tmp_path / "several")
     extra = tmp_path / "several" / "1" / "assets.extra"
     extra.mkdir()
     (extra / "tf_serving_warmup_requests").write_bytes(file)
-    (tmp_path / "two").mkdir()
-    with Server(tmp_path / "two", *arguments) as server:
-        server.wait_available("several")
-        summary = json.loads(ask(server, "GET", "/ringserve/v1/models/several")[2])
+    arguments = ["--model_name", "several", "--model_base_path", str(tmp_path / "several"), "--workers", "1"]
+    with Server(tmp_path, *arguments) as other:
+        other.wait_available("several")
+        summary = json.loads(ask(other, "GET", "/ringserve/v1/models/several")[2])
         assert any("3" in note for note in summary["versions"][0]["notes"]), summary
-        wait_until(lambda: predict(server, "several", instances=rows), "the model to answer")
+        wait_until(lambda: predict(other, "several", instances=rows), "the model to answer")

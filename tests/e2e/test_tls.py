@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import text_format
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from ringserve.config.config_protos import SSLConfig
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.server import Server, wait_until
 from tests.frontend.http2.certificates import HAS_OPENSSL, Certificates, certificates
@@ -147,21 +144,6 @@ def _replace_while_called(server: Server, kit: Kit, channel: Any, target: str, u
     is_over.set()
     thread.join(60)
     assert all(answer == [3.0, 4.0] for answer in answers)
-
-
-def test_an_ssl_config_is_about_grpc_only_and_the_metrics_tell_the_end(kit: Kit, models: Path) -> None:
-    message = SSLConfig(server_key=kit.certs.server.key, server_cert=kit.certs.server.cert)
-    path = kit.folder / "ssl.pbtxt"
-    path.write_text(text_format.MessageToString(message))
-    model = ["--model_name=half", f"--model_base_path={models / 'half'}"]
-    with Server(kit.folder, f"--ssl_config_file={path}", *model) as server:
-        server.wait_available("half")
-        with kit.channel(server.grpc_target.replace("127.0.0.1", "localhost")) as channel:
-            assert predict(channel) == [3.0, 4.0]
-        command = ["curl", "-sS", f"{server.rest_url}/metrics"]
-        page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        end = r'^ringserve_tls_certificate_end_time_seconds\{process="frontend-0"\} 1\d{9}(\.0)?$'
-        assert re.search(end, page, re.M)
 
 
 def test_a_start_without_a_right_key_says_so(kit: Kit, models: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.operator import state
 from tests.e2e.server import Server, wait_until
-from tests.e2e.test_lifecycle_versions import put, wait_states
+from tests.e2e.test_lifecycle_versions import put, states, wait_states
 from tests.e2e.traffic import Traffic
 
 MIB = 1 << 20
@@ -69,6 +70,39 @@ def settle(server: Server) -> None:
     wait_until(functools.partial(settled, server), "one generation of two workers")
 
 
+class Story:
+    """One server of model `m`, whose versions come one after the other. version: the last that was put."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self._models = models
+        self._base = folder / "base"
+        self._base.mkdir()
+        self.version = 0
+        self.put()
+        self.server = serve(folder, self._base)
+
+    def put(self) -> int:
+        self.version += 1
+        put(self._models, self._base, self.version)
+        return self.version
+
+    def move_in(self, made: Path) -> int:
+        """That folder is the next version."""
+        self.version += 1
+        os.rename(made, self._base / str(self.version))
+        return self.version
+
+
+@pytest.fixture(scope="module")
+def story(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The tests that use it go on from each other."""
+    story = Story(tmp_path_factory.mktemp("story"), models)
+    with story.server as server:
+        server.wait_available("m")
+        settle(server)
+        yield story
+
+
 def test_workers_map_one_copy_and_answer_as_without_it(models: Path, tmp_path: Path) -> None:
     checkpoint = (models / "mlp" / "1" / "variables" / "variables.data-00000-of-00001").stat().st_size
     rows = np.random.default_rng(1).random((3, 784), np.float32)
@@ -97,21 +131,16 @@ def test_workers_map_one_copy_and_answer_as_without_it(models: Path, tmp_path: P
         np.testing.assert_array_equal(values, answers[1][alias])
 
 
-def test_old_weights_are_given_up_when_their_workers_are_gone(models: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    put(models, base, 1)
-    with serve(tmp_path, base) as server:
-        server.wait_available("m")
-        settle(server)
-        with Traffic(server, "m") as traffic:
-            for version in (2, 3, 4):
-                put(models, base, version)
-                traffic.wait_for_version(version)
-                settle(server)
-                wait_until(lambda: held(server) == 1, "the old weights to be given up")
-                assert list(weights(server)) == [version]
-        assert "are given up" in server.log
+def test_old_weights_are_given_up_when_their_workers_are_gone(story: Story) -> None:
+    server = story.server
+    with Traffic(server, "m") as traffic:
+        for _ in range(3):
+            version = story.put()
+            traffic.wait_for_version(version)
+            settle(server)
+            wait_until(lambda: held(server) == 1, "the old weights to be given up")
+            assert list(weights(server)) == [version]
+    assert "are given up" in server.log
 
 
 def _author(server: Server, killed: frozenset[int] = frozenset()) -> psutil.Process | None:
@@ -126,85 +155,71 @@ def _author(server: Server, killed: frozenset[int] = frozenset()) -> psutil.Proc
 
 
 @pytest.mark.parametrize("role", ["author", "worker", "broker"])
-def test_a_death_while_weights_are_loaded_costs_no_call(models: Path, tmp_path: Path, role: str) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    put(models, base, 1)
-    with serve(tmp_path, base) as server:
-        server.wait_available("m")
+def test_a_death_while_weights_are_loaded_costs_no_call(story: Story, role: str) -> None:
+    server = story.server
+    with Traffic(server, "m") as traffic:
+        version = story.put()
+        author = wait_until(functools.partial(_author, server), "the author")
+        victim = author if role == "author" else server.members(role)[0]
+        victim.kill()
+        traffic.wait_for_version(version)
         settle(server)
-        with Traffic(server, "m") as traffic:
-            put(models, base, 2)
-            author = wait_until(functools.partial(_author, server), "the author")
-            victim = author if role == "author" else server.members(role)[0]
-            victim.kill()
-            traffic.wait_for_version(2)
-            settle(server)
-        wait_until(lambda: held(server) == 1, "only the weights of version 2 to be left")
-        inodes = [mapped(worker) for worker in server.members("worker")]
-        assert len(set.union(*inodes)) == 1
-        assert all(inodes)
+    wait_until(lambda: held(server) == 1, f"only the weights of version {version} to be left")
+    inodes = [mapped(worker) for worker in server.members("worker")]
+    assert len(set.union(*inodes)) == 1
+    assert all(inodes)
 
 
 @pytest.mark.parametrize("moment", ["at rest", "while an author loads"])
-def test_after_the_pool_was_killed_every_worker_maps_the_same_weights(
-    models: Path, tmp_path: Path, moment: str
+def test_after_the_pool_was_killed_every_worker_maps_the_same_weights(story: Story, moment: str) -> None:
+    server = story.server
+    before = mapped(server.members("worker")[0])
+    others = dict.fromkeys(states(server), "END")
+    version = story.version
+    if moment != "at rest":
+        version = story.put()
+        wait_until(functools.partial(_author, server), "the author")
+    pool = server.members("pool")[0]
+    pool.kill()
+    wait_until(lambda: not pool.is_running(), "the pool to be gone")
+    wait_states(server, others | {version: "AVAILABLE"})
+    settle(server)
+    with Traffic(server, "m") as traffic:
+        traffic.wait_for_version(version)
+    wait_until(lambda: held(server) == 1, "one version's weights to be left")
+    inodes = [mapped(worker) for worker in server.members("worker")]
+    assert inodes[0] == inodes[1]
+    assert len(inodes[0]) == 1
+    assert not inodes[0] & before
+
+
+def test_a_version_that_ends_its_authors_is_given_up_and_the_old_one_serves(
+    story: Story, models: Path, tmp_path: Path
 ) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    put(models, base, 1)
-    with serve(tmp_path, base) as server:
-        server.wait_available("m")
-        settle(server)
-        before = mapped(server.members("worker")[0])
-        version = 1
-        if moment != "at rest":
-            version = 2
-            put(models, base, 2)
-            wait_until(functools.partial(_author, server), "the author")
-        pool = server.members("pool")[0]
-        pool.kill()
-        wait_until(lambda: not pool.is_running(), "the pool to be gone")
-        wait_states(server, {version: "AVAILABLE"} if version == 1 else {2: "AVAILABLE", 1: "END"})
-        settle(server)
-        with Traffic(server, "m") as traffic:
-            traffic.wait_for_version(version)
-        wait_until(lambda: held(server) == 1, "one version's weights to be left")
-        inodes = [mapped(worker) for worker in server.members("worker")]
-        assert inodes[0] == inodes[1]
-        assert len(inodes[0]) == 1
-        assert not inodes[0] & before
-
-
-def test_a_version_that_ends_its_authors_is_given_up_and_the_old_one_serves(models: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    put(models, base, 1)
-    with serve(tmp_path, base) as server:
-        server.wait_available("m")
-        settle(server)
-        with Traffic(server, "m") as traffic:
-            old = {process.pid for process in server.members("worker")}
-            # A named pipe in place of the checkpoint: whoever opens it waits for ever. The others give it a size.
-            shutil.copytree(models / "mlp" / "1", tmp_path / "2")
-            data = tmp_path / "2" / "variables" / "variables.data-00000-of-00001"
-            for shard in (0, 1):
-                shutil.copy(data, data.with_name(f"variables.data-0000{shard}-of-00002"))
-            data.unlink()
-            os.mkfifo(data)
-            os.rename(tmp_path / "2", base / "2")
-            killed: frozenset[int] = frozenset()
-            for _ in range(2):
-                author = wait_until(functools.partial(_author, server, killed), "an author")
-                killed |= {author.pid}
-                author.kill()
-            wait_states(server, {2: "END", 1: "AVAILABLE"})
-            traffic.wait_for_version(1)
-        (broken, _) = server.status("m")
-        assert broken["status"]["error_code"] == "INTERNAL"
-        assert broken["status"]["error_message"].endswith("ended 2 worker processes, the last by signal SIGKILL")
-        assert {process.pid for process in server.members("worker")} == old
-        assert held(server) == 1
+    server, good = story.server, story.version
+    others = dict.fromkeys(states(server), "END")
+    with Traffic(server, "m") as traffic:
+        old = {process.pid for process in server.members("worker")}
+        # A named pipe in place of the checkpoint: whoever opens it waits for ever. The others give it a size.
+        shutil.copytree(models / "mlp" / "1", tmp_path / "next")
+        data = tmp_path / "next" / "variables" / "variables.data-00000-of-00001"
+        for shard in (0, 1):
+            shutil.copy(data, data.with_name(f"variables.data-0000{shard}-of-00002"))
+        data.unlink()
+        os.mkfifo(data)
+        version = story.move_in(tmp_path / "next")
+        killed: frozenset[int] = frozenset()
+        for _ in range(2):
+            author = wait_until(functools.partial(_author, server, killed), "an author")
+            killed |= {author.pid}
+            author.kill()
+        wait_states(server, others | {version: "END", good: "AVAILABLE"})
+        traffic.wait_for_version(good)
+    broken = server.status("m")[0]
+    assert broken["status"]["error_code"] == "INTERNAL"
+    assert broken["status"]["error_message"].endswith("ended 2 worker processes, the last by signal SIGKILL")
+    assert {process.pid for process in server.members("worker")} == old
+    assert held(server) == 1
 
 
 def test_a_load_beyond_the_memory_limit_is_refused_and_the_old_version_stays(models: Path, tmp_path: Path) -> None:

@@ -13,9 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from perf import models
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.timeout(420)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported() -> None:
+    """All models that the programs here serve, at once: one process less for each."""
+    models.prepared("mlp", "mlp_other", "dense-8", "conv")
 
 
 def run(program: str, output: Path, *options: str) -> str:
