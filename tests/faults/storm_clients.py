@@ -1,7 +1,8 @@
 """`python -m tests.faults.storm_clients TARGET CALLS`: so many calls in flight all the time, until standard input ends.
 
-The official asyncio client over several channels. Prints one JSON object at the end: what calls ended with, and every
-time longer than `GAP_NS` in which no right answer came, as [begin, length] in ns of the monotonic clock.
+The official asyncio client over several channels, with message classes that need no TensorFlow. Prints one JSON object
+at the end: what calls ended with, and every time longer than `GAP_NS` in which no right answer came, as [begin, length]
+in ns of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections import Counter
 from typing import Any
 
 import grpc
-import numpy as np
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.e2e.clients import make_request
+from ringserve.config.protos import PredictRequest, PredictResponse
 
 GAP_NS = 20_000_000
 _CHANNELS = 10
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_FLOAT = 1
 
 
 class Book:
@@ -39,21 +40,30 @@ class Book:
         self.ends["ok"] += 1
 
 
-async def _caller(stub: Any, number: int, book: Book, stop: asyncio.Event) -> None:
+def _request(values: list[float]) -> Any:
+    request = PredictRequest()
+    request.model_spec.name = "m"
+    request.inputs["x"].dtype = _FLOAT
+    request.inputs["x"].tensor_shape.dim.add(size=len(values))
+    request.inputs["x"].float_val.extend(values)
+    return request
+
+
+async def _caller(predict: Any, number: int, book: Book, stop: asyncio.Event) -> None:
     calls = []
     for n in range(4):
-        x = np.full(1 + n % 3, 10 * (number % 1000) + n, np.float32)
-        calls.append((make_request("m", x=x), (x / 2 + 2).tolist()))
+        x = [float(10 * (number % 1000) + n)] * (1 + n % 3)
+        calls.append((_request(x), [each / 2 + 2 for each in x]))
     count = 0
     while not stop.is_set():
         request, expected = calls[count % len(calls)]
         count += 1
-        await _call(stub, request, expected, book)
+        await _call(predict, request, expected, book)
 
 
-async def _call(stub: Any, request: predict_pb2.PredictRequest, expected: list[float], book: Book) -> None:
+async def _call(predict: Any, request: Any, expected: list[float], book: Book) -> None:
     try:
-        response = await stub.Predict(request, timeout=60)
+        response = await predict(request, timeout=60)
     except grpc.RpcError as error:
         book.ends[f"{error.code().name}: {error.details()}"] += 1
         return
@@ -66,9 +76,12 @@ async def _call(stub: Any, request: predict_pb2.PredictRequest, expected: list[f
 async def main(target: str, calls_count: int) -> None:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     channels = [grpc.aio.insecure_channel(target, options) for _ in range(_CHANNELS)]
-    stubs = [prediction_service_pb2_grpc.PredictionServiceStub(channel) for channel in channels]
+    ways = [
+        channel.unary_unary(_PREDICT, PredictRequest.SerializeToString, PredictResponse.FromString)
+        for channel in channels
+    ]
     book, stop = Book(), asyncio.Event()
-    callers = [asyncio.create_task(_caller(stubs[n % _CHANNELS], n, book, stop)) for n in range(calls_count)]
+    callers = [asyncio.create_task(_caller(ways[n % _CHANNELS], n, book, stop)) for n in range(calls_count)]
     while book.ends.total() < 2 * calls_count:
         await asyncio.sleep(0.02)  # polls what the callers count
     print("ready", flush=True)

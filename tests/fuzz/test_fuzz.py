@@ -5,10 +5,13 @@ from scratch and by damage to good inputs, then, where it is installed, atheris 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,22 +57,30 @@ def test_damaged_inputs(name: str, chance: st.DataObject) -> None:
     TARGETS[name].run(data)
 
 
+@pytest.fixture(scope="module")
+def guide() -> Iterator[subprocess.Popen[str]]:
+    """The process that runs targets under atheris: to instrument all code takes longer than the runs do."""
+    command = [sys.executable, "-m", "tests.fuzz.run"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        yield process
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 @every_target
-def test_guided(name: str, tmp_path: Path) -> None:
-    found = tmp_path / "found"
+def test_guided(name: str, tmp_path: Path, guide: subprocess.Popen[str]) -> None:
+    assert guide.stdin is not None
+    assert guide.stdout is not None
+    found, output = tmp_path / "found", tmp_path / "output"
     found.mkdir()
     for number, seed in enumerate(TARGETS[name].seeds):
         (found / f"seed-{number}").write_bytes(seed)
     if (CORPUS / name).is_dir():
         shutil.copytree(CORPUS / name, found, dirs_exist_ok=True)
-    command = [sys.executable, "-m", "tests.fuzz.run", name, str(found), f"-runs={RUNS}", "-seed=1", "-max_len=600"]
-    ended = subprocess.run(
-        [*command, f"-artifact_prefix={tmp_path}/", "-timeout=30", "-rss_limit_mb=2048"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-6_000:]
+    order = [str(output), name, str(found), f"-runs={RUNS}", "-seed=1", "-max_len=600"]
+    order += [f"-artifact_prefix={tmp_path}/", "-timeout=30", "-rss_limit_mb=2048"]
+    guide.stdin.write(json.dumps(order) + "\n")
+    guide.stdin.flush()
+    assert guide.stdout.readline() == "0\n", output.read_text(errors="replace")[-6_000:]
