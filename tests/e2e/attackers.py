@@ -157,9 +157,9 @@ class Memory:
 
 
 def _private_bytes(process: psutil.Process) -> int:
-    with open(f"/proc/{process.pid}/smaps_rollup") as lines:
-        # Not Private_*: pages of a ring that no worker has looked at yet count there, too.
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+    with open(f"/proc/{process.pid}/status") as lines:
+        # Not the private pages of smaps: those of a ring that no worker has looked at yet count there, too.
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 @contextmanager

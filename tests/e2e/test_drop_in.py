@@ -186,6 +186,7 @@ def test_a_trace_by_tensorflows_profiler_client(half_plus_two: Binary, tmp_path:
         "def load():\n"
         "    while not stop.is_set():\n"
         "        urllib.request.urlopen(sys.argv[2], b'{\"instances\": [2.0]}').read()\n"
+        "        stop.wait(0.01)\n"
         "thread = threading.Thread(target=load); thread.start()\n"
         "try: tf.profiler.experimental.client.trace(sys.argv[1], sys.argv[3], 1000)\n"
         "finally: stop.set(); thread.join()\n"

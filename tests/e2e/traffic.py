@@ -14,8 +14,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.server import wait_until
 
-#: Of a thread, from an answer to its next call: some calls are in flight nearly all the time, and the cores are left to
-#: the processes that the test is about.
+#: Of a thread, from an answer to its next call, once all is well: some calls are in flight nearly all the time, and the
+#: cores are left to the processes that the test is about.
 _PAUSE_S = 0.01
 
 
@@ -34,6 +34,7 @@ class Traffic:
         self.outcomes: Counter[str] = Counter()
         self.versions: Counter[int] = Counter()
         self._model = model
+        self._pause_s = 0.0
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._channel = grpc.insecure_channel(server.grpc_target)
@@ -44,6 +45,7 @@ class Traffic:
         for thread in self._threads:
             thread.start()
         self.wait_for_more(50)
+        self._pause_s = _PAUSE_S
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -79,7 +81,7 @@ class Traffic:
             with self._lock:
                 self.outcomes[outcome] += 1
                 self.versions[version] += 1
-            self._stop.wait(_PAUSE_S)
+            self._stop.wait(self._pause_s)
 
     def _call(self, x: np.ndarray[Any, Any]) -> tuple[str, int]:
         try:

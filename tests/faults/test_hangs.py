@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.server import Server, wait_until
 from tests.faults.retrying import Clients
 
-_HANG_MS = 3000
+_HANG_MS = 2000
 
 
 @pytest.fixture(scope="module")
