@@ -87,7 +87,8 @@ class Server:
             match = None if what in self._ports else line.search(self.log)  # its log grows, and this is asked often
             return int(match.group(1)) if match else self._ports.get(what, 0)
 
-        self._ports[what] = port = wait_until(look, what)
+        port: int = wait_until(look, what)
+        self._ports[what] = port
         return port
 
     def status(self, model: str) -> list[dict[str, Any]]:
