@@ -40,7 +40,7 @@ enum outcome {
     OUTCOMES_COUNT
 };
 
-enum comparison { COMPARE_NONE, COMPARE_EXACT, COMPARE_PREDICT, COMPARE_JSON };
+enum comparison { COMPARE_NONE, COMPARE_EXACT, COMPARE_PREDICT, COMPARE_JSON, COMPARE_FLOATS };
 
 struct tolerance {
     double relative; /* of the expected value */
@@ -72,7 +72,8 @@ struct message {
 };
 
 struct setup {
-    const char *host, *port, *path, *authority;
+    const char *host, *port, *path, *authority, *content_type;
+    char headers[2048]; /* REST: lines beside those that are always sent, each with its end */
     bool rest;
     uint32_t connections_count, in_flight_max;
     double warmup_s, duration_s, drain_s, connect_s;

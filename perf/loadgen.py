@@ -39,11 +39,11 @@ class Exchange:
 class Load:
     """What to send. `in_flight` counts over all connections; `rate` (calls a second) makes it an open loop.
 
-    `count`: measure so many calls instead of a duration. `compare`: exact, predict or json; None: the generator's
-    default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each such slice of
-    the duration as well. `deadline_ms`: of each call, from when it should have started; told to the server, and kept
-    here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further options
-    of the generator, as they are.
+    `count`: measure so many calls instead of a duration. `compare`: exact, predict, json or floats; None: the
+    generator's default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each
+    such slice of the duration as well. `deadline_ms`: of each call, from when it should have started; told to the
+    server, and kept here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further
+    options of the generator, as they are.
     """
 
     port: int
@@ -105,7 +105,8 @@ class Figures:
     that should have started in the window: due: all; late: no answer before their deadline, unsent: of these, never
     sent for want of room; refused_us: when they were refused. met: compared
     answers of the whole run, by which expected answer they equal: the first, the first of the others and so on.
-    window_from_s: when the window opened, as time.monotonic() tells it.
+    window_from_s: when the window opened, as time.monotonic() tells it. latency_curve_us: [share of calls, us],
+    with finer steps towards the last one, the slowest.
     """
 
     calls: int
@@ -126,6 +127,7 @@ class Figures:
     met: Sequence[int] = ()
     window_from_s: float = 0.0
     slices: Slices = field(default_factory=Slices)
+    latency_curve_us: Sequence[tuple[float, float]] = ()
     failures_by_kind: dict[str, int] = field(default_factory=dict)
     failures_by_grpc_status: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)

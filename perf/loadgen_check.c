@@ -4,7 +4,8 @@
  * fields of a message as it likes, or send values packed, unpacked or as tensor_content. So a PredictResponse is
  * compared by meaning: the same outputs with the same dtype and shape, float and double values within the tolerance,
  * the bytes of other tensors equal, the same model name, version and signature. One walk over some thirty tags costs
- * less than a tenth of a microsecond per output. JSON is compared token by token, numbers within the tolerance.
+ * less than a tenth of a microsecond per output. JSON is compared token by token, numbers within the tolerance. Of a
+ * body in another binary form (npy, Open Inference) the float32 values at its end are compared.
  */
 #include <math.h>
 #include <stdio.h>
@@ -304,6 +305,24 @@ static bool same_json(const struct expectation *x, struct span actual, char *why
     }
 }
 
+static bool same_floats(const struct expectation *x, struct span actual, char *why) {
+    struct span expected = x->body;
+    if (actual.bytes < expected.bytes) {
+        snprintf(why, TEXT_BYTES, "%zu bytes, expected %zu of values", actual.bytes, expected.bytes);
+        return false;
+    }
+    const uint8_t *data = actual.data + actual.bytes - expected.bytes;
+    for (size_t at = 0; at + sizeof(float) <= expected.bytes; at += sizeof(float)) {
+        float e, a;
+        memcpy(&e, expected.data + at, sizeof e);
+        memcpy(&a, data + at, sizeof a);
+        if (close_to(a, e, x->tolerance)) continue;
+        snprintf(why, TEXT_BYTES, "value %zu is %g, expected %g", at / sizeof(float), (double)a, (double)e);
+        return false;
+    }
+    return true;
+}
+
 /* ------------------------------------------------------------------------------------------------------ interface */
 
 struct expectation *expectation_new(enum comparison comparison, struct tolerance tolerance, const uint8_t *data,
@@ -364,6 +383,9 @@ int expectation_met(const struct expectation *first, const uint8_t *data, size_t
     index = 0;
     for (const struct expectation *x = first; x && first->comparison == COMPARE_JSON; x = x->other, index++)
         if (same_json(x, answer, why)) return index;
+    index = 0;
+    for (const struct expectation *x = first; x && first->comparison == COMPARE_FLOATS; x = x->other, index++)
+        if (same_floats(x, answer, why)) return index;
     if (first->comparison == COMPARE_EXACT) {
         size_t i = 0;
         while (i < bytes && i < first->body.bytes && data[i] == first->body.data[i]) i++;

@@ -1,4 +1,5 @@
 /* What a run of the load generator found, printed as one line of JSON. */
+#include <math.h>
 #include <stdio.h>
 
 #include "loadgen_stats.h"
@@ -36,6 +37,19 @@ static void print_histogram(const char *name, const struct histogram *h) {
     print_quantile(h, "p99", 0.99);
     print_quantile(h, "p99_9", 0.999);
     printf("\"mean\": %.1f, \"max\": %.1f}, ", mean_ns / 1e3, (double)h->max / 1e3);
+}
+
+/* Latency by share of calls, with ever finer steps towards the last call: 8 for each nine behind the point. */
+static void print_curve(const struct histogram *h) {
+    printf("\"latency_curve_us\": [");
+    for (int step = 0; h->count; step++) {
+        double above = pow(10.0, -step / 8.0);
+        bool last = above * (double)h->count < 1.0;
+        double share = last ? 1.0 : 1.0 - above;
+        printf("%s[%.9g, %.1f]", step ? ", " : "", share, (double)histogram_quantile(h, share) / 1e3);
+        if (last) break;
+    }
+    printf("], ");
 }
 
 static void print_met(void) {
@@ -107,6 +121,7 @@ uint64_t figures_print(void) {
     /* CLOCK_MONOTONIC, as Python's time.monotonic(): so that events of other programs can be put beside the slices. */
     printf("\"window_from_s\": %.6f, \"held_back\": %llu, ", (double)f->window_from / 1e9,
            (number)f->held_back_count);
+    print_curve(&f->latency);
     print_met();
     print_slices();
 

@@ -10,6 +10,7 @@
 struct setup setup = {
     .host = "127.0.0.1",
     .path = "/tensorflow.serving.PredictionService/Predict",
+    .content_type = "application/json",
     .connections_count = 1,
     .in_flight_max = 1,
     .warmup_s = 0,
@@ -35,7 +36,9 @@ static const char usage[] =
     "  --rest                       HTTP/1.1 POST to --path, one connection per call in flight\n"
     "  --request=FILE               body of a request (protobuf, or JSON with --rest); repeat for several\n"
     "  --expect=FILE                expected answer of the request before it; repeat for answers that are as good\n"
-    "  --compare=exact|predict|json how to compare; default: predict, with --rest json\n"
+    "  --content_type=application/json --header='NAME: VALUE'   with --rest; --header may be repeated\n"
+    "  --compare=exact|predict|json|floats how to compare; default: predict, with --rest json; floats: the answer ends\n"
+    "                               with the little-endian float32 of --expect, whatever comes before them\n"
     "  --float_tolerance=1e-4       relative; --float_floor=1e-6 is added to it (absolute)\n"
     "  --check_every=1              compare every so many answers (their status is checked always)\n"
     "  --order=turn|random          order of the request bodies\n"
@@ -90,9 +93,9 @@ static void add_head(struct message *m, const uint8_t *body, size_t body_bytes) 
     int head_bytes = 5;
     if (setup.rest) {
         head_bytes = snprintf(head, sizeof head,
-                              "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
-                              "Content-Length: %zu\r\n\r\n",
-                              setup.path, setup.authority, body_bytes);
+                              "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\n%sContent-Length: %zu\r\n\r\n",
+                              setup.path, setup.authority, setup.content_type, setup.headers, body_bytes);
+        if ((size_t)head_bytes >= sizeof head) refuse("the head of a request holds %zu bytes at most", sizeof head);
     } else {
         if (body_bytes > UINT32_MAX) refuse("a gRPC message holds 4 GiB at most");
         head[0] = 0;
@@ -132,13 +135,20 @@ static enum comparison comparison_named(const char *name) {
     if (!strcmp(name, "exact")) return COMPARE_EXACT;
     if (!strcmp(name, "predict")) return COMPARE_PREDICT;
     if (!strcmp(name, "json")) return COMPARE_JSON;
-    refuse("--compare=%s: exact, predict or json", name);
+    if (!strcmp(name, "floats")) return COMPARE_FLOATS;
+    refuse("--compare=%s: exact, predict, json or floats", name);
+}
+
+static void add_header(const char *line) {
+    size_t used = strlen(setup.headers);
+    int bytes = snprintf(setup.headers + used, sizeof setup.headers - used, "%s\r\n", line);
+    if ((size_t)bytes >= sizeof setup.headers - used) refuse("--header: %zu bytes at most", sizeof setup.headers);
 }
 
 void setup_read(int argc, char **argv) {
     enum { HOST = 1, PORT, PATH, AUTHORITY, REST, REQUEST, EXPECT, COMPARE, TOLERANCE, FLOOR, CHECK_EVERY, ORDER,
            CONNECTIONS, IN_FLIGHT, RATE, WARMUP, DURATION, COUNT, DRAIN, CONNECT, TIMEOUT, SEED, RECONNECT, ALLOW,
-           TICK, SLICE, DEADLINE, LATER_S, LATER_RATE, HELP };
+           TICK, SLICE, DEADLINE, LATER_S, LATER_RATE, CONTENT_TYPE, HEADER, HELP };
     static const struct option options[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"path", 1, NULL, PATH}, {"authority", 1, NULL, AUTHORITY},
         {"rest", 0, NULL, REST}, {"request", 1, NULL, REQUEST}, {"expect", 1, NULL, EXPECT},
@@ -150,7 +160,7 @@ void setup_read(int argc, char **argv) {
         {"reconnect", 0, NULL, RECONNECT}, {"allow_errors", 0, NULL, ALLOW}, {"tick_us", 1, NULL, TICK},
         {"slice_ms", 1, NULL, SLICE},
         {"deadline_ms", 1, NULL, DEADLINE}, {"later_s", 1, NULL, LATER_S}, {"later_rate", 1, NULL, LATER_RATE},
-        {"help", 0, NULL, HELP}, {0}};
+        {"content_type", 1, NULL, CONTENT_TYPE}, {"header", 1, NULL, HEADER}, {"help", 0, NULL, HELP}, {0}};
     char **requests = allocate(NULL, (size_t)argc * sizeof *requests);
     char **expects = allocate(NULL, (size_t)argc * sizeof *expects);
     uint32_t *expects_of = allocate(NULL, (size_t)argc * sizeof *expects_of), expects_count = 0;
@@ -197,6 +207,8 @@ void setup_read(int argc, char **argv) {
         case DEADLINE: setup.deadline_ns = (uint64_t)(number(name, optarg, 0) * 1e6); break;
         case LATER_S: setup.later_s = number(name, optarg, 0); break;
         case LATER_RATE: setup.later_rate = number(name, optarg, 1e-3); break;
+        case CONTENT_TYPE: setup.content_type = optarg; break;
+        case HEADER: add_header(optarg); break;
         case HELP: fputs(usage, stdout); exit(0);
         default: refuse("unknown option");
         }

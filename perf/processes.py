@@ -67,6 +67,11 @@ def machine_busy_s() -> float:
     return (user + nice + system + irq + softirq + steal) * _TICK_S
 
 
+def machine_steal_s() -> float:
+    """CPU seconds since the start that the host gave to other guests while this one had something to run."""
+    return int(Path("/proc/stat").read_text().split()[8]) * _TICK_S
+
+
 def usages(session: int, leader: str = "supervisor") -> list[Usage]:
     """Every live process of that session. `leader`: the role of its first process, unless that has a title itself."""
     found = []
@@ -80,6 +85,26 @@ def usages(session: int, leader: str = "supervisor") -> list[Usage]:
         cpu_s = (int(fields[11]) + int(fields[12])) * _TICK_S
         found.append(Usage(int(name), role, int(fields[19]), cpu_s))
     return found
+
+
+def everyone() -> list[Usage]:
+    """Every live process of the machine that may be looked at."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := _stat(int(name))) is not None:
+            comm, fields = stat
+            cpu_s = (int(fields[11]) + int(fields[12])) * _TICK_S
+            found.append(Usage(int(name), role_of(comm), int(fields[19]), cpu_s))
+    return found
+
+
+def family(session: int) -> list[Usage]:
+    """Every live process of that session, and what descends from one of them in whatever session."""
+    stats = {int(name): stat for name in os.listdir("/proc") if name.isdigit() and (stat := _stat(int(name)))}
+    inside = {pid for pid, (_, fields) in stats.items() if int(fields[3]) == session}
+    while more := {pid for pid, (_, fields) in stats.items() if int(fields[1]) in inside} - inside:
+        inside |= more
+    return [usage for usage in everyone() if usage.pid in inside]
 
 
 def cpu_between(before: list[Usage], after: list[Usage]) -> dict[str, float]:

@@ -14,6 +14,15 @@ from perf.report import Report
 from perf.servers import ServerError
 
 
+def program_parser(text: str | None, program: str, runs: int) -> argparse.ArgumentParser:
+    """Of a program with interleaved repetitions, `runs` as a rule: --quick, --runs, and the server's options."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short and once: does it work, and roughly how fast")
+    parser.add_argument("--runs", type=int, default=runs, help="interleaved repetitions")
+    add_server_options(parser, program)
+    return parser
+
+
 def add_server_options(parser: argparse.ArgumentParser, program: str) -> None:
     parser.add_argument("--weight_sharing", choices=("on", "off"), help="passed on to the server when given")
     parser.add_argument("--server_flag", action="append", default=[], metavar="--NAME=VALUE",
@@ -21,6 +30,11 @@ def add_server_options(parser: argparse.ArgumentParser, program: str) -> None:
     parser.add_argument("--output", type=Path, default=PERF / "build" / program, help="folder for tables and plots")
     parser.add_argument("--record", action="store_true", help="append the figures to perf/results")
     parser.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
+    add_json_option(parser)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, with their spread, as JSON")
 
 
 def server_flags(options: argparse.Namespace) -> tuple[str, ...]:
@@ -46,6 +60,8 @@ def run_program(name: str, options: argparse.Namespace, report: Report, program:
     except KeyboardInterrupt:
         return 130
     report.print_budgets()
+    if options.json is not None:
+        report.write_json(options.json, name, failures)
     if options.record:
         print(f"\nrecorded in {report.record(name)}")
     if failures:

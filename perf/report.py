@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from perf.loadgen import PERF
 
@@ -48,14 +53,27 @@ class Budget:
 
 @dataclass
 class Report:
-    """Figures by name, `(value, unit)`, and the budgets judged from them."""
+    """Figures by name, `(value, unit)`, and the budgets judged from them.
+
+    spreads: of figures that are medians, the smallest and the largest. curves: latency by share of calls, (share, µs).
+    notes: what else belongs to the figures, such as how something was configured.
+    """
 
     figures: dict[str, tuple[float, str]] = field(default_factory=dict)
     budgets: list[Budget] = field(default_factory=list)
+    spreads: dict[str, tuple[float, float]] = field(default_factory=dict)
+    curves: dict[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
-    def figure(self, name: str, value: float, unit: str) -> float:
+    def figure(self, name: str, value: float, unit: str, spread: tuple[float, float] | None = None) -> float:
         self.figures[name] = (value, unit)
+        if spread is not None:
+            self.spreads[name] = spread
         return value
+
+    def figure_of(self, name: str, values: Sequence[float], unit: str) -> float:
+        """The median of these repetitions, with their spread."""
+        return self.figure(name, median(values), unit, (min(values), max(values)))
 
     def budget(self, name: str, value: float, bound: float, unit: str, *, at_least: bool = False) -> None:
         self.budgets.append(Budget(name, value, bound, unit, at_least))
@@ -77,6 +95,34 @@ class Report:
         with path.open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
         return path
+
+    def as_json(self, program: str, failures: int) -> dict[str, Any]:
+        return {
+            "program": program, "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"), "revision": revision(),
+            "machine": machine(), "versions": versions(), "command": shlex.join(sys.orig_argv[1:]),
+            "failures": failures,
+            "figures": {
+                name: {"value": value, "unit": unit, **({"spread": self.spreads[name]} if name in self.spreads else {})}
+                for name, (value, unit) in self.figures.items()
+            },
+            "targets": [{**asdict(budget), "met": budget.met} for budget in self.budgets],
+            "curves": self.curves, "notes": self.notes,
+        }  # fmt: skip
+
+    def write_json(self, path: Path, program: str, failures: int) -> None:
+        """Everything that was found, with machine, versions and command; see `as_json`."""
+        path.write_text(json.dumps(self.as_json(program, failures), indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on beside the code itself."""
+    found = {"Python": platform.python_version(), "Linux": platform.release()}
+    for package in ("tensorflow", "numpy", "pyzmq", "uvloop", "grpcio"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def revision() -> str:

@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,18 +50,35 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def model_config(path: Path, base_paths: Mapping[str, Path]) -> Path:
+    """Writes a ModelServerConfig with these models into `path`, and returns it."""
+    models = [f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" }}\n'
+              for name, base in base_paths.items()]  # fmt: skip
+    path.write_text(f"model_config_list {{\n{''.join(models)}}}\n")
+    return path
+
+
 class Child:
-    """`python -m ...` in a session of its own; its output goes to a log that error texts quote."""
+    """`python -m ...` in a session of its own; its output goes to a log that error texts quote.
+
+    folder: a checkout, this one or another revision's. environment: variables beside this process's own.
+    """
 
     leader = "supervisor"  #: role of the first process in tables
 
-    def __init__(self, arguments: Sequence[str], *, piped: bool = False, folder: Path = ROOT) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, piped: bool = False, folder: Path = ROOT, python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.log = tempfile.NamedTemporaryFile("w+", prefix="perf-", suffix=".log")  # noqa: SIM115 - closed by stop()
         self.name = arguments[0]
+        # The folder's own code, whatever is installed: also in processes that the child starts.
+        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [python, "-m", *arguments],
             cwd=folder,
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else self.log,
             stderr=self.log,
@@ -74,6 +91,10 @@ class Child:
     def failure(self, what: str) -> ServerError:
         lines = Path(self.log.name).read_text(errors="replace").splitlines()[-30:]
         return ServerError("\n".join([what, "its log ends:", *lines]))
+
+    def usages(self) -> list[processes.Usage]:
+        """Of every process that belongs to it."""
+        return processes.usages(self.session, self.leader)
 
     def check_alive(self) -> None:
         if self.process.poll() is not None:
@@ -123,8 +144,8 @@ class Child:
 class PredictServer(Child):
     """A child that answers Predict on `port`. `first_answer_s`: from its start to its first good answer."""
 
-    def __init__(self, arguments: Sequence[str], port: int) -> None:
-        super().__init__(arguments)
+    def __init__(self, arguments: Sequence[str], port: int, folder: Path = ROOT) -> None:
+        super().__init__(arguments, folder=folder)
         self.port = port
         self.first_answer_s = 0.0
 
@@ -154,19 +175,22 @@ class PredictServer(Child):
 
 
 class Ringserve(PredictServer):
-    """The server itself, with its defaults: the numbers of processes are not chosen for the test."""
+    """The server itself, with its defaults: the numbers of processes are not chosen for the test.
 
-    def __init__(self, model_name: str, base_path: Path, extra: Sequence[str] = ()) -> None:
+    base_path: the model's folder, or a file with a ModelServerConfig (`model_config`) that names this and other models.
+    folder: the checkout whose code is served.
+    """
+
+    def __init__(self, model_name: str, base_path: Path, extra: Sequence[str] = (), *, folder: Path = ROOT) -> None:
         port, self.rest_port = free_ports(2)
-        options = {
-            "model_name": model_name,
-            "model_base_path": base_path,
-            "port": port,
-            "rest_api_port": self.rest_port,
-        }
+        options: dict[str, object] = {"port": port, "rest_api_port": self.rest_port}
+        if base_path.is_file():
+            options["model_config_file"] = base_path
+        else:
+            options |= {"model_name": model_name, "model_base_path": base_path}
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         self.model_name = model_name
-        super().__init__(["ringserve", "serve", "--host", "127.0.0.1", *flags, *extra], port)
+        super().__init__(["ringserve", "serve", "--host", "127.0.0.1", *flags, *extra], port, folder)
 
     def state(self) -> str:
         """What GET /v1/models/NAME says of the model's version; empty while nobody answers."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from perf import end_to_end
-from perf.end_to_end import Plan, Series
+from perf.end_to_end import Plan
 from perf.loadgen import Exchange
 from perf.report import Report
+from perf.series import Series, measure
 from perf.servers import Child
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def test_one_repetition_gives_rate_latency_cpu_and_checks(capsys: pytest.Capture
         plan = Plan(runs=1, duration_s=0.4, warmup_s=0.1, connections=4, check_every=1)
         load = plan.load(port, EXCHANGES, 8)
         load = type(load)(**{**load.__dict__, "compare": "exact"})
-        end_to_end.measure(server, load, series)
+        measure(server, load, series)
     assert series.failures() == 0
     assert series.rate() > 0
     assert 0 < series.latency_us("p50") <= series.latency_us("p99_9")
@@ -48,7 +49,7 @@ def test_failed_calls_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) 
         assert server.process.stdout is not None
         port = int(server.process.stdout.readline())
         load = Plan(1, 0.3, 0.0, 1, 1).load(port, EXCHANGES, 4)
-        end_to_end.measure(server, type(load)(**{**load.__dict__, "compare": "exact"}), series)
+        measure(server, type(load)(**{**load.__dict__, "compare": "exact"}), series)
     assert series.failures() > 0
     assert "x value, for example:" in capsys.readouterr().err
 

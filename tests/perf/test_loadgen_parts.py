@@ -204,6 +204,27 @@ def test_json(compare: Compare) -> None:
     assert compare("json", expected, same[:-3]) == "token 18 is , expected }"
 
 
+def test_the_floats_at_the_end_of_a_binary_answer_are_compared(unit: Path, tmp_path: Path) -> None:
+    values = np.array([0.1, -3.0, 1e-9], "<f4")
+    answers = {
+        "values": values.tobytes(),
+        "close": b"any head" + (values * np.float32(1.00001)).tobytes(),
+        "wrong": b"any head" + (values * np.float32(1.01)).tobytes(),
+        "short": values.tobytes()[1:],
+    }
+    for name, body in answers.items():
+        (tmp_path / name).write_bytes(body)
+
+    def compare_floats(answer: str) -> str:
+        command = [str(unit), "compare", "floats", "values", answer]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert compare_floats("values") == "same"
+    assert compare_floats("close") == "same"
+    assert compare_floats("wrong") == "value 0 is 0.101, expected 0.1"
+    assert compare_floats("short") == "11 bytes, expected 12 of values"
+
+
 def test_alternatives_are_named_and_never_mixed(unit: Path, tmp_path: Path) -> None:
     """Two versions of a model answer differently: either is right, one's values under the other's number are not."""
     bodies = {

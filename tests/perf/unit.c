@@ -53,6 +53,7 @@ int main(int argc, char **argv) {
         uint8_t *answer = read_whole(argv[argc - 1], &answer_bytes), *expected[ALTERNATIVES_MAX];
         enum comparison comparison = !strcmp(argv[2], "exact") ? COMPARE_EXACT
                                      : !strcmp(argv[2], "json") ? COMPARE_JSON
+                                     : !strcmp(argv[2], "floats") ? COMPARE_FLOATS
                                                                 : COMPARE_PREDICT;
         struct tolerance tolerance = {1e-4, 1e-6};
         struct expectation *x = NULL;
