@@ -3,6 +3,7 @@ generator compares its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,31 @@ def of_version(expected: bytes, version: int) -> bytes:
     number = b"\x08" + varint(version)  # Int64Value.value
     spec = b"\x12" + varint(len(number)) + number  # ModelSpec.version
     return expected + b"\x12" + varint(len(spec)) + spec  # PredictResponse.model_spec
+
+
+def renamed(exchange: Exchange, model: str) -> Exchange:
+    """The same, asked of and answered by a model of that name."""
+    request = protos.PredictRequest.FromString(exchange.request)
+    answer = protos.PredictResponse.FromString(exchange.expected or b"")
+    request.model_spec.name = answer.model_spec.name = model
+    return Exchange(request.SerializeToString(), answer.SerializeToString())
+
+
+def together(exchanges: Sequence[Exchange]) -> Exchange:
+    """One request with the rows of all these, one behind the other, and its answer. Of one float input and output."""
+    request = protos.PredictRequest.FromString(exchanges[0].request)
+    answer = protos.PredictResponse.FromString(exchanges[0].expected or b"")
+    asked = [protos.PredictRequest.FromString(one.request) for one in exchanges]
+    answered = [protos.PredictResponse.FromString(one.expected or b"") for one in exchanges]
+    (alias,), (output,) = request.inputs, answer.outputs
+    # A copy: what is assigned to below is among what is read.
+    inputs = b"".join(_values(one.inputs[alias]).astype("<f4").tobytes() for one in asked)
+    outputs = b"".join(_values(one.outputs[output]).astype("<f4").tobytes() for one in answered)
+    for tensor, content in ((request.inputs[alias], inputs), (answer.outputs[output], outputs)):
+        tensor.ClearField("float_val")
+        tensor.tensor_content = content
+        tensor.tensor_shape.dim[0].size = len(exchanges)
+    return Exchange(request.SerializeToString(), answer.SerializeToString())
 
 
 def alternatives(by_version: dict[int, tuple[Exchange, ...]]) -> tuple[Exchange, ...]:

@@ -4,9 +4,10 @@
 
 `mlp`: 784-512-512-10, float32, some 50 µs a call: what a server costs. `mlp_other`: the same under the same name with
 other weights, so that two versions of one model can be told apart. `conv`: 96x96x3 images, some 4 ms a row on one
-core: whether all cores are used. `dense-300`: 300 MB of weights, and `dense-8` for tests: loads and memory. Weights and
-requests come from fixed seeds. Only the exporting process imports TensorFlow; requests are what the official Python
-client sends for a numpy array (`tensor_content`).
+core: whether all cores are used. `pixels`: 224x224x3 images, of which it answers the first pixel, and `mirror`, which
+answers the whole: what the way of large tensors costs. `dense-300`: 300 MB of weights, and `dense-8` for tests: loads
+and memory. Weights and requests come from fixed seeds. Only the exporting process imports TensorFlow; requests are
+what the official Python client sends for a numpy array (`tensor_content`).
 """
 
 from __future__ import annotations
@@ -119,10 +120,22 @@ def _conv(tf: Any) -> Any:
     return module
 
 
+def _images(tf: Any, whole: bool) -> Any:
+    module = tf.Module()
+
+    def serve(x: Any) -> dict[str, Any]:
+        return {OUTPUT: tf.identity(x) if whole else x[:, 0, 0, :]}
+
+    module.serve = serve
+    return module
+
+
 def _make(tf: Any, name: str) -> tuple[Any, tuple[int, ...], int]:
     """(module, shape of a row, how many exchanges)"""
     if name == "conv":
         return _conv(tf), (96, 96, 3), 32
+    if name in ("pixels", "mirror"):
+        return _images(tf, whole=name == "mirror"), (224, 224, 3), 4
     if name.startswith("dense-"):
         megabytes = int(name.partition("-")[2])
         width = 2048 if megabytes >= 100 else 512
