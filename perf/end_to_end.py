@@ -26,6 +26,9 @@ if __package__ in (None, ""):  # started as a file: the checkout's root takes th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from perf import loadgen, models, processes
+from perf.echo import Echo
+from perf.echo import available as echo_available
+from perf.echo import exchanges as echoed
 from perf.loadgen import Exchange, Load
 from perf.program import add_json_option, run_program
 from perf.report import Report, median, print_table
@@ -49,11 +52,13 @@ class Plan:
     connections: int
     check_every: int
 
-    def load(self, port: int, exchanges: Sequence[Exchange], in_flight: int, *, rest: str = "") -> Load:
+    def load(self, port: int, exchanges: Sequence[Exchange], in_flight: int, *, rest: str = "",
+             compare: str | None = None) -> Load:  # fmt: skip
         # More connections than in-flight calls cannot be; and REST holds one connection per call.
         connections = min(in_flight, self.connections)
         load = Load(port, exchanges, connections=connections, in_flight=in_flight, warmup_s=self.warmup_s,
-                    duration_s=self.duration_s, check_every=self.check_every, errors_allowed=True)  # fmt: skip
+                    duration_s=self.duration_s, check_every=self.check_every, errors_allowed=True,
+                    compare=compare)  # fmt: skip
         return load if not rest else Load(**{**load.__dict__, "rest": True, "path": rest})
 
 
@@ -124,8 +129,12 @@ def part_mlp(plan: Plan, report: Report) -> int:
     model = models.prepared()["mlp"]
     ours = {f"{n} in flight": Series() for n in IN_FLIGHT}
     naive = {f"{n} in flight": Series() for n in IN_FLIGHT}
+    bare = {f"{n} in flight": Series() for n in IN_FLIGHT}
     raw: list[dict[int, float]] = []
     with ExitStack() as stack:
+        echo = stack.enter_context(Echo()) if echo_available() else None
+        if echo is not None:
+            echo.wait_ready(model.exchanges[0])
         server = stack.enter_context(Ringserve(model.name, model.base_path))
         server.wait_ready(model.exchanges[0])
         other = stack.enter_context(Naive(model.version_path))
@@ -138,6 +147,8 @@ def part_mlp(plan: Plan, report: Report) -> int:
                 name = f"{in_flight} in flight"
                 measure(server, plan.load(server.port, model.exchanges, in_flight), ours[name])
                 measure(other, plan.load(other.port, model.exchanges, in_flight), naive[name])
+                if echo is not None:
+                    measure(echo, plan.load(echo.port, echoed(model.exchanges), in_flight, compare="exact"), bare[name])
             raw.append(loops.measure())
         print_series("ringserve, MLP, gRPC", ours, report, "mlp grpc")
         print_memory(server, report, "mlp")
@@ -150,7 +161,12 @@ def part_mlp(plan: Plan, report: Report) -> int:
         ratios.append([name, f"{ratio:.1f}", f"{100 * one.rate() / max(rates.values()):.0f} %"])
     print_table("Ratios", ["", "to the naive server", "of the best raw loop of one core"], ratios)
     judge_mlp(report, ours, naive, rates, server.first_answer_s, recovery_s)
-    return sum(one.failures() for one in (*ours.values(), *naive.values()))
+    if echo is not None:
+        print_series("Baseline: bare C++ echo of the same messages", bare, report, "mlp echo")
+        for name, least in (("128 in flight", 1.5), ("32 in flight", 0.8)):
+            ratio = report.figure(f"mlp grpc {name} ratio to echo", ours[name].rate() / bare[name].rate(), "")
+            report.budget(f"{name}, times a bare C++ echo server", ratio, least, "", at_least=True)
+    return sum(one.failures() for one in (*ours.values(), *naive.values(), *bare.values()))
 
 
 def judge_mlp(report: Report, ours: dict[str, Series], naive: dict[str, Series], raw: dict[int, float],

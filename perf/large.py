@@ -6,7 +6,8 @@
 Two models that compute nothing: `pixels` answers the first pixel of each image, so that only requests are large;
 `mirror` answers what it was sent. Closed loop over gRPC, 4 calls in flight. Beside it what copying costs here: one core
 that copies 64 MB from one place to another. `copies` is the processor time of all the server's processes per byte
-between sockets and TensorFlow, in such copies: the two that the kernel makes at the socket, and whatever else is done.
+between sockets and TensorFlow, in such copies: the two that the kernel makes at the socket, and whatever else is done. `mirror` is also measured beside the bare C++
+echo server.
 Every answer is checked. Exit status: 1 if any call failed.
 """
 
@@ -16,11 +17,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from perf import loadgen, models
+from perf import echo, loadgen, models
 from perf.answers import together
 from perf.loadgen import Load
 from perf.program import program_parser, run_program, server_flags
@@ -31,6 +33,7 @@ from perf.servers import Ringserve, model_config
 ROWS = (1, 8, 32, 106)  # 0.6, 4.8, 19 and 64 MB
 ROW_BYTES = 224 * 224 * 3 * 4
 IN_FLIGHT = 4
+ECHO_SHARE_MIN = 0.7
 NAMES = ("pixels", "mirror")
 
 
@@ -52,6 +55,7 @@ def run(runs: int, seconds: float, flags: tuple[str, ...], report: Report) -> in
         for name in NAMES for rows in ROWS
     }  # fmt: skip
     series = {key: Series() for key in loads}
+    bare = {rows: Series() for rows in ROWS}
     copies: list[float] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perf-large-")))
@@ -60,13 +64,34 @@ def run(runs: int, seconds: float, flags: tuple[str, ...], report: Report) -> in
         for name in NAMES:
             server.wait_ready(prepared[name].exchanges[0])
         server.settle()
+        other = stack.enter_context(echo.Echo()) if echo.available() else None
+        if other is not None:
+            other.wait_ready(prepared["mirror"].exchanges[0])
         for _ in range(runs):
             copies.append(copy_gb_per_s())
             for key, exchanges in loads.items():
-                measure(server, Load(server.port, exchanges, connections=IN_FLIGHT, in_flight=IN_FLIGHT, warmup_s=0.5,
-                                     duration_s=seconds, errors_allowed=True), series[key])  # fmt: skip
+                load = Load(server.port, exchanges, connections=IN_FLIGHT, in_flight=IN_FLIGHT, warmup_s=0.5,
+                            duration_s=seconds * (3 if key[1] > 32 else 1), errors_allowed=True)  # fmt: skip
+                measure(server, load, series[key])
+                if other is not None and key[0] == "mirror":
+                    same = replace(load, port=other.port, exchanges=echo.exchanges(exchanges), compare="exact")
+                    measure(other, same, bare[key[1]])
     tell(series, copies, report)
-    return sum(one.failures() for one in series.values())
+    if other is not None:
+        tell_echo(series, bare, report)
+    return sum(one.failures() for one in (*series.values(), *bare.values()))
+
+
+def tell_echo(series: dict[tuple[str, int], Series], bare: dict[int, Series], report: Report) -> None:
+    rows = []
+    for count, one in bare.items():
+        megabytes = 2 * count * ROW_BYTES / 1e6
+        rate = report.figure_of(f"echo {count} rows rate", [rate * megabytes for rate in one.rates()], "MB/s")
+        ratio = report.figure(f"mirror {count} rows share", series["mirror", count].rate() / one.rate(), "")
+        rows.append([str(count), f"{rate:,.0f}", f"{ratio:.2f}", str(one.failures())])
+        report.budget(f"{count} images there and back, of a bare C++ echo server's rate", ratio, ECHO_SHARE_MIN, "",
+                      at_least=True)  # fmt: skip
+    print_table("Beside a bare C++ echo of the same messages", ["rows", "echo, MB/s", "mirror, of it", "failed"], rows)
 
 
 def tell(series: dict[tuple[str, int], Series], copies: list[float], report: Report) -> None:

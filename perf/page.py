@@ -96,6 +96,7 @@ def end_to_end(result: Result) -> list[str]:
     lines = []
     for title, prefix in (
         ("MLP, gRPC", "mlp grpc"), ("MLP, REST with JSON", "mlp rest"), ("Convolution net, gRPC", "conv grpc"),
+        ("Baseline: a bare C++ echo server, the MLP's messages", "mlp echo"),
         ("Baseline: a naive grpc.aio server, MLP", "mlp naive"),
     ):  # fmt: skip
         body = pivot(result, in_flight(prefix), (RATE, *LATENCIES))
@@ -146,8 +147,8 @@ def many(result: Result) -> list[str]:
 
 def large(result: Result) -> list[str]:
     titles = [name.removesuffix(" rate") for name in result["figures"] if name.endswith(" rate")]
-    columns = (("MB/s", "rate", 1.0), ("p50 ms", "latency p50", 1e-3), ("p99", "latency p99", 1e-3),
-               ("processor time, in copies", "cpu", 1.0))  # fmt: skip
+    columns = (("MB/s", "rate", 1.0), ("of the echo", "share", 1.0), ("p50 ms", "latency p50", 1e-3),
+               ("p99", "latency p99", 1e-3), ("processor time, in copies", "cpu", 1.0))  # fmt: skip
     lines = pivot(result, [(title, title) for title in titles], columns)
     return [*lines, f"One core copies {cell(result, 'copy')} GB/s here.", ""]
 
