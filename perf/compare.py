@@ -7,7 +7,8 @@
 
 Each revision is checked out into a temporary folder (`git worktree`) and served by its own code with its own defaults;
 the generator, the models and the checks are this checkout's. In each pair both servers start anew, and each load runs
-on one and at once on the other, in the opposite order in the next pair. `perf/moved.py` says how it is judged: a figure
+on one, at once on the other, and so on; the next pair begins with the other one. A pair's value is the median of its
+rounds. `perf/moved.py` says how it is judged: a figure
 has moved when all but the outermost ratios say so in the first set of pairs, and again in a second set, which is
 measured only for the loads whose figures seemed to have moved.
 
@@ -63,7 +64,10 @@ UNITS = {"rate": "requests/s", "p50": "us", "p99": "us", **dict.fromkeys(_CPU, "
 
 @dataclass(frozen=True)
 class Plan:
+    """rounds: windows of a load on each side, in turn, in one pair; what counts is their median."""
+
     pairs: int
+    rounds: int
     warmup_s: float
     duration_s: float
     least: float
@@ -72,7 +76,7 @@ class Plan:
 
 @dataclass
 class Side:
-    """A revision: where its files are, and what was measured of it, a Series of one repetition for each pair."""
+    """A revision: where its files are, and what was measured of it: a Series for each pair."""
 
     name: str
     folder: Path
@@ -134,18 +138,24 @@ def check_import(folder: Path) -> None:
 
 def run_pair(sides: Sequence[Side], names: Sequence[str], plan: Plan, config: Path) -> None:
     """Both servers anew; each load on the first, then on the second of `sides`."""
-    prepared = models.prepared()
+    prepared = models.prepared(*models_of(names))
     with ExitStack() as stack:
-        servers = [stack.enter_context(Ringserve("mlp", config, folder=side.folder)) for side in sides]
+        servers = [stack.enter_context(Ringserve(next(iter(prepared)), config, folder=side.folder)) for side in sides]
         for server in servers:
             for model in prepared.values():
                 server.wait_ready(model.exchanges[0])
         for name in names:
-            for side, server in zip(sides, servers, strict=True):
-                probe = PROBES[name]
-                series = Series()
-                measure(server, load_of(probe, server, prepared[probe.model], plan), series)
+            probe = PROBES[name]
+            both = [Series(), Series()]
+            for _ in range(plan.rounds):
+                for server, series in zip(servers, both, strict=True):
+                    measure(server, load_of(probe, server, prepared[probe.model], plan), series)
+            for side, series in zip(sides, both, strict=True):
                 side.runs.setdefault(name, []).append(series)
+
+
+def models_of(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(PROBES[name].model for name in names))
 
 
 def load_of(probe: Probe, server: Ringserve, model: models.PerfModel, plan: Plan) -> Load:
@@ -220,11 +230,11 @@ def print_rows(rows: Sequence[Row], before: Side, after: Side, plan: Plan) -> No
 def noise(sides: Sequence[Side]) -> dict[str, float]:
     """Of all runs: how many CPUs others had, how much of it the host took, and beside how many runs it was too much."""
     every = [one for side in sides for series in side.runs.values() for one in series]
-    others = [one.others_cpus[0] for one in every]
+    others = [value for one in every for value in one.others_cpus]
     return {
-        "runs": len(every), "disturbed": sum(value > OTHERS_CPUS_MAX for value in others),
+        "runs": len(others), "disturbed": sum(value > OTHERS_CPUS_MAX for value in others),
         "others_cpus_median": median(others), "others_cpus_max": max(others),
-        "steal_cpus_max": max(one.steal_cpus[0] for one in every),
+        "steal_cpus_max": max(value for one in every for value in one.steal_cpus),
     }  # fmt: skip
 
 
@@ -245,7 +255,7 @@ def compare(options: argparse.Namespace, plan: Plan, status: list[int]) -> int:
     with ExitStack() as stack:
         before, after = (stack.enter_context(checked_out(each)) for each in (options.before, options.after))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perf-compare-")))
-        base_paths = {name: model.base_path for name, model in models.prepared().items()}
+        base_paths = {name: model.base_path for name, model in models.prepared(*models_of(names)).items()}
         config = model_config(folder / "models.config", base_paths)
         print(f"before: {options.before} = {before.name}, after: {options.after} = {after.name}; {machine()}")
         run_set(before, after, names, plan, config)
@@ -271,8 +281,9 @@ def compare(options: argparse.Namespace, plan: Plan, status: list[int]) -> int:
     if options.json is not None:
         told_all = {
             "before": before.name, "after": after.name, "machine": machine(), "versions": versions(),
-            "command": sys.argv, "pairs": plan.pairs, "duration_s": plan.duration_s, "noise": told,
-            "figures": [row.as_json(plan) for row in rows], "failures": failures,
+            "command": sys.argv, "pairs": plan.pairs, "rounds": plan.rounds,
+            "duration_s": plan.duration_s, "noise": told, "figures": [row.as_json(plan) for row in rows],
+            "failures": failures,
         }  # fmt: skip
         options.json.write_text(json.dumps(told_all, indent=1) + "\n")
     return failures
@@ -284,17 +295,19 @@ def main() -> int:
     parser.add_argument("after", metavar="REV2")
     parser.add_argument("--figure", action="append", choices=list(PROBES), help="may be repeated; without: all")
     parser.add_argument("--pairs", type=int, default=moved.PAIRS_LEAST)
-    parser.add_argument("--duration_s", type=float, default=3.0, help="of each measured window")
+    parser.add_argument("--duration_s", type=float, default=1.2, help="of each measured window")
+    parser.add_argument("--rounds", type=int, default=3, help="windows of a load on each side in one pair, in turn")
     parser.add_argument("--least", type=float, default=1.0, help="percent; smaller changes do not count")
     parser.add_argument("--once", action="store_true", help="do not measure again what seems to have moved")
-    parser.add_argument("--quick", action="store_true", help="windows of 0.8 s, and --once")
+    parser.add_argument("--quick", action="store_true", help="one window of 0.8 s, and --once")
     add_json_option(parser)
     options = parser.parse_args()
     if options.pairs < 1:
         parser.error("--pairs: at least one")
     quick = options.quick
-    plan = Plan(options.pairs, 0.3 if quick else 0.7, 0.8 if quick else options.duration_s, options.least / 100,
-                again=not (quick or options.once))  # fmt: skip
+    plan = Plan(options.pairs, options.rounds, 0.4, options.duration_s, options.least / 100, again=not options.once)
+    if quick:
+        plan = Plan(options.pairs, 1, 0.3, 0.8, options.least / 100, again=False)
     status: list[int] = []
     # run_program's own record of figures is not for pairs of revisions: this program writes its JSON itself
     bare = argparse.Namespace(record=False, strict=False, json=None)

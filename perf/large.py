@@ -6,8 +6,8 @@
 Two models that compute nothing: `pixels` answers the first pixel of each image, so that only requests are large;
 `mirror` answers what it was sent. Closed loop over gRPC, 4 calls in flight. Beside it what copying costs here: one core
 that copies 64 MB from one place to another. `copies` is the processor time of all the server's processes per byte
-between sockets and TensorFlow, in such copies: the two that the kernel makes at the socket, and whatever else is done. `mirror` is also measured beside the bare C++
-echo server.
+between sockets and TensorFlow, in such copies: the two that the kernel makes at the socket, and whatever else is done.
+`mirror` is also measured beside the bare C++ echo server.
 Every answer is checked. Exit status: 1 if any call failed.
 """
 
@@ -71,7 +71,7 @@ def run(runs: int, seconds: float, flags: tuple[str, ...], report: Report) -> in
             copies.append(copy_gb_per_s())
             for key, exchanges in loads.items():
                 load = Load(server.port, exchanges, connections=IN_FLIGHT, in_flight=IN_FLIGHT, warmup_s=0.5,
-                            duration_s=seconds * (3 if key[1] > 32 else 1), errors_allowed=True)  # fmt: skip
+                            duration_s=seconds if key[1] <= 32 else max(4.0, seconds), errors_allowed=True)  # fmt: skip
                 measure(server, load, series[key])
                 if other is not None and key[0] == "mirror":
                     same = replace(load, port=other.port, exchanges=echo.exchanges(exchanges), compare="exact")

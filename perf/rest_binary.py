@@ -78,7 +78,8 @@ def refusal(form: Form, port: int) -> str:
         with urllib.request.urlopen(request, timeout=10):
             return ""
     except urllib.error.HTTPError as error:
-        return f"answered {error.code}: {error.read(200).decode(errors='replace').strip()}"
+        words = " ".join(error.read(200).decode(errors="replace").split())
+        return f"answered {error.code}" if words.startswith("<") else f"answered {error.code}: {words}"
 
 
 def run(runs: int, seconds: float, flags: tuple[str, ...], report: Report) -> int:

@@ -10,7 +10,7 @@ costs that were measured on one core are to tell the rate on two, and those on t
 process like any other here, as it runs on the same cores; what is told of larger machines is without it.
 
 Server and generator are bound to the first one, then two, of the cores that this process may use. MLP over gRPC, closed
-loop with 128 in flight. Exit status: 1 if any call failed.
+loop with 128 in flight for each core: so that batches are alike. Exit status: 1 if any call failed.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def run(runs: int, seconds: float, flags: Sequence[str], report: Report) -> int:
                 with Ringserve(model.name, model.base_path, flags) as server:
                     server.wait_ready(model.exchanges[0])
                     server.settle()
-                    measure(server, Load(server.port, model.exchanges, connections=4, in_flight=128, warmup_s=1.0,
-                                         duration_s=seconds, errors_allowed=True), one)  # fmt: skip
+                    measure(server, Load(server.port, model.exchanges, connections=4, in_flight=128 * count,
+                                         warmup_s=1.0, duration_s=seconds, errors_allowed=True), one)  # fmt: skip
     finally:
         os.sched_setaffinity(0, allowed)
     tell(series, report)

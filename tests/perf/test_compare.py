@@ -82,7 +82,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: list[list[f
     machine = Machine({"one": [[1000.0, 1010.0, 990.0, 1005.0, 995.0]] * 2, "two": after})
     monkeypatch.setattr(compare, "run_pair", machine.run_pair)
     monkeypatch.setattr(loadgen, "build", lambda: None)
-    monkeypatch.setattr(models, "prepared", dict)
+    monkeypatch.setattr(models, "prepared", lambda *_: {})
 
     class CheckedOut:
         def __init__(self, revision: str) -> None:
@@ -98,7 +98,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: list[list[f
     file = tmp_path / "out.json"
     options = argparse.Namespace(before="one", after="two", figure=["rate128", "latency1"], json=file)
     status: list[int] = []
-    failed = compare.compare(options, Plan(5, 0.0, 1.0, 0.01, again), status)
+    failed = compare.compare(options, Plan(5, 1, 0.0, 1.0, 0.01, again), status)
     assert failed == 0
     return max(status, default=0), json.loads(file.read_text()), machine
 
