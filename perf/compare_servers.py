@@ -241,7 +241,8 @@ def main() -> int:
         began_s = time.monotonic()
         entries = run_rounds(chosen, naive, plan, server_flags(options))
         tell(entries, report)
-        report.notes |= {entry.name: entry.trouble or f"{entry.versions}; {entry.tuning}" for entry in entries}
+        for entry in entries:
+            report.notes[entry.name] = entry.trouble or "; ".join(filter(None, (entry.versions, entry.tuning)))
         print(f"\n{time.monotonic() - began_s:.0f} s")
         return sum(entry.failures() for entry in entries if entry.name.startswith(OURS)) + sum(
             entry.ours_at_rate.failures() for entry in entries

@@ -114,11 +114,12 @@ def tell(kind: Kind, closed: Series, levels: dict[int, Series], report: Report) 
 def main() -> int:
     parser = program_parser(__doc__, "open_loop", runs=5)
     parser.add_argument("--only", choices=[kind.key for kind in KINDS])
-    parser.add_argument("--duration_s", type=float, default=5.0, help="of one measurement")
+    parser.add_argument("--duration_s", type=float, help="of one measurement; 5, with --quick 1.5")
     options = parser.parse_args()
-    plan = Plan(options.runs, 1.0, options.duration_s, SHARES)
+    plan = Plan(options.runs, 1.0, options.duration_s or 5.0, SHARES)
     if options.quick:
-        plan = Plan(1, 0.5, 1.5, (30, 90))
+        seconds = options.duration_s or 1.5
+        plan = Plan(1, min(seconds / 2, 0.5), seconds, (30, 90))
     report = Report()
 
     def program() -> int:

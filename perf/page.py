@@ -113,7 +113,7 @@ def end_to_end(result: Result) -> list[str]:
 def rest(result: Result) -> list[str]:
     rows = [row for form in ("json", "open inference", "npy") for row in in_flight(form, (1, 32, 128))]
     named = [(prefix.replace(" 1", ", 1").replace(" 32", ", 32"), prefix) for _, prefix in rows]
-    lines = pivot(result, named, (RATE, *LATENCIES[:2], CPU[0]))
+    lines = pivot(result, named, (RATE, *LATENCIES[:2], ("frontend, CPU µs", "cpu frontend", 1.0)))
     return lines + [f"- {name}: not measured, {words}" for name, words in result["notes"].items()] + [""]
 
 
@@ -186,10 +186,10 @@ def comparison(result: Result) -> list[str]:
 def scaling(result: Result) -> list[str]:
     figures = result["figures"]
     cores = sorted(int(name.split()[0]) for name in figures if name.endswith(" cores rate"))
-    columns = (("measured/s", "rate", 1.0),
+    columns = (("measured/s", "rate", 1.0), ("of the cores used, %", "used", 1.0),
                *((f"by the costs on {n}", f"predicted by costs on {n}", 1.0) for n in cores))  # fmt: skip
-    lines = ["### The check", "", *pivot(result, [(f"{n} cores", f"{n} cores") for n in cores], columns)]
-    lines += ["### CPU µs per request", "", *pivot(result, [(f"{n} cores", f"{n} cores") for n in cores], CPU)]
+    lines = ["### The check", "", *pivot(result, [(f"cores: {n}", f"{n} cores") for n in cores], columns)]
+    lines += ["### CPU µs per request", "", *pivot(result, [(f"cores: {n}", f"{n} cores") for n in cores], CPU)]
     rows = []
     for name in figures:
         if name.startswith("predicted "):

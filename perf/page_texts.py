@@ -46,8 +46,8 @@ and metrics.
 """,
     "many": """
 Requests of different models cannot share a batch, so that a hundred models asked in turn have batches of one or two
-rows where the single model has dozens: what is lost there is TensorFlow's cost per call, which no server can take away.
-Rows of one model share batches whatever the sizes of their requests.
+rows where the single model has dozens: a call of TensorFlow for nearly each row is the least that it costs. Rows of
+one model share batches whatever the sizes of their requests.
 """,
     "large": """
 Images of 224x224x3 (0.6 MB), up to 106 in a request (64 MB), to models that compute nothing. Processor time is told in
@@ -66,9 +66,9 @@ in turn. TensorFlow Serving and Triton are not among them: neither is installed 
     "scaling": """
 At saturation every request costs each process its processor time; so many cores give so many requests, until the one
 process that cannot be multiplied, the broker, has a core for itself and no more. The check asks whether the costs on
-one core tell the rate on two, and the other way round. Costs fall as batches and messages get fuller, which is why the
-costs on one core, where everybody waits longer, are a little lower. What is told of larger machines is an upper bound:
-caches, memory and the network are not in it. Beyond the broker's end: smaller hosts, or groups of models on a server
-each ([scaling.md](scaling.md)).
+one core tell the rate on two, and the other way round. Costs fall as batches and messages get fuller, so there are as
+many calls in flight for each core. Cores that wait are not in the model, which is why it says too much where they are
+not all used. What is told of larger machines is an upper bound: caches, memory and the network are not in it. Beyond
+the broker's end: smaller hosts, or groups of models on a server each ([scaling.md](scaling.md)).
 """,
 }

@@ -99,7 +99,7 @@ class Report:
     def as_json(self, program: str, failures: int) -> dict[str, Any]:
         return {
             "program": program, "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"), "revision": revision(),
-            "machine": machine(), "versions": versions(), "command": shlex.join(sys.orig_argv[1:]),
+            "machine": machine(), "versions": versions(), "command": command(),
             "failures": failures,
             "figures": {
                 name: {"value": value, "unit": unit, **({"spread": self.spreads[name]} if name in self.spreads else {})}
@@ -112,6 +112,11 @@ class Report:
     def write_json(self, path: Path, program: str, failures: int) -> None:
         """Everything that was found, with machine, versions and command; see `as_json`."""
         path.write_text(json.dumps(self.as_json(program, failures), indent=1) + "\n")
+
+
+def command() -> str:
+    """What was typed after `python`, but for where the JSON goes."""
+    return shlex.join(word for word in sys.orig_argv[1:] if not word.startswith("--json"))
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,8 @@ The model: at saturation every request costs each process its CPU time, so that 
 requests a second, as long as no process that cannot be multiplied needs more than one core: there is one broker, so
 that 1 / (its cost) is the end, and there are as many frontends and workers as their costs ask for. The check: the
 costs that were measured on one core are to tell the rate on two, and those on two the rate on one. The generator is a
-process like any other here, as it runs on the same cores; what is told of larger machines is without it.
+process like any other here, as it runs on the same cores; what is told of larger machines is without it. `used` is
+how much of the cores these processes took: what is missing to 100 % is waiting, which the model knows nothing of.
 
 Server and generator are bound to the first one, then two, of the cores that this process may use. MLP over gRPC, closed
 loop with 128 in flight for each core: so that batches are alike. Exit status: 1 if any call failed.
@@ -105,6 +106,8 @@ def tell(series: Mapping[int, Series], report: Report) -> None:
     for count, one in series.items():
         report.figure_of(f"{count} cores rate", one.rates(), "requests/s")
         report.figure_of(f"{count} cores others", one.others_cpus, "CPUs")
+        used = [rate * sum(spent.values()) / 1e4 / count for rate, spent in zip(one.rates(), one.cpu_us, strict=True)]
+        report.figure_of(f"{count} cores used", used, "%")
         for role in sorted(one.roles()):
             report.figure_of(f"{count} cores cpu {role}", one.cpus(role), "us/request")
         for other, cost in costs.items():
@@ -114,7 +117,7 @@ def tell(series: Mapping[int, Series], report: Report) -> None:
             rows.append([f"{count} cores", f"{one.rate():,.0f}", f"{other} cores", f"{predicted:,.0f}",
                          f"{error:+.1%}"])  # fmt: skip
             if other != count:
-                report.budget(f"rate on {count} cores, predicted by the costs on {other}: error", abs(error), TOLERANCE,
+                report.budget(f"cores: {count}, rate predicted by the costs on {other}: error", abs(error), TOLERANCE,
                               "")  # fmt: skip
     print_table("The model's check", ["", "measured/s", "by the costs on", "predicted/s", "error"], rows)
     best = costs[max(costs)]

@@ -3,6 +3,7 @@ are said plainly. And perf/all.py names its mistakes. With made-up figures; noth
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,19 @@ def test_every_program_has_a_section_with_words() -> None:
     names = [program.name for program in everything.PROGRAMS]
     assert names == [section[0] for section in page.SECTIONS] == list(page_texts.SECTIONS)
     assert all((ROOT / "perf" / f"{name}.py").exists() for name in names)
+
+
+def test_a_program_that_does_not_end_in_time_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told = everything.run(everything.Program("idle", limit_s=0.05), quick=True, folder=tmp_path)
+    assert told == {"trouble": "it had not ended after 0 s"}
+    assert "== perf.idle --quick" in capfd.readouterr().out
+
+
+def test_the_page_is_made_from_the_recorded_figures() -> None:
+    """Nobody types a figure in; whoever changes the words writes the page anew: python -m perf.all --page."""
+    known = json.loads(everything.RESULTS.read_text())
+    drawn = [name for name in page_plots.TITLES if (ROOT / f"docs/images/performance-{name}.svg").exists()]
+    assert (ROOT / "docs/performance.md").read_text() == page.text(known, drawn)
 
 
 def test_unknown_programs_are_named() -> None:

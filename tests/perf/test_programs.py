@@ -130,7 +130,7 @@ def test_starvation(tmp_path: Path) -> None:
 def test_open_loop(tmp_path: Path) -> None:
     """Also what perf/all.py takes from every program: its figures as JSON, with spread, machine, versions, command."""
     file = tmp_path / "figures.json"
-    shown = run("open_loop", tmp_path, "--only", "rest", f"--json={file}")
+    shown = run("open_loop", tmp_path, "--only", "rest", "--duration_s=0.3", f"--json={file}")
     assert judged(shown, "rest: p99 at 70 % of capacity, times p50")
     told = json.loads(file.read_text())
     assert told["failures"] == 0
