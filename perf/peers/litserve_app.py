@@ -15,20 +15,20 @@ class Predict(ls.LitAPI):
     def setup(self, device: str) -> None:
         self.run = model.load()
 
-    def decode_request(self, request: Any, **_: Any) -> Any:
+    def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe makes an endpoint of what stands here
         return np.asarray(request["instances"], np.float32)
 
     def batch(self, inputs: Any) -> Any:
         return inputs
 
-    def predict(self, x: Any, **_: Any) -> Any:
+    def predict(self, x: Any) -> Any:
         answers = self.run(np.concatenate(x))
         return np.split(answers, np.cumsum([len(rows) for rows in x])[:-1])
 
     def unbatch(self, output: Any) -> Any:
         return output
 
-    def encode_response(self, output: Any, **_: Any) -> Any:
+    def encode_response(self, output: Any) -> Any:
         return {"predictions": output.tolist()}
 
 
