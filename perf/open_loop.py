@@ -1,7 +1,7 @@
 """Below capacity: how much longer than the rest do the slowest calls take? And latency by rate.
 
     python -m perf.open_loop                  MLP over gRPC and REST, convolution net (about three minutes)
-    python -m perf.open_loop --only mlp       one of these: mlp, rest, conv
+    python -m perf.open_loop --only mlp       some of these: mlp,rest,conv
     python -m perf.open_loop --quick
 
 The capacity first, closed loop. Then Poisson arrivals, which wait for nobody: at 70 % of it, several times, and once
@@ -113,9 +113,13 @@ def tell(kind: Kind, closed: Series, levels: dict[int, Series], report: Report) 
 
 def main() -> int:
     parser = program_parser(__doc__, "open_loop", runs=5)
-    parser.add_argument("--only", choices=[kind.key for kind in KINDS])
+    keys = [kind.key for kind in KINDS]
+    parser.add_argument("--only", default=",".join(keys), help="of these, separated by commas")
     parser.add_argument("--duration_s", type=float, help="of one measurement; 5, with --quick 1.5")
     options = parser.parse_args()
+    chosen = options.only.split(",")
+    if unknown := sorted(set(chosen) - set(keys)):
+        parser.error(f"--only={options.only}: there is no {', '.join(unknown)}; there are {', '.join(keys)}")
     plan = Plan(options.runs, 1.0, options.duration_s or 5.0, SHARES)
     if options.quick:
         seconds = options.duration_s or 1.5
@@ -124,8 +128,8 @@ def main() -> int:
 
     def program() -> int:
         loadgen.build()
-        chosen = [kind for kind in KINDS if options.only in (None, kind.key)]
-        return sum(run_kind(kind, plan, server_flags(options), report) for kind in chosen)
+        kinds = [kind for kind in KINDS if kind.key in chosen]
+        return sum(run_kind(kind, plan, server_flags(options), report) for kind in kinds)
 
     return run_program("open_loop", options, report, program)
 
