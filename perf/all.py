@@ -29,7 +29,7 @@ from typing import Any
 from perf import loadgen, models, page
 from perf.loadgen import PERF
 from perf.report import machine, revision
-from perf.servers import ROOT
+from perf.servers import ROOT, die_with_parent
 
 RESULTS = PERF / "results" / "performance.json"
 QUICK = PERF / "build" / "quick"
@@ -65,7 +65,7 @@ def run(program: Program, quick: bool, folder: Path) -> dict[str, Any]:
     options = program.quick or () if quick else program.options
     command = [sys.executable, "-m", f"perf.{program.name}", *options, f"--json={file}"]
     print(f"\n== perf.{program.name} {' '.join(options)}", flush=True)
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=die_with_parent)
     try:
         process.wait(program.limit_s)
         ended = f"it ended with {process.returncode}"
@@ -103,6 +103,7 @@ def main() -> int:
         parser.error(f"--only={options.only}: no program is named {', '.join(unknown)}; there are {', '.join(names)}")
     results, docs = (QUICK / "performance.json", QUICK) if options.quick else (RESULTS, ROOT / "docs")
     docs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `run`, which stops what it started
     known: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"programs": {}}
     failed: list[str] = []
     if not options.page:

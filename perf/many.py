@@ -110,8 +110,7 @@ def run(runs: int, seconds: float, idle_count: int, flags: tuple[str, ...], repo
         config = model_config(folder / "models.config", dict.fromkeys(names, model.base_path))
         many = stack.enter_context(Ringserve(names[0], config, flags))
         single.wait_ready(model.exchanges[0])
-        for exchange in of_many:
-            many.wait_ready(exchange)
+        many.wait_until(many.all_available, "all models to be available")
         for server in (single, many):
             server.settle()
         for _ in range(runs):

@@ -123,7 +123,7 @@ def main() -> int:
     plan = Plan(options.runs, 1.0, options.duration_s or 5.0, SHARES)
     if options.quick:
         seconds = options.duration_s or 1.5
-        plan = Plan(1, min(seconds / 2, 0.5), seconds, (30, 90))
+        plan = Plan(1, min(seconds / 2, 0.5), seconds, (30,))
     report = Report()
 
     def program() -> int:

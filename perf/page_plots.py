@@ -103,7 +103,7 @@ def draw(programs: Mapping[str, Any], folder: Path) -> list[str]:
     plt = pyplot()
     if plt is None:
         return []
-    plt.rcParams["svg.fonttype"] = "none"  # text as text: a tenth of the bytes
+    plt.rcParams["svg.fonttype"] = "none"  # text as text: half of the bytes
     plt.rcParams["svg.hashsalt"] = "ringserve"  # the same figures give the same file
     written = []
     for name, maker in _MAKERS.items():

@@ -46,7 +46,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child, before it runs its program: the kernel asks it to end when its parent has ended."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -84,7 +85,7 @@ class Child:
             stderr=self.log,
             text=True,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self.session = self.process.pid
 
@@ -201,6 +202,14 @@ class Ringserve(PredictServer):
                 return str(json.load(answer)["model_version_status"][0]["state"])
         except (OSError, ValueError, LookupError):
             return ""
+
+    def all_available(self) -> bool:
+        """Whether every model that it was told of has an AVAILABLE version."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.rest_port}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def call(self, method: str, path: str, body: Any = None, timeout_s: float = 120.0) -> Any:
         """The JSON that REST answers, as an operator asks: PUT /ringserve/v1/models/NAME and the like.
