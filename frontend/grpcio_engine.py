@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from ringserve.config.tls import SslConfig
+from ringserve.frontend import request_ids
 from ringserve.frontend.grpc_relay import Relay
 from ringserve.frontend.handler import EngineLimits, Methods, StreamFailure, StreamHandler, UnaryHandler
 from ringserve.frontend.http2.request import RESERVED_FIELDS
@@ -83,6 +84,14 @@ class _Call:
         found = self._context.auth_context()
         return [f"{kind}:{value.decode()}" for kind, key in _NAMES.items() for value in found.get(key, ())]
 
+    def trailers(self, made_id: str = "", retry_ms: int = 0) -> None:
+        """Say what belongs to the end of the answer, whatever that is."""
+        request_id = made_id or request_ids.sent(self.metadata)
+        found = [("grpc-retry-pushback-ms", str(retry_ms))] if retry_ms else []
+        found += [(request_ids.HEADER, request_id)] if request_id else []
+        if found:
+            self._context.set_trailing_metadata(tuple(found))
+
 
 class UnaryCall(_Call):
     """`handler.Call` of this engine."""
@@ -92,14 +101,14 @@ class UnaryCall(_Call):
         self._outcome: asyncio.Future[tuple[bytes, int, str]] = asyncio.get_running_loop().create_future()
         self._on_cancel: Callable[[], None] | None = None
 
-    def finish(self, message: bytes) -> None:
+    def finish(self, message: bytes, made_id: str = "") -> None:
         if not self._outcome.done():
+            self.trailers(made_id)
             self._outcome.set_result((message, _OK, ""))
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         if not self._outcome.done():
-            if retry_ms:
-                self._context.set_trailing_metadata((("grpc-retry-pushback-ms", str(retry_ms)),))
+            self.trailers(made_id, retry_ms)
             self._outcome.set_result((b"", code, text))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
@@ -172,7 +181,9 @@ def _stream(handler: StreamHandler, on_bug: Callable[[BaseException], None], cal
     async def serve(_: Any, context: _Context) -> None:
         with _Booked(calls) as booked:
             try:
-                await handler(StreamingCall(context))
+                call = StreamingCall(context)
+                call.trailers()
+                await handler(call)
                 booked.end = _OK
             except StreamFailure as failure:
                 booked.end = int(failure.code)
@@ -206,6 +217,7 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
 def _unknown(path: str, ledger: Ledger) -> Any:
     async def serve(_: bytes, context: _Context) -> bytes:
         ledger.refuse()
+        _Call(context).trailers()
         _set_status(context, _UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
         return b""
 

@@ -34,10 +34,13 @@ class Call(Protocol):
     def names(self) -> Sequence[str]:
         """Names of the client's verified certificate (`dns:client.example`, `cn:client`); none without one."""
 
-    def finish(self, message: bytes) -> None:
-        """Answer with one message and status OK. Harmless when the client has gone."""
+    def finish(self, message: bytes, made_id: str = "") -> None:
+        """Answer with one message and status OK. Harmless when the client has gone.
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+        made_id: what the call is called from now on, where the client sent no id that could be used; it is told so.
+        """
+
+    def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         """Answer with a status other than OK. Harmless when the client has gone.
 
         retry_ms: clients that would try again may do so in that time (`grpc-retry-pushback-ms`); 0: nothing is said.

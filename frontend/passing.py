@@ -39,13 +39,13 @@ class PassedCall:
     def names(self) -> Sequence[str]:
         return self._call.names
 
-    def finish(self, message: bytes) -> None:
+    def finish(self, message: bytes, made_id: str = "") -> None:
         self._end(0, "")
-        self._call.finish(message)
+        self._call.finish(message, made_id)
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         self._end(code, text)
-        self._call.fail(code, text, retry_ms)
+        self._call.fail(code, text, retry_ms, made_id)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         def gone() -> None:
@@ -94,9 +94,11 @@ class PassedExchange:
     def take_body(self) -> bytes | bytearray:
         return self._exchange.take_body()
 
-    def answer(self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"") -> None:
+    def answer(
+        self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"", made_id: str = ""
+    ) -> None:
         self._end(status)
-        self._exchange.answer(status, body, content_type, headers)
+        self._exchange.answer(status, body, content_type, headers, made_id)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         def gone() -> None:

@@ -27,13 +27,16 @@ class AnswerHeads:
         """Look at the clock for the Date of the answers to come."""
         self._date = f"Date: {formatdate(usegmt=True)}\r\nContent-Length: ".encode()
 
-    def head(self, status: int, content_type: bytes, headers: bytes, connection: bytes, length: int) -> bytes:
-        """A whole head. headers, connection: header lines with their ends of line, or nothing."""
+    def head(
+        self, status: int, content_type: bytes, headers: bytes, connection: bytes, length: int, echo: bytes = b""
+    ) -> bytes:
+        """A whole head. headers, connection: header lines with their ends of line, or nothing. echo: a line of this one
+        answer alone, with an end of line before it, or nothing."""
         key = (status, content_type, headers, connection)
         start = self._starts.get(key)
         if start is None:
             start = self._start(*key)
-        return b"%b%b%d\r\n\r\n" % (start, self._date, length)
+        return b"%b%b%d%b\r\n\r\n" % (start, self._date, length, echo)
 
     def _start(self, status: int, content_type: bytes, headers: bytes, connection: bytes) -> bytes:
         if len(self._starts) >= _KINDS_MAX:

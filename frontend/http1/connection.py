@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
-from ringserve.frontend.http1.exchange import Head
+from ringserve.frontend.http1.exchange import Head, echo_of
 from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, HeadParser
 from ringserve.frontend.http1.incoming import IncomingBody
 from ringserve.frontend.http1.presence import has_ended, probe
@@ -132,7 +132,7 @@ class Http1Connection(asyncio.Protocol):
                 data = self._take_head(data) if body is None else self._take_body(body, data)
                 left = 0 if body is not None and body is self._body else left - (self._phase != _HEAD)
         except BadRequestError as error:
-            self._refuse(error.status, error.text)
+            self._refuse(error.status, error.text, error.head)
             data = b""
         self._is_receiving = False
         if data and self._phase <= _BUSY:
@@ -262,8 +262,10 @@ class Http1Connection(asyncio.Protocol):
             log.exception("the handler of %s %s", head.method, head.target)
             exchange.answer(500, *self._server.error_page(500, "internal error; see the log of the server"))
 
-    def answered(self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
-        """The application's answer to the present request."""
+    def answered(
+        self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes, made_id: str = ""
+    ) -> None:
+        """The application's answer to the present request. See Exchange."""
         self._exchange = None
         self._is_fresh = False
         if self._counted_bytes:
@@ -271,7 +273,8 @@ class Http1Connection(asyncio.Protocol):
         server = self._server
         keeps = head.keeps_alive and not server.is_draining and (bool(self._unread) or not self._is_half_closed)
         connection = (b"" if head.is_1_1 else KEEP_ALIVE) if keeps else CLOSE
-        start = server.answers.head(status, content_type, headers, connection, len(body))
+        echo = echo_of(made_id) if made_id else head.echo
+        start = server.answers.head(status, content_type, headers, connection, len(body), echo)
         if head.method == "HEAD":
             self._transport.write(start)
         elif len(body) <= _JOIN_BYTES_MAX:
@@ -286,14 +289,16 @@ class Http1Connection(asyncio.Protocol):
         else:
             self._close()
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, head: Head | None = None) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""
         self._server.refused(status)
-        is_head = self._body is not None and self._body.head.method == "HEAD"
+        head = self._body.head if self._body is not None else head
+        is_head = head is not None and head.method == "HEAD"
+        echo = head.echo if head is not None else b""
         self._drop_body()
         self._unread = b""
         body, content_type = self._server.error_page(status, text)
-        start = self._server.answers.head(status, content_type, b"", CLOSE, len(body))
+        start = self._server.answers.head(status, content_type, b"", CLOSE, len(body), echo)
         self._transport.write(start if is_head else start + body)
         if self._is_half_closed or not self._transport.can_write_eof():
             self._close()

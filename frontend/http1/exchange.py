@@ -18,10 +18,15 @@ class Head:
 
     method: as sent. target: as sent, without scheme and host. headers: names in lower case, in order. body_bytes: what
     Content-Length says, 0 without one, -1 for a chunked body. keeps_alive: the client wants to go on with this
-    connection. memo: room for the application: what this head means to it, found out once.
+    connection. memo: room for the application: what this head means to it, found out once. request_id: what the client
+    calls this request; empty without a well-formed id. echo: the header line that tells it so, with an end of line
+    before it.
     """
 
-    __slots__ = ("body_bytes", "expects_continue", "headers", "is_1_1", "keeps_alive", "memo", "method", "target")
+    __slots__ = (
+        "body_bytes", "echo", "expects_continue", "headers", "is_1_1", "keeps_alive", "memo", "method", "request_id",
+        "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Head:
         is_1_1: bool = True,
         keeps_alive: bool = True,
         expects_continue: bool = False,
+        request_id: str = "",
     ) -> None:
         self.method = method
         self.target = target
@@ -42,6 +48,8 @@ class Head:
         self.keeps_alive = keeps_alive
         self.expects_continue = expects_continue
         self.memo: Any = None
+        self.request_id = request_id
+        self.echo = echo_of(request_id) if request_id else b""
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first header of that (lower-case) name."""
@@ -49,6 +57,11 @@ class Head:
             if key == name:
                 return value
         return None
+
+
+def echo_of(request_id: str) -> bytes:
+    """The header line that tells a client what its request is called, with an end of line before it."""
+    return b"\r\nX-Request-Id: %b" % request_id.encode("ascii")
 
 
 class Exchange(Protocol):
@@ -76,10 +89,13 @@ class Exchange(Protocol):
     def take_body(self) -> bytes | bytearray:
         """The whole body, decoded from its chunks. The exchange lets go of it: a second call gives nothing."""
 
-    def answer(self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"") -> None:
+    def answer(
+        self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"", made_id: str = ""
+    ) -> None:
         """Send the answer. Only the first one goes out, and none when the client has gone.
 
-        headers: further header lines, each with its end of line.
+        headers: further header lines, each with its end of line. made_id: what the request is called from now on, where
+        the client sent no id that could be used; it is told so.
         """
 
     def on_cancel(self, callback: Callable[[], None]) -> None:

@@ -13,9 +13,12 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from ringserve.frontend import request_ids
 from ringserve.frontend.http1.exchange import Head
 
 END_OF_HEAD: Final = b"\r\n\r\n"
+
+_REQUEST_ID: Final = request_ids.HEADER.encode()
 
 #: Heads longer than this are read anew each time, and so many are kept at most (a few MB).
 _KEPT_BYTES_MAX: Final = 2048
@@ -37,12 +40,13 @@ _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class BadRequestError(Exception):
-    """Bytes that are no request, or one that cannot be served: the status to answer, and why."""
+    """Bytes that are no request, or one that cannot be served: the status to answer, why, and its head if it has one."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, head: Head | None = None) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.head = head
 
 
 class HeadParser:
@@ -92,7 +96,7 @@ class HeadParser:
         if method == "CONNECT":
             raise BadRequestError(501, "this is no proxy")
         self._check_host(version)
-        length, expects_continue = 0, False
+        length, expects_continue, request_id = 0, False, ""
         for name, value in self._headers:
             if name == b"content-length":
                 length = int(value)  # llhttp has checked that it is a number, and the only one
@@ -105,6 +109,8 @@ class HeadParser:
                 if value.lower() != b"100-continue":
                     raise BadRequestError(417, "Expect may only say 100-continue")
                 expects_continue = True
+            elif name == _REQUEST_ID:
+                request_id = request_id or request_ids.well_formed(value)
         return Head(
             method,
             _without_host(self._target.decode("latin-1")),
@@ -113,6 +119,7 @@ class HeadParser:
             is_1_1=version == "1.1",
             keeps_alive=self._keeps_alive,
             expects_continue=expects_continue,
+            request_id=request_id,
         )
 
     def _check_host(self, version: str) -> None:

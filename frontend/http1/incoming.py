@@ -55,4 +55,4 @@ class IncomingBody:
     def _check(self, size: int) -> None:
         if size > self._bytes_max:
             text = f"a request body may have {self._bytes_max} bytes at most; raise rest_body_bytes_max"
-            raise BadRequestError(413, text)
+            raise BadRequestError(413, text, self.head)

@@ -20,8 +20,10 @@ _UCRED: Final = struct.Struct("3i")
 class Answerer(Protocol):
     """What an exchange needs of its connection."""
 
-    def answered(self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
-        """The application's answer to the present request."""
+    def answered(
+        self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes, made_id: str = ""
+    ) -> None:
+        """The application's answer to the present request. See Exchange."""
 
     def peer(self) -> Peer:
         """Who the client is."""
@@ -95,13 +97,15 @@ class ServedExchange:
         body, self._body = self._body, b""
         return body
 
-    def answer(self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"") -> None:
+    def answer(
+        self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"", made_id: str = ""
+    ) -> None:
         """See Exchange."""
         connection = self._connection
         if connection is not None:
             self._connection = self._cancel = None
             self._calls.ended[status] += 1
-            connection.answered(self.head, status, body, content_type, headers)
+            connection.answered(self.head, status, body, content_type, headers, made_id)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """See Exchange."""

@@ -124,46 +124,51 @@ class UnaryCall(Exchange):
         self._on_cancel: Callable[[], None] | None = None
         connection.calls.received += 1
 
-    def finish(self, message: bytes) -> None:
+    def finish(self, message: bytes, made_id: str = "") -> None:
         if self.is_done:
             return
         self.is_done = True
         connection = self.connection
         size = len(message)
+        more = self.request.echo if not made_id else frames.request_id(made_id.encode())
         if connection.inline_bytes_max > size + 4 < connection.send_window:
             # The whole answer at once. What `_finish_slowly` would write, in the same order.
             connection.calls.ended[0] += 1
             connection.send_window -= size + 5
             stream_id = self.stream_id
-            connection.out += (frames.answer_head(stream_id, size), message, frames.answer_tail(stream_id))
+            connection.out += (frames.answer_head(stream_id, size), message, frames.answer_tail(stream_id, more))
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
                 connection.host.wake()
         else:
-            self._finish_slowly(message)
+            self._finish_slowly(message, more)
 
-    def _finish_slowly(self, message: bytes) -> None:
+    def _finish_slowly(self, message: bytes, more: bytes) -> None:
         connection = self.connection
         if not connection.has_room(len(message)):
-            self.is_done = False
-            self.fail(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them")
+            self._refuse(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them", more)
             return
         connection.calls.ended[0] += 1
         connection.write_headers(self.stream_id, frames.RESPONSE_BLOCK, end_stream=False)
-        tail = frames.answer_tail(self.stream_id)
+        tail = frames.answer_tail(self.stream_id, more)
         connection.transfer(Transfer(self, message, tail, self._close))
 
     def _close(self) -> None:
         self.connection.close_stream(self)
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         if self.is_done:
             return
         self.is_done = True
+        more = self.request.echo if not made_id else frames.request_id(made_id.encode())
+        self._refuse(code, text, more, retry_ms)
+
+    def _refuse(self, code: int, text: str, more: bytes, retry_ms: int = 0) -> None:
         self.connection.calls.ended[code] += 1
-        more = frames.retry_pushback(retry_ms) if retry_ms else b""
-        self.connection.write_headers(self.stream_id, frames.refusal_block(code, text, more), end_stream=True)
+        pushback = frames.retry_pushback(retry_ms) if retry_ms else b""
+        block = frames.refusal_block(code, text, pushback) + more
+        self.connection.write_headers(self.stream_id, block, end_stream=True)
         self.connection.close_stream(self)
 
     def turn_away(self) -> None:
@@ -173,8 +178,8 @@ class UnaryCall(Exchange):
         connection.calls.unread += 1
         connection.calls.ended[RESOURCE_EXHAUSTED] += 1
         stream_id = self.stream_id
-        if connection.inline_bytes_max < 0:
-            connection.write_headers(stream_id, _TURNED_AWAY, end_stream=True)
+        if connection.inline_bytes_max < 0 or self.request.echo:
+            connection.write_headers(stream_id, _TURNED_AWAY + self.request.echo, end_stream=True)
         else:
             connection.out.append(_TURNED_AWAY_HEAD + stream_id.to_bytes(4, "big") + _TURNED_AWAY)
         del connection.streams[stream_id]

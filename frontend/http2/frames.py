@@ -200,6 +200,11 @@ def retry_pushback(retry_ms: int) -> bytes:
     return literal(b"grpc-retry-pushback-ms", b"%d" % retry_ms)
 
 
+def request_id(value: bytes) -> bytes:
+    """The trailer that tells a client what its request is called."""
+    return literal(b"x-request-id", value)
+
+
 def http_error_block(status: int, text: str) -> bytes:
     """The answer to a request that is not gRPC: an HTTP status, and a gRPC one for proxies that translate."""
     return (
@@ -224,6 +229,8 @@ def answer_head(stream_id: int, message_bytes: int) -> bytes:
     )
 
 
-def answer_tail(stream_id: int) -> bytes:
-    """Everything of a unary answer that stands after its message."""
+def answer_tail(stream_id: int, more: bytes = b"") -> bytes:
+    """Everything of a unary answer that stands after its message. more: further trailers, a piece of header block."""
+    if more:
+        return frame(HEADERS, END_HEADERS | END_STREAM, stream_id, TRAILERS_OK_BLOCK + more)
     return _answer_tail(_ANSWER_TAIL_START, stream_id, TRAILERS_OK_BLOCK)

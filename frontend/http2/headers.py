@@ -23,7 +23,18 @@ from hpack.table import HeaderTable
 from ringserve.frontend.handler import Methods
 from ringserve.frontend.http2.frames import HEADER_TABLE_BYTES_DEFAULT, ConnectionFault, ErrorCode
 from ringserve.frontend.http2.huffman import BadHuffman, decode_huffman
-from ringserve.frontend.http2.request import IGNORED, MALFORMED, METADATA, TIMEOUT, Field, Request, build, judge
+from ringserve.frontend.http2.request import (
+    ECHOED,
+    IGNORED,
+    MALFORMED,
+    METADATA,
+    TIMEOUT,
+    Field,
+    Request,
+    build,
+    echo_of,
+    judge,
+)
 
 #: Bounds of the caches: entries, and bytes of one key. A full cache is emptied; refilling it costs microseconds.
 _ENTRIES_MAX: Final = 1_024
@@ -35,7 +46,7 @@ _DECODED_LISTS_MAX: Final = 4
 #: Fields of one header list, which may be written with a byte each and cost some microseconds each.
 FIELDS_MAX: Final = 512
 _STATIC: Final = HeaderTable.STATIC_TABLE
-_PLAIN_KINDS: Final = (IGNORED, METADATA, TIMEOUT)
+_PLAIN_KINDS: Final = (IGNORED, METADATA, TIMEOUT, ECHOED)
 #: First byte of a literal with a new name: not indexed, never indexed, indexed (all the same while the table is off).
 _NEW_NAME: Final = frozenset((0x00, 0x10, 0x40))
 
@@ -131,6 +142,7 @@ class HeaderDecoder:
             return None
         request, list_bytes = known
         timeout_ns = 0
+        echo = b""
         metadata: list[tuple[str, bytes]] = []
         fields = cache.fields
         at, end = length, len(block)
@@ -154,6 +166,9 @@ class HeaderDecoder:
                 metadata += field.pairs
             elif kind == TIMEOUT:
                 timeout_ns = field.timeout_ns
+            elif kind == ECHOED:
+                metadata += field.pairs
+                echo = echo or echo_of(field)
             elif kind != IGNORED:
                 return None
             list_bytes += field.list_bytes
@@ -161,7 +176,7 @@ class HeaderDecoder:
         if list_bytes > cache.list_bytes_max:
             return None
         self.read_bytes = end - length
-        return Request(request.unary, request.body_bytes, timeout_ns, tuple(metadata), request.details)
+        return Request(request.unary, request.body_bytes, timeout_ns, tuple(metadata), request.details, echo)
 
     def _scan(self, block: bytes) -> Request:
         """The request of any block, representation by representation; leaves a prefix for its like."""
@@ -175,7 +190,7 @@ class HeaderDecoder:
             if stop > end:
                 raise _NotPlain
             field = cache.field(block[at:stop])
-            if not prefix_length and field.kind in (METADATA, TIMEOUT):
+            if not prefix_length and field.kind in (METADATA, TIMEOUT, ECHOED):
                 prefix_length, prefix_fields = at, len(fields)
             if prefix_length and field.kind not in _PLAIN_KINDS:
                 plain_tail = False

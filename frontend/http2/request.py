@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from ringserve.frontend import request_ids
 from ringserve.frontend.handler import Methods, StreamHandler, UnaryHandler
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.status import grpc_text
@@ -54,6 +55,7 @@ TIMEOUT: Final = 2  # sets `timeout_ns`
 SPECIAL: Final = 3  # `build` looks at name and value
 MALFORMED: Final = 4  # makes the request malformed (RFC 9113 8.1.1)
 REFUSED: Final = 5  # well-formed HTTP that gRPC does not allow: the call is answered INTERNAL
+ECHOED: Final = 6  # adds `pairs`, and is told back in the trailers: the request's id
 
 
 class Field(NamedTuple):
@@ -83,11 +85,11 @@ class Request:
     """What a header block asks for.
 
     unary: the handler, or None for everything that is not a well-formed unary call of a known method.
-    body_bytes: `content-length`, -1 without. timeout_ns: 0 without.
-    patience_ns: a call that has waited for longer to be read is refused; 0: none is.
+    body_bytes: `content-length`, -1 without. timeout_ns: 0 without. echo: a piece of header block that belongs to the
+    answer's trailers. patience_ns: a call that has waited for longer to be read is refused; 0: none is.
     """
 
-    __slots__ = ("body_bytes", "details", "metadata", "patience_ns", "timeout_ns", "unary")
+    __slots__ = ("body_bytes", "details", "echo", "metadata", "patience_ns", "timeout_ns", "unary")
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class Request:
         timeout_ns: int,
         metadata: Metadata,
         details: Details,
+        echo: bytes = b"",
         patience_ns: int = 0,
     ) -> None:
         self.patience_ns = patience_ns
@@ -104,6 +107,7 @@ class Request:
         self.timeout_ns = timeout_ns
         self.metadata = metadata
         self.details = details
+        self.echo = echo
 
 
 def judge(name: bytes, value: bytes) -> Field:
@@ -114,7 +118,10 @@ def judge(name: bytes, value: bytes) -> Field:
         return Field(MALFORMED, name, value, size, 0, (), "forbidden byte in a header value")
     if kind == METADATA:
         if not key.endswith("-bin"):
-            return Field(kind, name, value, size, 0, ((key, value.strip(b" \t")),), "")
+            plain = value.strip(b" \t")
+            if key == request_ids.HEADER and request_ids.well_formed(plain):
+                kind = ECHOED
+            return Field(kind, name, value, size, 0, ((key, plain),), "")
         try:
             return Field(kind, name, value, size, 0, binary_pairs(key, value), "")
         except ValueError:
@@ -179,6 +186,7 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
     timeout_ns, list_bytes, fields_count, regular_seen = 0, 0, 0, False
     metadata: list[tuple[str, bytes]] = []
     malformed = refused = ""
+    echo = b""
     for field in fields:
         list_bytes += field.list_bytes
         fields_count += 1
@@ -188,6 +196,9 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
             malformed = malformed or "pseudo-header after a header"
         if field.kind == METADATA:
             metadata += field.pairs
+        elif field.kind == ECHOED:
+            metadata += field.pairs
+            echo = echo or echo_of(field)
         elif field.kind == TIMEOUT:
             timeout_ns = field.timeout_ns
         elif field.kind == SPECIAL:
@@ -206,6 +217,7 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
     refusal = b""
     if not malformed:
         refusal = _refusal(special, methods, path, refused, list_bytes > list_bytes_max)
+        refusal += echo if refusal else b""
     encoding = special.get(b"grpc-encoding", b"identity").decode("latin-1")
     sound = not malformed and not refusal
     details = Details(
@@ -218,7 +230,12 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
     )
     unary = methods.unary.get(path) if sound else None
     patience_ns = timeout_ns // _PATIENCE_PART if path in methods.heavy else 0
-    return Request(unary, body_bytes, timeout_ns, tuple(metadata), details, patience_ns)
+    return Request(unary, body_bytes, timeout_ns, tuple(metadata), details, echo, patience_ns)
+
+
+def echo_of(field: Field) -> bytes:
+    """What tells a client the id that it sent in this field."""
+    return frames.request_id(field.pairs[0][1])
 
 
 def _missing(special: dict[bytes, bytes]) -> str:

@@ -163,13 +163,14 @@ class StreamingCall(Exchange):
         self.is_done = True
         connection = self.connection
         connection.calls.ended[code] += 1
+        echo = self.request.echo
         if self.transfer is not None:
             connection.drop_transfer(self)  # half a message, then trailers: the client sees the status
         if code and not self._headers_sent:
-            connection.write_headers(self.stream_id, frames.refusal_block(code, text), end_stream=True)
+            connection.write_headers(self.stream_id, frames.refusal_block(code, text) + echo, end_stream=True)
         else:
             self._send_headers()
-            connection.write_headers(self.stream_id, frames.status_block(code, text), end_stream=True)
+            connection.write_headers(self.stream_id, frames.status_block(code, text) + echo, end_stream=True)
         connection.close_stream(self)
         self._wake_reader()
         self._wake_writers()

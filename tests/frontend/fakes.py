@@ -109,17 +109,18 @@ class FakeCall:
         self.names: Sequence[str] = ()
         self.message: bytes | None = None
         self.failure: tuple[int, str] | None = None
+        self.made_id = ""
         self.cancel: Callable[[], None] | None = None
 
-    def finish(self, message: bytes) -> None:
+    def finish(self, message: bytes, made_id: str = "") -> None:
         assert self.message is None
         assert self.failure is None
-        self.message = message
+        self.message, self.made_id = message, made_id
 
-    def fail(self, code: int, text: str, retry_ms: int = 0) -> None:
+    def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         assert self.message is None
         assert self.failure is None
-        self.failure = (int(code), text)
+        self.failure, self.made_id = (int(code), text), made_id
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self.cancel = callback

@@ -76,10 +76,14 @@ class FakeExchange:
         body, self.body = self.body, b""
         return body
 
-    def answer(self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"") -> None:
+    def answer(
+        self, status: int, body: bytes = b"", content_type: bytes = JSON, headers: bytes = b"", made_id: str = ""
+    ) -> None:
         assert self.response is None, "answered twice"
         assert isinstance(body, bytes)
         found = {"content-type": content_type.decode()}
+        if made_id or self.head.request_id:
+            found["x-request-id"] = made_id or self.head.request_id
         for line in headers.decode().split("\r\n")[:-1]:
             name, value = line.split(": ", 1)
             found[name.lower()] = value
@@ -92,7 +96,8 @@ class FakeExchange:
 
 def head_of(method: str, target: str, headers: Mapping[str, str] | None = None, body_bytes: int = 0) -> Head:
     pairs = tuple((name.lower().encode(), value.encode()) for name, value in (headers or {}).items())
-    return Head(method, target, pairs, body_bytes=body_bytes)
+    request_id = next((value.decode() for name, value in pairs if name == b"x-request-id"), "")
+    return Head(method, target, pairs, body_bytes=body_bytes, request_id=request_id)
 
 
 async def request(
