@@ -65,34 +65,47 @@ def set_title(title: str) -> None:
 def set_up_log(name: str, log_level: str, log_format: str) -> None:
     """Send every log record to standard error, one line each. Called again (after a fork), it replaces the first."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = _JsonFormatter(name) if log_format == "json" else _TextFormatter(name)
-    handler.setFormatter(_JournalFormatter(formatter) if _goes_to_journal() else formatter)
+    to_journal = goes_to_journal()
+    formatter = _JsonFormatter(name) if log_format == "json" else _TextFormatter(name, bare=to_journal)
+    handler.setFormatter(_JournalFormatter(formatter) if to_journal else formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(log_level.upper())
 
 
-def _timestamp(record: logging.LogRecord) -> str:
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.msecs):03d}Z"
+def timestamp(time_s: float) -> str:
+    """A time as all log lines have it: `2025-01-31T12:00:00.123Z`. time_s: since 1970 began."""
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_s))
+    return f"{seconds}.{int(time_s % 1 * 1000):03d}Z"
+
+
+def of_request(request_id: str) -> dict[str, str]:
+    """What a log call's `extra` must be, that its line names the request that it is about."""
+    return {"request_id": request_id}
 
 
 class _TextFormatter(logging.Formatter):
-    """`2025-01-31T12:00:00.123Z info broker: text`."""
+    """`2025-01-31T12:00:00.123Z info broker: text`. bare: without time and level, which the reader adds."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, bare: bool = False) -> None:
         super().__init__()
         self._name = name
+        self._bare = bare
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
+        request_id = getattr(record, "request_id", "")
+        if request_id:
+            text += f" (request {request_id})"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return f"{_timestamp(record)} {record.levelname.lower()} {self._name}: {text}"
+        if self._bare:
+            return f"{self._name}: {text}"
+        return f"{timestamp(record.created)} {record.levelname.lower()} {self._name}: {text}"
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, pid, logger, text, and exception where there is one."""
+    """One JSON object a line: time, level, process, pid, logger, text; request_id and exception where there are any."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -100,13 +113,16 @@ class _JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
-            "time": _timestamp(record),
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "process": self._name,
             "pid": os.getpid(),
             "logger": record.name,
             "text": record.getMessage(),
         }
+        request_id = getattr(record, "request_id", "")
+        if request_id:
+            fields["request_id"] = request_id
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=False)
@@ -128,7 +144,7 @@ class _JournalFormatter(logging.Formatter):
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
-def _goes_to_journal() -> bool:
+def goes_to_journal() -> bool:
     """Whether the journal reads standard error: systemd names its stream in $JOURNAL_STREAM, which is inherited further
     than the stream."""
     named = os.environ.get("JOURNAL_STREAM", "")

@@ -160,7 +160,7 @@ class Calls:
         self.in_flight = 0
 
 
-def _unary(handler: UnaryHandler, on_bug: Callable[[BaseException], None], calls: Calls) -> Any:
+def _unary(path: str, handler: UnaryHandler, on_bug: Callable[[BaseException], None], calls: Calls) -> Any:
     async def serve(message: bytes, context: _Context) -> bytes:
         with _Booked(calls) as booked:
             call = UnaryCall(context)
@@ -168,6 +168,7 @@ def _unary(handler: UnaryHandler, on_bug: Callable[[BaseException], None], calls
                 handler(call, message)
             except Exception as error:
                 call.fail(_INTERNAL, "internal error")
+                error.add_note(request_ids.noted(path, call.metadata))
                 on_bug(error)
             answer, code, text = await call.outcome()
             booked.end = int(code)
@@ -207,7 +208,7 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, methods: Methods, on_bug: Callable[[BaseException], None], calls: Calls) -> None:
         self._calls = calls
-        self._handlers = {path: _unary(handler, on_bug, calls) for path, handler in methods.unary.items()}
+        self._handlers = {path: _unary(path, handler, on_bug, calls) for path, handler in methods.unary.items()}
         self._handlers |= {path: _stream(handler, on_bug, calls) for path, handler in methods.stream.items()}
 
     def service(self, details: Any) -> Any:

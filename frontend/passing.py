@@ -88,6 +88,10 @@ class PassedExchange:
         return self._exchange.names
 
     @property
+    def request_id(self) -> str:
+        return self._exchange.request_id
+
+    @property
     def upload_ns(self) -> int:
         return self._exchange.upload_ns
 

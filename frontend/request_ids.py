@@ -32,6 +32,11 @@ def sent(metadata: Iterable[tuple[str, bytes]]) -> str:
     return ""
 
 
+def noted(path: str, metadata: Iterable[tuple[str, bytes]]) -> str:
+    """Which gRPC call it is that a traceback is about."""
+    return f"of {path}, request {sent(metadata) or '(without an id)'}"
+
+
 def make() -> str:
     """A new one. Not secret, and most unlikely to be another's."""
     return f"{random.getrandbits(_MADE_BITS):0{_MADE_BITS // 4}x}"

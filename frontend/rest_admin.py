@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.model_config import ModelConfigError, config_dict, parse_model, parse_model_config
+from ringserve.config.process import of_request
 from ringserve.config.protos import ModelServerConfig
 from ringserve.frontend.http1.exchange import JSON, Exchange, Head
 from ringserve.frontend.json_text import error_body
@@ -142,7 +143,8 @@ class Admin:
         except ModelConfigError as error:
             outcome = Failure(Code(error.code), error.text)
         except Exception:
-            log.exception("%s %s", exchange.head.method, exchange.head.target)
+            what = of_request(exchange.request_id)
+            log.exception("%s %s", exchange.head.method, exchange.head.target, extra=what)
             outcome = BUG
         if isinstance(outcome, Failure):
             exchange.answer(http_status(outcome.code), error_body(outcome.text))

@@ -6,7 +6,8 @@ import logging
 from typing import Any, Final, NamedTuple, Protocol
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend import rest_timeout
+from ringserve.config.process import of_request
+from ringserve.frontend import request_ids, rest_timeout
 from ringserve.frontend.access import Refusal
 from ringserve.frontend.audit import AuditedExchange
 from ringserve.frontend.console import DATA_HEADERS, PAGE_HEADERS, assets
@@ -128,8 +129,9 @@ class RestApp:
             else:
                 self._other(exchange, meaning.target, who)
         except Exception:
-            log.exception("request for %r", head.target)
-            exchange.answer(http_status(BUG.code), error_body(BUG.text))
+            made_id = "" if exchange.request_id else request_ids.make()
+            log.exception("request for %r", head.target, extra=of_request(exchange.request_id or made_id))
+            exchange.answer(http_status(BUG.code), error_body(BUG.text), made_id=made_id)
 
     def _refuse(self, exchange: Exchange, meaning: _Meaning, refusal: Refusal) -> None:
         failure, headers = Failure(refusal.code, refusal.text), headers_of(refusal)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.config.process import of_request
+from ringserve.frontend import request_ids
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.deadlines import TIMED_OUT
 from ringserve.frontend.handler import Buffer
@@ -118,15 +120,21 @@ class RestCall:
             self._exchange.answer(200, body, JSON, self._headers)
             self._tally.request(REST, self.api, self.model, _OK, self._started_ns, self.lane)
 
-    def fail(self, failure: Failure) -> None:
-        """Answer with the failure's status and text."""
+    def fail(self, failure: Failure, made_id: str = "") -> None:
+        """Answer with the failure's status and text. made_id: see Exchange."""
         if not self.is_over:
             self.is_over = True
             code = int(failure.code)
             retry_ms = self.lane.pressure.retry_ms(code, self._tally.clock_ns()) if self.lane is not None else 0
             self._headers += retry_after(code, retry_ms)
-            self._exchange.answer(http_status(code), error_body(failure.text), JSON, self._headers)
+            self._exchange.answer(http_status(code), error_body(failure.text), JSON, self._headers, made_id)
             self._tally.failure(REST, self.api, self.model, code, failure.text, self._started_ns, self.lane)
+
+    def bug(self, text: str) -> None:
+        """Answer that there is a bug; the log says more, under the id that the client is told. In an except clause."""
+        made_id = "" if self._exchange.request_id else request_ids.make()
+        log.exception("%s model %r", text, self.model, extra=of_request(self._exchange.request_id or made_id))
+        self.fail(BUG, made_id)
 
     def answer(self, status: int, body: bytes, content_type: bytes, code: int) -> None:
         """Answer anything else. code: as which the request is counted."""
@@ -218,8 +226,7 @@ class Side:
         try:
             await work
         except Exception:
-            log.exception("a %s request for model %s", call.api, call.model)
-            call.fail(BUG)
+            call.bug(f"a {call.api} request for")
 
     def close(self) -> None:
         """End the threads when their present work is done."""

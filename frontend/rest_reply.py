@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,11 +11,9 @@ from ringserve.frontend.json_examples import write_classes, write_regressions
 from ringserve.frontend.json_write import NamedOutput, write_columns, write_rows
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output
-from ringserve.frontend.rest_call import BUG, RestCall, RestClient, Side
+from ringserve.frontend.rest_call import RestCall, RestClient, Side
 from ringserve.frontend.tally import Tally
 from ringserve.shm.dtype import STRING
-
-log = logging.getLogger(__name__)
 
 #: Answers of more tensor bytes than this are copied, to be written elsewhere than in the event loop.
 _COPY_BYTES_MIN: Final = 2**16
@@ -67,8 +64,8 @@ class RestReply:
             body = self.write(outputs, row_first, rows)
         except Exception:
             # A bug in writing one answer must not take the others of the same batch along.
-            log.exception("writing an answer of model %s", call.model)
-            body = BUG
+            call.bug("writing an answer of")
+            return
         if body is not None:
             call.settle(body)
 

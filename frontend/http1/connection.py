@@ -11,6 +11,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
+from ringserve.config.process import of_request
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
 from ringserve.frontend.http1.exchange import Head, echo_of
 from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, HeadParser
@@ -259,7 +260,7 @@ class Http1Connection(asyncio.Protocol):
         try:
             self._server.handler(exchange)
         except Exception:
-            log.exception("the handler of %s %s", head.method, head.target)
+            log.exception("the handler of %s %s", head.method, head.target, extra=of_request(head.request_id))
             exchange.answer(500, *self._server.error_page(500, "internal error; see the log of the server"))
 
     def answered(

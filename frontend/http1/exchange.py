@@ -83,6 +83,10 @@ class Exchange(Protocol):
         """Names of the client's verified certificate (`dns:client.example`); none without one."""
 
     @property
+    def request_id(self) -> str:
+        """What the request is called; empty where the client sent no id that could be used."""
+
+    @property
     def upload_ns(self) -> int:
         """How long the body took to arrive after the head."""
 

@@ -40,7 +40,7 @@ _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class BadRequestError(Exception):
-    """Bytes that are no request, or one that cannot be served: the status to answer, why, and its head if it has one."""
+    """Bytes that are no request, or one that cannot be served: the status to answer, why, and its head if known."""
 
     def __init__(self, status: int, text: str, head: Head | None = None) -> None:
         super().__init__(text)

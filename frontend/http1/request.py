@@ -92,6 +92,11 @@ class ServedExchange:
         """See Exchange."""
         return self._connection.peer().names if self._connection is not None else ()
 
+    @property
+    def request_id(self) -> str:
+        """See Exchange."""
+        return self.head.request_id
+
     def take_body(self) -> bytes | bytearray:
         """See Exchange."""
         body, self._body = self._body, b""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
 
+from ringserve.frontend import request_ids
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, Arriving
@@ -336,6 +337,7 @@ class Connection(Arriving):
     def _bug(self, call: Exchange, error: Exception) -> None:
         """A handler raised: this call fails, and the host decides what becomes of the process."""
         call.fail(INTERNAL, "internal error")
+        error.add_note(request_ids.noted(call.request.details.path, call.metadata))
         self.host.bug(error)
 
 

@@ -144,6 +144,20 @@ def test_json_lines(root_logger: logging.Logger, capsys: pytest.CaptureFixture[s
     assert "ValueError: broken" in fields["exception"]
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_line_names_its_request(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    process.set_up_log("frontend-0", "info", log_format)
+    root_logger.error("oh", extra=process.of_request("abc"))
+    root_logger.error("no", extra=process.of_request(""))
+    first, second = capsys.readouterr().err.splitlines()
+    if log_format == "json":
+        assert (json.loads(first)["request_id"], "request_id" in json.loads(second)) == ("abc", False)
+    else:
+        assert (first[25:], second[25:]) == ("error frontend-0: oh (request abc)", "error frontend-0: no")
+
+
 def test_the_title_is_what_the_kernel_shows() -> None:
     code = (
         "from ringserve.config.process import set_title\nset_title('rs-frontend-1234567890')\n"
@@ -264,5 +278,7 @@ def test_lines_for_the_journal_begin_with_their_priority(log_format: str) -> Non
     assert [line[:3] for line in found] == [f"<{number}>" for number in (7, 6, 4, 3, 2) for _ in range(each)]
     if log_format == "json":
         assert [json.loads(line[3:])["text"] for line in found] == ["one\ntwo"] * 5
+    else:  # the journal has the time itself, and the level is the priority
+        assert [line[3:] for line in found] == ["test: one", "two"] * 5
     for where in ("elsewhere", "terminal"):
         assert not any(line.startswith("<") for line in lines(where))

@@ -188,20 +188,28 @@ def test_time_that_is_over_while_a_body_is_read(monkeypatch: pytest.MonkeyPatch,
     asyncio.run(run())
 
 
-def test_a_bug_aside_is_answered(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("sent", ["", "abc"])
+def test_a_bug_aside_is_answered_and_found_by_its_id(
+    sent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("a bug")
 
     monkeypatch.setattr(rest_predict, "gunzip", broken)
 
     async def run() -> None:
-        exchange = FakeExchange(head_of("POST", PREDICT, {"Content-Encoding": "gzip"}), b"x")
+        headers = {"Content-Encoding": "gzip"} | ({"X-Request-Id": sent} if sent else {})
+        exchange = FakeExchange(head_of("POST", PREDICT, headers), b"x")
         make_app(RestLoopback(model=default_model)).handle(exchange)
         await exchange.answered.wait()
         assert exchange.response is not None
         assert exchange.response.status == 500
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        told = exchange.response.headers["x-request-id"]
+        assert told == sent or (not sent and len(told) == 24)
+        assert getattr(record, "request_id", "") == told
 
-    with caplog.at_level(logging.CRITICAL):
+    with caplog.at_level(logging.ERROR):
         asyncio.run(run())
 
 
