@@ -8,6 +8,7 @@ import stat
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from ringserve.config.access_log import mistakes_of_access_log
 from ringserve.config.devices import DeviceError, Request, Slot, parse_devices, place, slots
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
 from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Server, Settings
@@ -79,6 +80,8 @@ def mistakes(settings: Settings) -> list[Broken]:
         broken(text, "workers", "workers_max")
     for text in mistakes_of_tracing(settings.tracing):
         broken(text, "endpoint")
+    for text in mistakes_of_access_log(settings.access_log):
+        broken(text, "to", "failures")
     for text in mistakes_of_groups(settings.groups):
         broken(text, "groups")
     for key, devices in (("devices", workers.devices), *(("groups", group.devices) for group in settings.groups)):

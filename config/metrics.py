@@ -63,19 +63,12 @@ EXAMPLE_COUNTS: Final = Family(
     exponential(1, 2, 15),
 )
 EXAMPLE_COUNT_TOTAL: Final = Family(
-    "/tensorflow/serving/request_example_count_total",
-    COUNTER,
-    ("model",),
-    "their sum; MultiInference only",
-    FRONTEND,
+    "/tensorflow/serving/request_example_count_total", COUNTER, ("model",), "their sum; MultiInference only", FRONTEND
 )
 REQUEST_LOG_COUNT: Final = Family(
-    "/tensorflow/serving/request_log_count",
-    COUNTER,
-    ("model_name", "status_code"),
-    "never counted, as in TF Serving's open-source build",
-    FRONTEND,
-)
+    "/tensorflow/serving/request_log_count", COUNTER, ("model_name", "status_code"),
+    "never counted, as in TF Serving's open-source build", FRONTEND,
+)  # fmt: skip
 WARMUP_LATENCY: Final = _us_histogram(
     "/tensorflow/serving/model_warmup_latency",
     ("model_path", "status"),
@@ -159,6 +152,10 @@ REQUEST_DURATION: Final = _seconds(
     FRONTEND,
     "from a request's bytes to its answer's; successful requests",
 )
+ACCESS_LOG_LINES: Final = Family(
+    "ringserve_access_log_lines_total", COUNTER, ("process", "end"),
+    "lines of the access log: written, over_rate (left out), lost (could not be written)", FRONTEND,
+)  # fmt: skip
 PENDING: Final = Family(
     "ringserve_requests_pending", GAUGE, ("process",), "requests of a frontend that wait for their answer", FRONTEND
 )

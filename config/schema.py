@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ringserve.config.access import Access
+from ringserve.config.access_log import AccessLog
 from ringserve.config.groups import REPLACE, Group
 from ringserve.config.server import Server as Server
 from ringserve.config.setting import GIB as GIB
@@ -265,6 +266,7 @@ class Settings:
     memory: Memory = Memory()
     access: Access = Access()  # noqa: RUF009 (it is frozen)
     tracing: Tracing = Tracing()  # noqa: RUF009 (likewise)
+    access_log: AccessLog = AccessLog()  # noqa: RUF009 (likewise)
     models: tuple[Model, ...] = ()
     groups: tuple[Group, ...] = ()
 
@@ -296,4 +298,5 @@ SECTIONS: Final[dict[str, type[Any]]] = {
     "memory": Memory,
     "access": Access,
     "tracing": Tracing,
+    "access_log": AccessLog,
 }

@@ -96,6 +96,8 @@ class Access:
     def __init__(
         self, rates: Words, clock_ns: Callable[[], int], anonymous: Scopes | None = None
     ) -> None:
+        #: Is told who asks, if anybody wants to know.
+        self.told: Callable[[str], None] | None = None
         self._rates = rates
         self._clock_ns = clock_ns
         self._anonymous = Key("(anonymous)", anonymous) if anonymous and any(anonymous) else None
@@ -129,6 +131,8 @@ class Access:
             key = self._certified(names) or self._anonymous
             if key is None:
                 return _MISSING
+        if self.told is not None:
+            self.told(key.name)
         return key if not key.interval_ns else self._counted(key)
 
     def _identified(self, shown: bytes) -> Key | None:

@@ -51,6 +51,10 @@ class FrontendMetrics:
         """The certificate that TLS uses from now on ends then (seconds since 1970 began)."""
         self._file.set(metrics.CERTIFICATE_END, (self._process,), end_s)
 
+    def access_log(self, end: str, count: int) -> None:
+        """So many lines of the access log have ended so."""
+        self._file.add(metrics.ACCESS_LOG_LINES, (self._process, end), count)
+
     def refused(self, reason: str) -> None:
         """Access control has refused a request."""
         self._file.add(metrics.ACCESS_REFUSED, (reason,))

@@ -1,12 +1,21 @@
-"""A request around a request: passes all on, and is told once how it ends. For the log of operators, and traces."""
+"""A request around a request: passes all on, and is told once how it ends. For the logs of calls, and traces.
+
+And a client around the client, which sees what requests become.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from ringserve.frontend.handler import Call
+from ringserve.broker.messages import Result
+from ringserve.frontend.catalog import Catalog
+from ringserve.frontend.handler import Buffer, Call
 from ringserve.frontend.http1.exchange import JSON, Exchange, Head
+from ringserve.frontend.lanes import Lane
+from ringserve.frontend.outputs import Reply
+from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.rest_call import RestClient
 
 #: In place of a code or a status: the client went away before there was one.
 GONE: Final = -1
@@ -115,3 +124,45 @@ class PassedExchange:
         if not self._is_over:
             self._is_over = True
             self.over(status)
+
+
+class WholeClient(RestClient, Protocol):
+    """`client.Client`, as far as it is passed on and looked at."""
+
+    @property
+    def result(self) -> Result | None: ...
+
+
+class PassedClient:
+    """The client."""
+
+    def __init__(self, client: WholeClient) -> None:
+        self._client = client
+        self.cancel = client.cancel
+        self.ask = client.ask
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._client.catalog
+
+    @property
+    def connected(self) -> bool:
+        return self._client.connected
+
+    @property
+    def result(self) -> Result | None:
+        return self._client.result
+
+    @property
+    def recorder(self) -> Recorder | None:
+        return self._client.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        self._client.recorder = recorder
+
+    def infer(
+        self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply
+    ) -> int:
+        """See Client."""
+        raise NotImplementedError

@@ -19,6 +19,7 @@ from ringserve.config.limits import is_loopback
 from ringserve.config.schema import Server, Settings
 from ringserve.config.tls import GRPC_ALPN, REST_ALPN, Source, source_of_grpc, source_of_rest
 from ringserve.frontend.access import Access
+from ringserve.frontend.access_log import AccessLogger, make_maker
 from ringserve.frontend.client import Client
 from ringserve.frontend.console import Overview
 from ringserve.frontend.grpc_access import GrpcGuard
@@ -26,17 +27,17 @@ from ringserve.frontend.grpc_api import GrpcSettings, make_methods
 from ringserve.frontend.grpc_draining import Draining
 from ringserve.frontend.grpcio_engine import serve_grpcio
 from ringserve.frontend.handler import EngineLimits
-from ringserve.frontend.http1.exchange import Http1Limits
+from ringserve.frontend.http1.exchange import Handler, Http1Limits
 from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.key_keeper import KeyKeeper
 from ringserve.frontend.ledger import Books
 from ringserve.frontend.metrics import FrontendMetrics
+from ringserve.frontend.passing import WholeClient
 from ringserve.frontend.rest_access import RestGuard
 from ringserve.frontend.rest_api import RestApp, RestSettings, error_page, make_app
-from ringserve.frontend.rest_call import RestClient
 from ringserve.frontend.tls_keeper import TlsKeeper
-from ringserve.frontend.tracing import Tracer
+from ringserve.frontend.tracing import Tracer, trace_id
 from ringserve.shm.segment import Segment
 from ringserve.shm.words import map_words
 
@@ -143,7 +144,10 @@ class Service:
         loop = asyncio.get_running_loop()
         self._tracer = Tracer(tracing, name, loop.call_soon) if tracing.endpoint else None
         #: The client as the APIs have it.
-        self._seen: RestClient = self._client if self._tracer is None else self._tracer.client(self._client)
+        self._seen: WholeClient = self._client if self._tracer is None else self._tracer.client(self._client)
+        self._access_log = self._make_access_log(name)
+        if self._access_log is not None:
+            self._seen = self._access_log.client(self._seen)
         self._servers: list[Listening] = []
         #: One keeper for what both ports may share.
         self._keepers: dict[Source, TlsKeeper] = {}
@@ -152,6 +156,14 @@ class Service:
         self._access: Access | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._opening: asyncio.Task[None] | None = None
+
+    def _make_access_log(self, name: str) -> AccessLogger | None:
+        settings, server = self._settings.access_log, self._settings.server
+        if not settings.to:
+            return None
+        maker = make_maker(name, server.log_format, settings.to)
+        later, count = asyncio.get_running_loop().call_later, self._metrics.access_log
+        return AccessLogger(settings, maker, later, count, trace=trace_id, metrics_path=server.metrics_path)
 
     async def start(self) -> None:
         """Open the ports."""
@@ -220,6 +232,8 @@ class Service:
         fd = self._inherited.rates_fd
         rates = map_words(fd, RATE_SLOTS) if fd >= 0 else array("q", bytes(8 * RATE_SLOTS))
         self._access = Access(rates, self._metrics.tally.clock_ns, parse_anonymous(access.anonymous))
+        if self._access_log is not None:
+            self._access.told = self._access_log.asked
         self._key_keeper = KeyKeeper(access.keys_file, access.keys_check_ms / 1000, self._access.use)
 
     def _guard(self) -> RestGuard | None:
@@ -268,7 +282,11 @@ class Service:
         )
         keeper = self._tls(source)
         context = keeper.contexts[REST_ALPN] if keeper else None
-        handle = app.handle if self._tracer is None else self._tracer.rest(app.handle)
+        handle: Handler = app.handle
+        if self._access_log is not None and protocol == "rest":
+            handle = self._access_log.rest(handle)
+        if self._tracer is not None:
+            handle = self._tracer.rest(handle)
         engine = await serve_http1(handle, listeners, limits, error_page, context)
         self._books.setdefault(protocol, []).append(Books(engine.calls, engine.in_flight))
         before = self._connections.get(protocol, lambda: 0)
@@ -306,6 +324,8 @@ class Service:
         if self._access is not None:
             guard = GrpcGuard(self._access, tally, self._metrics.refused)
         methods = make_methods(self._seen, settings, tally=tally, draining=self._draining, guard=guard)
+        if self._access_log is not None:
+            methods = self._access_log.methods(methods)
         if self._tracer is not None:
             methods = self._tracer.methods(methods)
         limits = EngineLimits(
@@ -364,5 +384,7 @@ class Service:
         if self._tracer is not None:
             self._tracer.close()
         self._client.close()
+        if self._access_log is not None:
+            self._access_log.close()
         self._metrics.close()
         self._segment.close()

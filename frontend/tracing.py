@@ -14,18 +14,15 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ringserve.broker.messages import Result
 from ringserve.config.tracing import Tracing
-from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
 from ringserve.frontend.http1.exchange import Exchange, Handler
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply
-from ringserve.frontend.passing import GONE, PassedCall, PassedExchange
-from ringserve.frontend.recorder import Recorder
-from ringserve.frontend.rest_call import RestClient
+from ringserve.frontend.passing import GONE, PassedCall, PassedClient, PassedExchange, WholeClient
 
 _TRACEPARENT: Final = "traceparent"
 _HEADERS: Final = (_TRACEPARENT, "tracestate")
@@ -34,14 +31,14 @@ _REST_PATHS: Final = "/v1/"
 _GONE_TEXT: Final = "the client has gone"
 
 
-class WholeClient(RestClient, Protocol):
-    """`client.Client`, as far as it is passed on and looked at."""
-
-    result: Result | None
-
-
 #: The trace of the request that is being handled; tasks that a handler starts inherit it.
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+def trace_id() -> str:
+    """Of the request that is being handled; empty when it is not traced."""
+    trace = _current.get()
+    return trace.trace_id if trace is not None else ""
 
 
 class Tracer:
@@ -217,6 +214,11 @@ class Trace:
         if result is not None and len(result.run) == 3:
             self._tracer.ran(self._span, submitted_ns, result, lane)
 
+    @property
+    def trace_id(self) -> str:
+        """As traceparent has it."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
     def end(self, error: str = "") -> None:
         """The request is answered, or nobody waits for its answer any more."""
         if not self._is_over:
@@ -246,29 +248,8 @@ class TracedReply:
         self._reply.fail(code, text)
 
 
-class TracedClient:
+class TracedClient(PassedClient):
     """The client, which sees what becomes of traced requests."""
-
-    def __init__(self, client: WholeClient) -> None:
-        self._client = client
-        self.cancel = client.cancel
-        self.ask = client.ask
-
-    @property
-    def catalog(self) -> Catalog:
-        return self._client.catalog
-
-    @property
-    def connected(self) -> bool:
-        return self._client.connected
-
-    @property
-    def recorder(self) -> Recorder | None:
-        return self._client.recorder
-
-    @recorder.setter
-    def recorder(self, recorder: Recorder | None) -> None:
-        self._client.recorder = recorder
 
     def infer(
         self, lane: Lane, rows: int, payloads: Sequence[Buffer | list[bytes]], timeout_ns: int, reply: Reply

@@ -54,6 +54,24 @@ def find_payloads(message: bytes) -> dict[str, Places] | None:
     return inputs
 
 
+def model_sent(message: bytes) -> str:
+    """The model that a request of any kind with a `model_spec` in front names; empty where that is not plain."""
+    try:
+        for start, end in _first_field(message, *next(_first_field(message, 0, len(message)))):
+            return message[start:end].decode("utf-8", "replace")
+    except (_UnknownError, StopIteration):
+        pass
+    return ""
+
+
+def _first_field(message: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the value of the first field is, if that is number 1 and bytes."""
+    for number, kind, value_start, value_end in _fields(message, start, end, [1]):
+        if (number, kind) == (1, _BYTES):
+            yield value_start, value_end
+        return
+
+
 def _entry(message: bytes, start: int, end: int, budget: list[int]) -> tuple[str, int, int]:
     """The alias of one map entry, and where its TensorProto is: each exactly once, and nothing else."""
     key: bytes | None = None

@@ -251,6 +251,7 @@ _CLOCK_ALLOWED = (
     "frontend/client.py",
     "frontend/http1/server.py",
     "frontend/http2/server.py",
+    "frontend/access_log.py",
     "frontend/console.py",
     "frontend/tls_keeper.py",
     "frontend/tracing.py",
