@@ -146,7 +146,8 @@ class Result(NamedTuple):
     [row_start, ...) of that request.
     failures: [[request_id, code, text], ...].
     record_id: give it back with Release when all is read; -1 when there is nothing to release.
-    run: [when TensorFlow began, when it ended (monotonic ns), rows run], for traces; empty without tracing.
+    run: [when TensorFlow began, when it ended (monotonic ns), rows run], for traces and the access log;
+    empty without these.
     """
 
     worker_id: int

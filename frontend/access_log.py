@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Final
 
 from ringserve.broker.messages import Result
@@ -22,8 +23,8 @@ from ringserve.config import process
 from ringserve.config.access_log import STDERR, AccessLog
 from ringserve.frontend import request_ids
 from ringserve.frontend.access_lines import Choice, LineMaker, error_of, status_of
-from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
-from ringserve.frontend.http1.exchange import JSON, Exchange, Handler
+from ringserve.frontend.handler import Buffer, Call, Methods, Refused, UnaryHandler
+from ringserve.frontend.http1.exchange import JSON, Exchange, Handler, Head
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.log_file import LogFile
 from ringserve.frontend.outputs import Reply
@@ -130,7 +131,7 @@ class AccessLogger:
     def methods(self, methods: Methods) -> Methods:
         """The gRPC methods, those that ask models logged."""
         logged = {path: self._unary(path, each) for path, each in methods.unary.items() if path.startswith(_SERVICES)}
-        return Methods(methods.unary | logged, methods.stream)
+        return replace(methods, unary=methods.unary | logged, refused=self._refused_call)
 
     def _unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
         def logged(call: Call, message: Buffer) -> None:
@@ -177,13 +178,22 @@ class AccessLogger:
 
     # ----------------------------------------------------------------------------------------------------------- lines
 
-    def refused(self, protocol: str, method: str, path: str, peer: str, request_id: str, end: int, text: str) -> None:
-        """A server has refused what never came to a handler."""
-        record = Record(protocol, method, path, peer, request_id, self.clock_ns())
-        self.ended(record, end, text)
+    def _refused_call(self, refused: Refused) -> None:
+        record = Record(GRPC, refused.path, "", refused.peer, refused.request_id, self.clock_ns())
+        self.ended(record, refused.code, refused.text, has_answer=True)
 
-    def ended(self, record: Record, end: int, text: str) -> None:
-        """A request has ended: with a gRPC code, an HTTP status, or GONE. Gives it an id if it is written."""
+    def refused(self, status: int, text: str, head: Head | None, peer: str) -> None:
+        """The REST server has refused what never came to the application. head: as far as there is one."""
+        method, path, request_id = "", "", ""
+        if head is not None:
+            method, path, request_id = head.method, head.target.partition("?")[0], head.request_id
+        self.ended(Record(REST, method, path, peer, request_id, self.clock_ns()), status, text, has_answer=True)
+
+    def ended(self, record: Record, end: int, text: str, *, has_answer: bool = False) -> None:
+        """A request has ended: with a gRPC code, an HTTP status, or GONE. Gives it an id if it is written.
+
+        has_answer: it is too late for that.
+        """
         now_ns = self.clock_ns()
         took_ns = now_ns - record.began_ns
         if not self._choice.takes(end, took_ns, now_ns):
@@ -198,7 +208,7 @@ class AccessLogger:
             self._maker.line(
                 time.time(),
                 {
-                    "request_id": record.identified(),
+                    "request_id": record.request_id if has_answer else record.identified(),
                     "protocol": record.protocol,
                     "method": record.method,
                     "path": record.path,

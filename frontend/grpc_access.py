@@ -9,6 +9,7 @@ few methods of operators.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -128,7 +129,7 @@ def with_access(
     for path, opened in methods.stream.items():
         need = need_of(path)
         stream[path] = opened if guard is None or need is Need.OPEN else guard.stream(opened, need)
-    return Methods(unary, stream, methods.heavy)
+    return replace(methods, unary=unary, stream=stream)
 
 
 def _audited(path: str, handler: UnaryHandler, guard: GrpcGuard | None, *, local: bool) -> UnaryHandler:

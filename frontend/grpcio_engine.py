@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from ringserve.config.tls import SslConfig
 from ringserve.frontend import request_ids
 from ringserve.frontend.grpc_relay import Relay
-from ringserve.frontend.handler import EngineLimits, Methods, StreamFailure, StreamHandler, UnaryHandler
+from ringserve.frontend.handler import EngineLimits, Methods, Refused, StreamFailure, StreamHandler, UnaryHandler
 from ringserve.frontend.http2.request import RESERVED_FIELDS
 from ringserve.frontend.http2.server import report_bug
 from ringserve.frontend.ledger import CANCELLED, Ledger
@@ -208,18 +208,22 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, methods: Methods, on_bug: Callable[[BaseException], None], calls: Calls) -> None:
         self._calls = calls
+        self._told = methods.refused
         self._handlers = {path: _unary(path, handler, on_bug, calls) for path, handler in methods.unary.items()}
         self._handlers |= {path: _stream(handler, on_bug, calls) for path, handler in methods.stream.items()}
 
     def service(self, details: Any) -> Any:
-        return self._handlers.get(details.method) or _unknown(details.method, self._calls.ledger)
+        return self._handlers.get(details.method) or _unknown(details.method, self._calls.ledger, self._told)
 
 
-def _unknown(path: str, ledger: Ledger) -> Any:
+def _unknown(path: str, ledger: Ledger, told: Callable[[Refused], None] | None) -> Any:
     async def serve(_: bytes, context: _Context) -> bytes:
         ledger.refuse()
-        _Call(context).trailers()
-        _set_status(context, _UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
+        call, text = _Call(context), grpc_text(f"unknown method {path}")
+        call.trailers()
+        if told is not None:
+            told(Refused(path, call.peer, request_ids.sent(call.metadata), _UNIMPLEMENTED, text))
+        _set_status(context, _UNIMPLEMENTED, text)
         return b""
 
     return grpc.unary_unary_rpc_method_handler(serve)

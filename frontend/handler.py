@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 #: Message bytes as an engine hands them over. Valid only during the handler call: copy what must live longer.
 Buffer = bytes | memoryview
@@ -85,16 +85,28 @@ UnaryHandler = Callable[[Call, Buffer], None]
 StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
+class Refused(NamedTuple):
+    """A call that an engine answered by itself. path: as the client wrote it. request_id: empty without one."""
+
+    path: str
+    peer: str
+    request_id: str
+    code: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Methods:
     """The methods of a server, by full path (`/package.Service/Method`). Others are answered UNIMPLEMENTED.
 
     heavy: unary ones that are refused when there is more to do than can be done in time.
+    refused: is told of calls that no handler sees, as far as the engine knows of them.
     """
 
     unary: dict[str, UnaryHandler] = field(default_factory=dict)
     stream: dict[str, StreamHandler] = field(default_factory=dict)
     heavy: frozenset[str] = frozenset()
+    refused: Callable[[Refused], None] | None = None
 
 
 @dataclass(frozen=True)

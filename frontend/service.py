@@ -283,11 +283,13 @@ class Service:
         keeper = self._tls(source)
         context = keeper.contexts[REST_ALPN] if keeper else None
         handle: Handler = app.handle
-        if self._access_log is not None and protocol == "rest":
-            handle = self._access_log.rest(handle)
+        logger = self._access_log if protocol == "rest" else None
+        if logger is not None:
+            handle = logger.rest(handle)
         if self._tracer is not None:
             handle = self._tracer.rest(handle)
-        engine = await serve_http1(handle, listeners, limits, error_page, context)
+        told = logger.refused if logger is not None else None
+        engine = await serve_http1(handle, listeners, limits, error_page, context, told)
         self._books.setdefault(protocol, []).append(Books(engine.calls, engine.in_flight))
         before = self._connections.get(protocol, lambda: 0)
         self._connections[protocol] = lambda: before() + engine.connections_count

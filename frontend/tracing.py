@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Final
 
 from ringserve.broker.messages import Result
@@ -142,8 +143,7 @@ class Tracer:
 
     def methods(self, methods: Methods) -> Methods:
         """The gRPC methods, unary ones traced."""
-        unary = {path: self._unary(path, each) for path, each in methods.unary.items()}
-        return Methods(unary, methods.stream, methods.heavy)
+        return replace(methods, unary={path: self._unary(path, each) for path, each in methods.unary.items()})
 
     def _unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
         name = path[1:]

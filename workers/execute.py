@@ -83,7 +83,7 @@ class _Run:
         self.send = send
         self.ns = 0
         self.rows_count = 0
-        #: The last call of TensorFlow, as in Result; empty without tracing.
+        #: The last call of TensorFlow, as in Result; empty where nobody wants to know.
         self.span: list[int] = []
 
 

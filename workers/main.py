@@ -79,7 +79,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
     models: Models = {}
     try:
         link.register()
-        traces = bool(settings.tracing.endpoint)
+        traces = bool(settings.tracing.endpoint or settings.access_log.to)
         executor = Executor(models, link.rings, ring, segment.data, link.worker_id, traces=traces)
         worker = Worker(
             link, executor, segment, ring, models, loader,

@@ -292,8 +292,8 @@ class Http1Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str, head: Head | None = None) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""
-        self._server.refused(status)
         head = self._body.head if self._body is not None else head
+        self._server.refused(status, text, head, self.peer())
         is_head = head is not None and head.method == "HEAD"
         echo = head.echo if head is not None else b""
         self._drop_body()

@@ -112,6 +112,10 @@ Handler = Callable[[Exchange], None]
 ErrorPage = Callable[[int, str], tuple[bytes, bytes]]
 
 
+#: (status, text, head, the client's address): told of every such answer. head: None where there is none yet.
+OnRefusal = Callable[[int, str, Head | None, str], None]
+
+
 @dataclass(frozen=True)
 class Http1Limits:
     """Bounds of the HTTP/1.1 server. Zero means "no limit" for `connections_per_address_max` alone.

@@ -14,8 +14,9 @@ from typing import Any, Final
 from ringserve.frontend.addresses import Addresses
 from ringserve.frontend.http1.answers import AnswerHeads, plain_page
 from ringserve.frontend.http1.connection import Http1Connection
-from ringserve.frontend.http1.exchange import ErrorPage, Handler, Http1Limits
+from ringserve.frontend.http1.exchange import ErrorPage, Handler, Head, Http1Limits, OnRefusal
 from ringserve.frontend.http1.heads import HeadTable
+from ringserve.frontend.http1.request import Peer
 from ringserve.frontend.ledger import Ledger
 from ringserve.frontend.tls_door import TlsDoor
 
@@ -43,6 +44,7 @@ class Http1Server:
         #: How often the engine itself refused something, by HTTP status.
         self.refusals: Counter[str] = Counter()
         self.calls = Ledger()
+        self.on_refusal: OnRefusal | None = None
         self._addresses = Addresses(limits.connections_per_address_max)
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
@@ -61,10 +63,12 @@ class Http1Server:
         """Requests that the application has and has not answered."""
         return sum(connection.is_busy for connection in self._connections)
 
-    def refused(self, status: int) -> None:
+    def refused(self, status: int, text: str, head: Head | None, peer: Peer) -> None:
         """The engine itself answers what is no request, or one too many."""
         self.refusals[str(status)] += 1
         self.calls.refuse(status)
+        if self.on_refusal is not None:
+            self.on_refusal(status, text, head, peer.address)
 
     def ticks(self, seconds: float) -> int:
         """How many ticks make so many seconds, at least."""
@@ -150,11 +154,13 @@ async def serve_http1(
     limits: Http1Limits | None = None,
     error_page: ErrorPage = plain_page,
     tls: ssl.SSLContext | None = None,
+    on_refusal: OnRefusal | None = None,
 ) -> Http1Server:
     """Serve on listening sockets (TCP or UNIX); returns when it accepts. Raises OSError when it cannot.
 
     handler: must not raise. error_page: what the engine's own refusals look like. tls: for all of the sockets.
     """
     server = Http1Server(handler, limits or Http1Limits(), error_page)
+    server.on_refusal = on_refusal
     await server.listen(sockets, tls)
     return server

@@ -177,6 +177,7 @@ class UnaryCall(Exchange):
         connection = self.connection
         connection.calls.unread += 1
         connection.calls.ended[RESOURCE_EXHAUSTED] += 1
+        connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
         stream_id = self.stream_id
         if connection.inline_bytes_max < 0 or self.request.echo:
             connection.write_headers(stream_id, _TURNED_AWAY + self.request.echo, end_stream=True)
@@ -215,6 +216,7 @@ class UnaryCall(Exchange):
         patience_ns, connection = self.request.patience_ns, self.connection
         if patience_ns and connection.waited_ns() > min(patience_ns, connection.wait_ns_max):
             connection.calls.unread += 1
+            connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
             self.fail(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, _RETRY_MS)
         elif reader.is_long_work(self._raw):
             connection.host.aside(self._decode, self._decoded)
@@ -231,7 +233,7 @@ class UnaryCall(Exchange):
             return
         if message is None:
             code, text = (error.code, error.text) if isinstance(error, MessageFault) else (INTERNAL, "internal error")
-            self.fail(code, text)
+            self.connection.refuse(self, code, text)
         else:
             self._run(message)
 

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ringserve.frontend import request_ids
-from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.handler import EngineLimits, Refused
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, Arriving
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
@@ -64,6 +64,7 @@ class Connection(Arriving):
         self.is_short_way_on = True
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
+        self._told = cache.methods.refused
         self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
         self._block_stream_id = 0  # 0: none
         self._block_ends_stream = False
@@ -248,6 +249,7 @@ class Connection(Arriving):
         if details.refusal:
             self._noise.add(details.weight)
             self.calls.refuse()
+            self.tell(request, *details.refused)
             self.write_headers(stream_id, details.refusal, end_stream=True)
             if not ends_stream:
                 self._remember_reset(stream_id)
@@ -308,14 +310,26 @@ class Connection(Arriving):
             messages = reader.feed(data) if data else []
             call.take(messages)
         except MessageFault as fault:
-            call.fail(fault.code, fault.text)
+            self.refuse(call, fault.code, fault.text)
         if call.is_done:
             return
         self.count_held(call)
         if self.held_bytes > self._held_bytes_max or self.host.account.input_bytes > self._limits.held_bytes_max:
-            call.fail(RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
+            self.refuse(call, RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
         else:
             self.return_stream_window(call)
+
+    def refuse(self, call: Exchange, code: int, text: str) -> None:
+        """Fails a call for what its client has sent."""
+        if call.request.unary is not None and not call.is_done:  # of streams their handlers know
+            self.tell(call.request, code, text)
+        call.fail(code, text)
+
+    def tell(self, request: Request, code: int, text: str) -> None:
+        """No handler will know of this call."""
+        if self._told is not None:
+            request_id = request_ids.sent(request.metadata)
+            self._told(Refused(request.details.path, self.peer, request_id, code, text))
 
     def count_held(self, call: Exchange) -> None:
         """Brings the account of held input up to date with one stream."""

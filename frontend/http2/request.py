@@ -16,6 +16,7 @@ from ringserve.frontend.handler import Methods, StreamHandler, UnaryHandler
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.status import grpc_text
 
+UNKNOWN: Final = 2
 DEADLINE_EXCEEDED: Final = 4
 UNIMPLEMENTED: Final = 12
 INTERNAL: Final = 13
@@ -78,6 +79,7 @@ class Details(NamedTuple):
     encoding: str  # "", "gzip" or "deflate"
     malformed: str  # why the request is malformed, or ""
     refusal: bytes  # header block of the trailers-only answer, or b""
+    refused: tuple[int, str]  # its code and text
     weight: int  # what reading it counts for when it becomes no call: long lists cost more than they show
 
 
@@ -214,9 +216,9 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
     body = special.get(b"content-length")
     malformed = malformed or _missing(special)
     body_bytes = int(body) if body is not None and _DIGITS.fullmatch(body) else -1
-    refusal = b""
+    refusal, code, text = b"", 0, ""
     if not malformed:
-        refusal = _refusal(special, methods, path, refused, list_bytes > list_bytes_max)
+        refusal, code, text = _refusal(special, methods, path, refused, list_bytes > list_bytes_max)
         refusal += echo if refusal else b""
     encoding = special.get(b"grpc-encoding", b"identity").decode("latin-1")
     sound = not malformed and not refusal
@@ -226,6 +228,7 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
         "" if encoding == "identity" else encoding,
         malformed,
         refusal,
+        (code, text),
         fields_count >> 4,
     )
     unary = methods.unary.get(path) if sound else None
@@ -252,22 +255,30 @@ def _missing(special: dict[bytes, bytes]) -> str:
     return ""
 
 
-def _refusal(special: dict[bytes, bytes], methods: Methods, path: str, refused: str, oversized: bool) -> bytes:
-    """The answer to a well-formed request that no handler will see, or b""."""
+def _refusal(
+    special: dict[bytes, bytes], methods: Methods, path: str, refused: str, oversized: bool
+) -> tuple[bytes, int, str]:
+    """The answer to a well-formed request that no handler will see, with its code and text; b"" without one."""
     if special[b":method"] != b"POST":
-        return frames.http_error_block(405, "gRPC calls use POST")
+        return _http_error(405, "gRPC calls use POST")
     content_type = special.get(b"content-type", b"").lower()
     if not _CONTENT_TYPE.match(content_type):
-        return frames.http_error_block(415, "content-type is not application/grpc")
+        return _http_error(415, "content-type is not application/grpc")
     if oversized:
-        return frames.refusal_block(RESOURCE_EXHAUSTED, "request headers are too large")
+        return _failure(RESOURCE_EXHAUSTED, "request headers are too large")
     if path not in methods.unary and path not in methods.stream:
-        return frames.refusal_block(UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
+        return _failure(UNIMPLEMENTED, grpc_text(f"unknown method {path}"))
     if refused:
-        return frames.refusal_block(INTERNAL, refused)
+        return _failure(INTERNAL, refused)
     if special.get(b"grpc-encoding", b"identity") not in (b"identity", b"gzip", b"deflate"):
         encoding = special[b"grpc-encoding"].decode("latin-1")
-        return frames.refusal_block(
-            UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported", frames.ACCEPT_ENCODING
-        )
-    return b""
+        return _failure(UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported", frames.ACCEPT_ENCODING)
+    return b"", 0, ""
+
+
+def _http_error(status: int, text: str) -> tuple[bytes, int, str]:
+    return frames.http_error_block(status, text), UNKNOWN, text
+
+
+def _failure(code: int, text: str, more: bytes = b"") -> tuple[bytes, int, str]:
+    return frames.refusal_block(code, text, more), code, text
