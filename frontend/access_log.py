@@ -319,10 +319,12 @@ class LoggedCall(PassedCall):
         self._record.response_bytes = len(message)
         self._end(0, "")
         self._call.finish(message, made_id or self._record.made_id)
+        self._call.on_cancel(_nothing)  # lets go of us: no cycle of garbage
 
     def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         self._end(int(code), text)
         self._call.fail(code, text, retry_ms, made_id or self._record.made_id)
+        self._call.on_cancel(_nothing)
 
 
 class LoggedExchange(PassedExchange):

@@ -6,6 +6,8 @@ import json
 import logging
 from typing import Final
 
+from ringserve.config.process import of_request
+from ringserve.frontend import request_ids
 from ringserve.frontend.handler import Call
 from ringserve.frontend.http1.exchange import Exchange
 from ringserve.frontend.passing import GONE, PassedCall, PassedExchange
@@ -18,9 +20,10 @@ log.setLevel(logging.INFO)
 _GONE_TEXT: Final = "client gone"
 
 
-def note(who: str, what: str, where: str, outcome: str) -> None:
+def note(who: str, what: str, where: str, outcome: str, request_id: str = "") -> None:
     """Write one line. `what` may hold anything that a client sent: it is quoted."""
-    log.info("admin: who=%s what=%s from=%s outcome=%s", json.dumps(who), json.dumps(what), where, outcome)
+    text = "admin: who=%s what=%s from=%s outcome=%s"
+    log.info(text, json.dumps(who), json.dumps(what), where, outcome, extra=of_request(request_id))
 
 
 class AuditedExchange(PassedExchange):
@@ -33,7 +36,8 @@ class AuditedExchange(PassedExchange):
 
     def over(self, status: int) -> None:
         head = self.head
-        note(self._who, f"{head.method} {head.target}", self._where, _GONE_TEXT if status == GONE else str(status))
+        outcome = _GONE_TEXT if status == GONE else str(status)
+        note(self._who, f"{head.method} {head.target}", self._where, outcome, head.request_id)
 
 
 class AuditedCall(PassedCall):
@@ -46,4 +50,5 @@ class AuditedCall(PassedCall):
         self._method = method
 
     def over(self, code: int, text: str) -> None:
-        note(self._who, self._method, self._where, _GONE_TEXT if code == GONE else code_name(code))
+        outcome = _GONE_TEXT if code == GONE else code_name(code)
+        note(self._who, self._method, self._where, outcome, request_ids.sent(self.metadata))

@@ -81,7 +81,9 @@ def server(models: Path, collector: Collector, tmp_path_factory: pytest.TempPath
     # The exporter sends after so many ms; its default of 5 s would only make the tests slow.
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
     arguments += ["--tracing_endpoint", endpoint, "--tracing_share", "0"]
-    with Server(tmp_path_factory.mktemp("server"), *arguments, environment=environment) as server:
+    folder = tmp_path_factory.mktemp("server")
+    arguments += ["--access_log", str(folder / "access.log"), "--log_format", "json"]
+    with Server(folder, *arguments, environment=environment) as server:
         server.wait_available("mlp")
         yield server
 
@@ -174,3 +176,19 @@ def test_who_does_not_ask_for_it_is_not_traced(server: Server, stub: Any, collec
     assert not collector.of(unsampled)
     requests = [span for span in collector.spans if span.kind == SERVER_KIND]
     assert all(span.parent_span_id.hex() == CALLER for span in requests)
+
+
+def test_the_access_log_names_the_trace(server: Server, stub: Any) -> None:
+    request = make_request("mlp", x=np.zeros((1, 784), np.float32))
+    for request_id, sampled in (("traced", True), ("untraced", False)):
+        metadata = (*parent("9" * 32, sampled=sampled), ("x-request-id", request_id))
+        stub.Predict(request, timeout=60, metadata=metadata)
+    path = server.directory / "access.log"
+
+    def lines() -> dict[str, Any]:
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return {line["request_id"]: line for line in found}
+
+    found = wait_until(lambda: lines() if {"traced", "untraced"} <= {*lines()} else None, "both lines")
+    assert found["traced"]["trace_id"] == "9" * 32
+    assert "trace_id" not in found["untraced"]
