@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -86,7 +86,7 @@ def test_a_call_is_found_by_its_id(stub: Any, path: Path) -> None:
 def test_a_refused_call_is_found_by_the_id_that_it_was_given(stub: Any, path: Path) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(make_request("none", x=np.zeros((1, 784), np.float32)), timeout=60)
-    line = line_of(path, dict(caught.value.trailing_metadata())["x-request-id"])
+    line = line_of(path, dict(cast(Any, caught.value.trailing_metadata()))["x-request-id"])
     assert (line["status"], line["model"]) == ("NOT_FOUND", "none")
     assert line["error"].startswith("Servable not found")
 

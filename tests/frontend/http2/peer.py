@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import hpack
 
-from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Stream
+from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Refused, Stream
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.connection import Connection
@@ -105,7 +105,8 @@ class Peer:
         self.messages: list[bytes] = []  # that handlers were given
         self.cancelled = 0
         unary = {ECHO: self._echo, HOLD: self._hold, BUG: self._bug} | handlers
-        methods = Methods(unary, {STREAM: self._stream}, frozenset((ECHO, BUG)))
+        self.refused: list[Refused] = []  # what the engine said of calls that no handler sees
+        methods = Methods(unary, {STREAM: self._stream}, frozenset((ECHO, BUG)), self.refused.append)
         self.limits = limits or EngineLimits()
         self.cache = HeaderCache(methods, self.limits.header_list_bytes_max)
         self.connection = Connection(self.host, self.cache, self.limits, "ipv4:127.0.0.1:1")

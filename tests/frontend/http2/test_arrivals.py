@@ -124,8 +124,12 @@ def test_a_call_that_has_waited_for_a_quarter_of_its_deadline_is_refused(peer: P
 
 
 def test_who_is_refused_unread_is_told_why_and_when_to_come_again(peer: Peer) -> None:
-    peer.send(peer.call(1, b"late", ECHO, ("grpc-timeout", "10m")), 9 * MS)
+    peer.send(peer.call(1, b"late", ECHO, ("grpc-timeout", "10m"), ("x-request-id", "order-7")), 9 * MS)
     fields = answers(peer.read())[1].fields
+    assert fields["x-request-id"] == "order-7"
+    told = peer.refused.pop()
+    assert (told.path, told.request_id, told.code) == (ECHO, "order-7", Code.RESOURCE_EXHAUSTED)
+    assert not peer.refused
     assert fields["grpc-message"].startswith("This server has more to do than it can do in time")
     assert fields["grpc-retry-pushback-ms"] == "10"
     assert fields[":status"] == "200"
