@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+import orjson
+
 from ringserve.broker.messages import Code
 from ringserve.config.access_log import AccessLog, codes_of
 from ringserve.config.process import timestamp
@@ -91,11 +93,17 @@ class LineMaker:
 
     def line(self, time_s: float, fields: dict[str, Any], level: str = "info") -> bytes:
         """One line. fields: those that are None or empty are left out. time_s: since 1970 began."""
-        told = {key: _cut(value) for key, value in fields.items() if value is not None and value != ""}
+        told: dict[str, Any] = {}
+        for key, value in fields.items():
+            if value.__class__ is str:
+                if value:
+                    told[key] = value if len(value) <= _TEXT_CHARS_MAX else f"{value[: _TEXT_CHARS_MAX - 3]}..."
+            elif value is not None:
+                told[key] = value
         if self._is_json:
-            text = json.dumps({"time": timestamp(time_s), "level": level, **self._about, **told})
+            text = _json({"time": timestamp(time_s), "level": level, **self._about, **told})
         else:
-            words = " ".join(f"{key}={_word(value)}" for key, value in told.items())
+            words = " ".join([f"{key}={_word(value)}" for key, value in told.items()])
             when = "" if self._for_journal else f"{timestamp(time_s)} {level} "
             text = f"{when}{self._process}: access: {words}"
         priority = ("<4>" if level == "warning" else "<6>") if self._for_journal else ""
@@ -112,12 +120,18 @@ def error_of(end: int, text: str, *, ran: bool) -> str:
     return shown_text(code_of(end), text, ran=ran).replace("…", "...") if text else ""
 
 
-def _cut(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _TEXT_CHARS_MAX:
-        return value[: _TEXT_CHARS_MAX - 3] + "..."
-    return value
+def _json(value: Any) -> str:
+    """JSON of printable ASCII alone: what shows a line has nothing to interpret."""
+    try:
+        data = orjson.dumps(value)
+        if data.isascii() and b"\x7f" not in data:
+            return data.decode()
+    except TypeError:  # half a surrogate pair
+        pass
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def _word(value: Any) -> str:
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    if value.__class__ is not str:
+        return str(value)
+    return value if _PLAIN.fullmatch(value) else _json(value)

@@ -360,8 +360,10 @@ class LoggedExchange(PassedExchange):
 
 def _error_in(body: bytes) -> str:
     """What an answer says is wrong."""
+    if not body:
+        return ""
     try:
-        found = json.loads(body or b"{}")
+        found = json.loads(body)
     except ValueError:
         return ""
     return str(found.get("error", "")) if isinstance(found, dict) else ""

@@ -130,28 +130,35 @@ class UnaryCall(Exchange):
         self.is_done = True
         connection = self.connection
         size = len(message)
-        more = self.request.echo if not made_id else frames.request_id(made_id.encode())
         if connection.inline_bytes_max > size + 4 < connection.send_window:
             # The whole answer at once. What `_finish_slowly` would write, in the same order.
             connection.calls.ended[0] += 1
             connection.send_window -= size + 5
             stream_id = self.stream_id
-            connection.out += (frames.answer_head(stream_id, size), message, frames.answer_tail(stream_id, more))
+            if made_id or self.request.echo:
+                tail = frames.named_tail(stream_id, self._name(made_id))
+            else:
+                tail = frames.answer_tail(stream_id)
+            connection.out += (frames.answer_head(stream_id, size), message, tail)
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
                 connection.host.wake()
         else:
-            self._finish_slowly(message, more)
+            self._finish_slowly(message, self._name(made_id))
 
-    def _finish_slowly(self, message: bytes, more: bytes) -> None:
+    def _name(self, made_id: str) -> bytes:
+        """What tells the client its call's id: the one that it sent, or the one that was made for it."""
+        return frames.request_id(made_id.encode()) if made_id else self.request.echo
+
+    def _finish_slowly(self, message: bytes, name: bytes) -> None:
         connection = self.connection
         if not connection.has_room(len(message)):
-            self._refuse(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them", more)
+            self._refuse(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them", name)
             return
         connection.calls.ended[0] += 1
         connection.write_headers(self.stream_id, frames.RESPONSE_BLOCK, end_stream=False)
-        tail = frames.answer_tail(self.stream_id, more)
+        tail = frames.named_tail(self.stream_id, name) if name else frames.answer_tail(self.stream_id)
         connection.transfer(Transfer(self, message, tail, self._close))
 
     def _close(self) -> None:
@@ -161,13 +168,12 @@ class UnaryCall(Exchange):
         if self.is_done:
             return
         self.is_done = True
-        more = self.request.echo if not made_id else frames.request_id(made_id.encode())
-        self._refuse(code, text, more, retry_ms)
+        self._refuse(code, text, self._name(made_id), retry_ms)
 
-    def _refuse(self, code: int, text: str, more: bytes, retry_ms: int = 0) -> None:
+    def _refuse(self, code: int, text: str, name: bytes, retry_ms: int = 0) -> None:
         self.connection.calls.ended[code] += 1
         pushback = frames.retry_pushback(retry_ms) if retry_ms else b""
-        block = frames.refusal_block(code, text, pushback) + more
+        block = frames.refusal_block(code, text, pushback) + name
         self.connection.write_headers(self.stream_id, block, end_stream=True)
         self.connection.close_stream(self)
 

@@ -229,8 +229,11 @@ def answer_head(stream_id: int, message_bytes: int) -> bytes:
     )
 
 
-def answer_tail(stream_id: int, more: bytes = b"") -> bytes:
-    """Everything of a unary answer that stands after its message. more: further trailers, a piece of header block."""
-    if more:
-        return frame(HEADERS, END_HEADERS | END_STREAM, stream_id, TRAILERS_OK_BLOCK + more)
+def named_tail(stream_id: int, name: bytes) -> bytes:
+    """The same as `answer_tail` with one more trailer, from `request_id`."""
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream_id, TRAILERS_OK_BLOCK + name)
+
+
+def answer_tail(stream_id: int) -> bytes:
+    """Everything of a unary answer that stands after its message."""
     return _answer_tail(_ANSWER_TAIL_START, stream_id, TRAILERS_OK_BLOCK)

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import numpy as np
@@ -62,6 +62,11 @@ def line_of(path: Path, request_id: str) -> dict[str, Any]:
     return line
 
 
+def trailer(call: Any) -> str:
+    """The id that a call was told."""
+    return str(dict(call.trailing_metadata())["x-request-id"])
+
+
 def curl(*arguments: str) -> tuple[int, dict[str, str], str]:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -74,7 +79,7 @@ def curl(*arguments: str) -> tuple[int, dict[str, str], str]:
 def test_a_call_is_found_by_its_id(stub: Any, path: Path) -> None:
     request = make_request("mlp", x=np.zeros((3, 784), np.float32))
     _, call = stub.Predict.with_call(request, timeout=60, metadata=[("x-request-id", "grpc-1")])
-    assert dict(call.trailing_metadata())["x-request-id"] == "grpc-1"
+    assert trailer(call) == "grpc-1"
     line = line_of(path, "grpc-1")
     assert re.fullmatch(r"frontend-\d", line["process"])
     told = (line["method"], line["status"], line["model"], line["version"], line["rows"], line["batch_rows"])
@@ -86,7 +91,7 @@ def test_a_call_is_found_by_its_id(stub: Any, path: Path) -> None:
 def test_a_refused_call_is_found_by_the_id_that_it_was_given(stub: Any, path: Path) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(make_request("none", x=np.zeros((1, 784), np.float32)), timeout=60)
-    line = line_of(path, dict(cast(Any, caught.value.trailing_metadata()))["x-request-id"])
+    line = line_of(path, trailer(caught.value))
     assert (line["status"], line["model"]) == ("NOT_FOUND", "none")
     assert line["error"].startswith("Servable not found")
 

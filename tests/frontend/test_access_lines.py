@@ -90,7 +90,7 @@ def test_a_flood_of_failures_is_bounded_and_hides_nothing() -> None:
 
 EVIL = [
     "a b", 'quote " here', "equals=1", "back\\slash", "new\nline", "cr\rhere", "tab\t", "\x1b[31mred", "\x00", "ünï",
-    "\u2028", "x" * 100_000, "status=OK error=", "",
+    "del\x7f", "\x9b31m", "\u2028", "\ud800", "x" * 100_000, "status=OK error=", "",
 ]  # fmt: skip
 _FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[!-~]+)(?: |$)')
 

@@ -408,10 +408,13 @@ def test_a_flood_of_failures_is_bounded_counted_and_told(start: Start) -> None:
     trailers = [call(logged, PREDICT, predict([99]))[1] for _ in range(10)]
     assert sum("x-request-id" in each for each in trailers) == 3
     logged.flush()
-    *lines, last = logged.lines(4)
-    assert [line["status"] for line in lines] == ["INTERNAL"] * 3
-    assert (last["level"], last["left_out_failures"], last["left_out_others"]) == ("warning", 7, 0)
-    wait_until(lambda: logged.counts["over_rate"] == 7 and logged.counts["written"] == 4, f"{logged.counts}")
+    wait_until(lambda: logged.counts["over_rate"] == 7 and logged.counts["written"] >= 4, f"{logged.counts}")
+    lines = [json.loads(line) for line in logged.path.read_text().splitlines()]
+    assert [line["status"] for line in lines if "status" in line] == ["INTERNAL"] * 3
+    told = [line for line in lines if line["level"] == "warning"]  # one, or more where this takes long
+    assert sum(line["left_out_failures"] for line in told) == 7
+    assert sum(line["left_out_others"] for line in told) == 0
+    assert len(lines) == logged.counts["written"]
 
 
 def test_a_full_disk_harms_nobody_and_is_counted(start: Start, engine: str) -> None:
