@@ -6,7 +6,6 @@ Never how long anything took: that is what they are for, on a quiet machine.
 from __future__ import annotations
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -125,22 +124,6 @@ def test_starvation(tmp_path: Path) -> None:
     shown = run("overload", tmp_path, "--starvation")
     assert judged(shown, "starvation: p99 of mlp beside conv at 400 %, times alone")
     assert len(re.findall(r"^  (?:alone|beside) +[\d,]+ ", shown, re.MULTILINE)) == 4
-
-
-def test_open_loop(tmp_path: Path) -> None:
-    """Also what perf/all.py takes from every program: its figures as JSON, with spread, machine, versions, command."""
-    file = tmp_path / "figures.json"
-    shown = run("open_loop", tmp_path, "--only", "rest", "--duration_s=0.3", f"--json={file}")
-    assert judged(shown, "rest: p99 at 70 % of capacity, times p50")
-    told = json.loads(file.read_text())
-    assert told["failures"] == 0
-    assert told["figures"]["rest 70% rate"]["value"] > 0
-    assert len(told["figures"]["rest 70% latency p99"]["spread"]) == 2
-    assert {"machine", "versions", "command", "revision", "at"} <= set(told)
-    curve = told["curves"]["rest 70%"]
-    assert [share for share, _ in curve] == sorted(share for share, _ in curve)
-    assert curve[-1][0] == 1.0
-    assert [us for _, us in curve] == sorted(us for _, us in curve)
 
 
 @pytest.mark.parametrize("program", ["reload", "memory", "start", "overload"])
