@@ -99,7 +99,7 @@ _MAKERS = {"throughput": throughput, "latency": latency, "latency-rate": latency
 
 
 def draw(programs: Mapping[str, Any], folder: Path) -> list[str]:
-    """Writes FOLDER/performance-NAME.svg of each plot that there is data for; returns their names."""
+    """Writes FOLDER/performance-NAME.svg of each plot that there is data for, removes the others; returns their names."""
     plt = pyplot()
     if plt is None:
         return []
@@ -114,5 +114,7 @@ def draw(programs: Mapping[str, Any], folder: Path) -> list[str]:
             axes.legend(fontsize="small")
             figure.savefig(folder / f"performance-{name}.svg", metadata={"Date": None})
             written.append(name)
+        else:
+            (folder / f"performance-{name}.svg").unlink(missing_ok=True)
         plt.close(figure)
     return written
