@@ -99,7 +99,7 @@ _MAKERS = {"throughput": throughput, "latency": latency, "latency-rate": latency
 
 
 def draw(programs: Mapping[str, Any], folder: Path) -> list[str]:
-    """Writes FOLDER/performance-NAME.svg of each plot that there is data for, removes the others; returns their names."""
+    """Writes FOLDER/performance-NAME.svg where there is data for it, and removes it where not; returns the names."""
     plt = pyplot()
     if plt is None:
         return []
