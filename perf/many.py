@@ -110,7 +110,7 @@ def run(runs: int, seconds: float, idle_count: int, flags: tuple[str, ...], repo
         config = model_config(folder / "models.config", dict.fromkeys(names, model.base_path))
         many = stack.enter_context(Ringserve(names[0], config, flags))
         single.wait_ready(model.exchanges[0])
-        many.wait_until(many.all_available, "all models to be available")
+        many.wait_until(many.all_available, "all models to be available", patience_s=300.0)
         for server in (single, many):
             server.settle()
         for _ in range(runs):
