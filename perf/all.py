@@ -47,9 +47,9 @@ class Program:
 
 
 PROGRAMS = (
-    Program("end_to_end", 600, ("--runs=5", "--duration_s=3"), ("--quick", "--only=mlp,conv")),
+    Program("end_to_end", 600, ("--runs=5", "--duration_s=3"), ("--quick", "--only=mlp")),
     Program("rest_binary", 300),
-    Program("open_loop", 600, quick=("--quick", "--only=mlp,rest")),
+    Program("open_loop", 600, quick=("--quick", "--only=mlp")),
     Program("idle", 120),
     Program("many", 400),
     Program("large", 300),

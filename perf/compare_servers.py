@@ -242,7 +242,9 @@ def main() -> int:
         entries = run_rounds(chosen, naive, plan, server_flags(options))
         tell(entries, report)
         for entry in entries:
-            report.notes[entry.name] = entry.trouble or "; ".join(filter(None, (entry.versions, entry.tuning)))
+            commands = [f"`{each.command}`" for each in chosen if each.name == entry.name]
+            words = filter(None, (entry.versions, entry.tuning, *commands))
+            report.notes[entry.name] = entry.trouble or "; ".join(words)
         print(f"\n{time.monotonic() - began_s:.0f} s")
         return sum(entry.failures() for entry in entries if entry.name.startswith(OURS)) + sum(
             entry.ours_at_rate.failures() for entry in entries

@@ -32,6 +32,12 @@ class Contestant:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def command(self) -> str:
+        """As one would type it."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return " ".join((*variables, "python -m", *self.arguments)).replace("{port}", "PORT")
+
+    @property
     def packages(self) -> list[str]:
         return [each.partition("==")[0].partition("[")[0] for each in self.requirements]
 

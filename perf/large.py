@@ -71,7 +71,7 @@ def run(runs: int, seconds: float, flags: tuple[str, ...], report: Report) -> in
             copies.append(copy_gb_per_s())
             for key, exchanges in loads.items():
                 load = Load(server.port, exchanges, connections=IN_FLIGHT, in_flight=IN_FLIGHT, warmup_s=0.5,
-                            duration_s=seconds if key[1] <= 32 else max(4.0, seconds), errors_allowed=True)  # fmt: skip
+                            duration_s=seconds if key[1] <= 32 else max(2.5, seconds), errors_allowed=True)  # fmt: skip
                 measure(server, load, series[key])
                 if other is not None and key[0] == "mirror":
                     same = replace(load, port=other.port, exchanges=echo.exchanges(exchanges), compare="exact")
