@@ -236,8 +236,9 @@ class AccessLogger:
 
     def _on_time(self) -> None:
         self._is_planned = False
+        is_to_count = bool(self._lines) or not self._file.is_idle
         self.flush()
-        if any(self._choice.dropped) or not self._file.is_idle:
+        if is_to_count or any(self._choice.dropped):
             self._plan()
 
     def flush(self, *, at_end: bool = False) -> None:

@@ -63,7 +63,8 @@ def _other_value(row: Setting) -> Any:
         return not row.default
     if row.kind == "str":
         others = {"devices": "cpu:1-3", "anonymous": "status", "endpoint": "http://127.0.0.1:4318/v1/traces"}
-        return (others | {"batch_rows_allowed": "1,8,128"}).get(row.key, "/tmp/x")
+        others |= {"batch_rows_allowed": "1,8,128", "failures": "INTERNAL"}
+        return others.get(row.key, "/tmp/x")
     if row.kind == "float":
         return 0.25
     return row.default + 2 if row.default < row.high else row.default - 1
