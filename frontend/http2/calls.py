@@ -179,17 +179,25 @@ class UnaryCall(Exchange):
 
     def turn_away(self) -> None:
         """A call that came whole has waited too long unread: refused as cheaply as can be."""
-        self.is_done = True
         connection = self.connection
+        if connection.told is not None or self.request.echo:
+            self._turn_away_by_name()
+            return
+        self.is_done = True
         connection.calls.unread += 1
         connection.calls.ended[RESOURCE_EXHAUSTED] += 1
-        connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
         stream_id = self.stream_id
-        if connection.inline_bytes_max < 0 or self.request.echo:
-            connection.write_headers(stream_id, _TURNED_AWAY + self.request.echo, end_stream=True)
+        if connection.inline_bytes_max < 0:
+            connection.write_headers(stream_id, _TURNED_AWAY, end_stream=True)
         else:
             connection.out.append(_TURNED_AWAY_HEAD + stream_id.to_bytes(4, "big") + _TURNED_AWAY)
         del connection.streams[stream_id]
+
+    def _turn_away_by_name(self) -> None:
+        """The same, where somebody wants to know of this call."""
+        self.connection.calls.unread += 1
+        self.connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
+        self.fail(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, _RETRY_MS)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel = callback
@@ -221,9 +229,7 @@ class UnaryCall(Exchange):
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
         patience_ns, connection = self.request.patience_ns, self.connection
         if patience_ns and connection.waited_ns() > min(patience_ns, connection.wait_ns_max):
-            connection.calls.unread += 1
-            connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
-            self.fail(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, _RETRY_MS)
+            self._turn_away_by_name()
         elif reader.is_long_work(self._raw):
             connection.host.aside(self._decode, self._decoded)
         else:

@@ -64,7 +64,7 @@ class Connection(Arriving):
         self.is_short_way_on = True
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
-        self._told = cache.methods.refused
+        self.told = cache.methods.refused
         self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
         self._block_stream_id = 0  # 0: none
         self._block_ends_stream = False
@@ -326,10 +326,10 @@ class Connection(Arriving):
         call.fail(code, text)
 
     def tell(self, request: Request, code: int, text: str) -> None:
-        """No handler will know of this call."""
-        if self._told is not None:
+        """Says, to whoever wants to know, that no handler has seen this call."""
+        if self.told is not None:
             request_id = request_ids.sent(request.metadata)
-            self._told(Refused(request.details.path, self.peer, request_id, code, text))
+            self.told(Refused(request.details.path, self.peer, request_id, code, text))
 
     def count_held(self, call: Exchange) -> None:
         """Brings the account of held input up to date with one stream."""

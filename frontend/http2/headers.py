@@ -34,6 +34,7 @@ from ringserve.frontend.http2.request import (
     build,
     echo_of,
     judge,
+    patience_of,
 )
 
 #: Bounds of the caches: entries, and bytes of one key. A full cache is emptied; refilling it costs microseconds.
@@ -176,7 +177,9 @@ class HeaderDecoder:
         if list_bytes > cache.list_bytes_max:
             return None
         self.read_bytes = end - length
-        return Request(request.unary, request.body_bytes, timeout_ns, tuple(metadata), request.details, echo)
+        patience_ns = patience_of(timeout_ns, request.details.path, cache.methods)
+        body_bytes, details = request.body_bytes, request.details
+        return Request(request.unary, body_bytes, timeout_ns, tuple(metadata), details, echo, patience_ns)
 
     def _scan(self, block: bytes) -> Request:
         """The request of any block, representation by representation; leaves a prefix for its like."""

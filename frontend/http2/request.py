@@ -232,8 +232,13 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
         fields_count >> 4,
     )
     unary = methods.unary.get(path) if sound else None
-    patience_ns = timeout_ns // _PATIENCE_PART if path in methods.heavy else 0
+    patience_ns = patience_of(timeout_ns, path, methods)
     return Request(unary, body_bytes, timeout_ns, tuple(metadata), details, echo, patience_ns)
+
+
+def patience_of(timeout_ns: int, path: str, methods: Methods) -> int:
+    """A request's patience_ns."""
+    return timeout_ns // _PATIENCE_PART if path in methods.heavy else 0
 
 
 def echo_of(field: Field) -> bytes:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code
-from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods
+from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Refused
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals
 from ringserve.frontend.http2.frames import ErrorCode
@@ -121,6 +121,19 @@ def test_a_call_that_has_waited_for_a_quarter_of_its_deadline_is_refused(peer: P
     ledger = peer.host.account.calls
     assert (ledger.received, ledger.unread, ledger.ended[Code.RESOURCE_EXHAUSTED]) == (5, 1, 1)
     assert list(peer.connection.streams) == [7, 9]
+    for number, milliseconds in enumerate((100, 101, 102)):  # deadlines that no cache knows
+        peer.send(peer.call(11 + 2 * number, b"late", ECHO, ("grpc-timeout", f"{milliseconds}m")), 26 * MS)
+    assert set(statuses(peer).values()) == {Code.RESOURCE_EXHAUSTED}
+
+
+def test_a_call_that_is_refused_unread_is_told_of_by_its_id(peer: Peer) -> None:
+    told: list[Refused] = []
+    peer.connection.told = told.append
+    peer.send(peer.call(1, b"late", ECHO, ("grpc-timeout", "100m"), ("x-request-id", "abc")), 26 * MS)
+    answer = answers(peer.read())[1]
+    assert (answer.status, answer.fields["x-request-id"]) == (Code.RESOURCE_EXHAUSTED, "abc")
+    assert answer.fields["grpc-retry-pushback-ms"] == "10"
+    assert [(each.path, each.request_id, each.code) for each in told] == [(ECHO, "abc", Code.RESOURCE_EXHAUSTED)]
 
 
 def test_who_is_refused_unread_is_told_why_and_when_to_come_again(peer: Peer) -> None:
