@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Code(IntEnum):
@@ -215,18 +215,21 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """broker -> process: your id (never used twice by one broker) and where my inbox is."""
+    """broker -> process: your id (never used twice by one broker) and where my inbox is. A worker's end of its cable to
+    the broker travels with it.
+    """
 
     peer_id: int
     broker_inbox: str
 
 
 class PeerJoined(NamedTuple):
-    """broker -> frontend or worker, before any message that names this peer. The peer's ring memfd travels with it."""
+    """broker -> frontend or worker, before any message that names this peer. The peer's ring memfd travels with it, and
+    an end of the cable between the two.
+    """
 
     peer_id: int
     role: int
-    inbox: str
     ring_bytes: int
 
 

@@ -1,4 +1,4 @@
-"""Who is here: registration connections, peers, and the hand-over of rings between them.
+"""Who is here: registration connections, peers, and the hand-over of rings and cables between them.
 
 The registry introduces peers to each other before anything can name them: when a worker joins, every frontend learns
 of it (ring included) before the worker's first Result can reach it, because nothing is sent to a worker earlier; the
@@ -12,6 +12,7 @@ import selectors
 import socket
 from dataclasses import dataclass, field
 
+from ringserve.broker.cable import Cable, pair
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
 from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Role, Welcome
 
@@ -21,20 +22,26 @@ _INTRODUCED_TO = {Role.FRONTEND: Role.WORKER, Role.WORKER: Role.FRONTEND}
 
 @dataclass
 class Peer:
-    """A registered process. `ring_fd` is the registry's own descriptor of its memfd, -1 when it has none."""
+    """A registered process. `ring_fd` is the registry's own descriptor of its memfd, -1 when it has none. `cable`: a
+    worker's, at the broker's end; its user closes it.
+    """
 
     peer_id: int
     role: Role
     hello: Hello
     channel: ControlChannel
     ring_fd: int = -1
+    cable: Cable | None = None
 
 
 @dataclass
 class Arrivals:
-    """What one poll of the registry brought, in the order in which the caller must handle it."""
+    """What one poll of the registry brought, in the order in which the caller must handle it. mail: hot messages that
+    came over cables.
+    """
 
     joined: list[Peer] = field(default_factory=list)
+    mail: list[bytes] = field(default_factory=list)
     messages: list[tuple[Peer, ControlMessage]] = field(default_factory=list)
     left: list[Peer] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -130,18 +137,31 @@ class Registry:
         self._strangers.discard(channel)
         peer = Peer(self._next_id, role, hello, channel, fds[0] if fds else -1)
         self._next_id += 1
-        channel.send(Welcome(peer.peer_id, self._broker_inbox))
+        self._welcome(peer)
         other_role = _INTRODUCED_TO.get(role)
         for other in self.of_role(other_role) if other_role else ():
-            self._introduce(peer, to=other)
-            self._introduce(other, to=peer)
+            self._introduce(peer, other)
         self.peers[peer.peer_id] = peer
         return peer
 
-    def _introduce(self, peer: Peer, *, to: Peer) -> None:
-        joined = PeerJoined(peer.peer_id, int(peer.role), peer.hello.inbox, peer.hello.ring_bytes)
-        to.channel.send(joined, (peer.ring_fd,))
-        self._watch(to.channel)
+    def _welcome(self, peer: Peer) -> None:
+        welcome = Welcome(peer.peer_id, self._broker_inbox)
+        if peer.role is Role.WORKER:
+            ours, theirs = pair()
+            peer.cable = Cable(ours)
+            with theirs:
+                peer.channel.send(welcome, (theirs.fileno(),))
+        else:
+            peer.channel.send(welcome)
+
+    def _introduce(self, peer: Peer, other: Peer) -> None:
+        """Each to the other, with a cable between them."""
+        ends = pair()
+        for one, to, end in zip((peer, other), (other, peer), ends, strict=True):
+            with end:
+                joined = PeerJoined(one.peer_id, int(one.role), one.hello.ring_bytes)
+                to.channel.send(joined, (one.ring_fd, end.fileno()))
+            self._watch(to.channel)
 
     def _leave(self, peer: Peer) -> None:
         del self.peers[peer.peer_id]

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from ringserve.broker import wire
+from ringserve.broker.cables import Cables
 from ringserve.broker.core import Core, Turn
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
@@ -79,7 +80,8 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._mail = Mail()
         self._inbox: Inbox = self._mail.inbox(inbox_path)
-        self._selector.register(self._inbox.fd, selectors.EVENT_READ, None)
+        self._selector.register(self._inbox.fd, selectors.EVENT_READ, self._on_inbox)
+        self._cables = Cables(self._selector)
         self._registry = Registry(listener, inbox_path, self._selector, first_peer_id=first_peer_id)
         self._outboxes: dict[int, Outbox] = {}
         self._catalog_epoch_sent = 0
@@ -119,6 +121,7 @@ class Service:
     def close(self) -> None:
         """End every connection and remove the inbox."""
         self._metrics.flush(self._core.ends(), self._core.take_given_up())
+        self._cables.close()
         self._registry.close()
         for outbox in self._outboxes.values():
             outbox.close(flush_ms=100)
@@ -136,13 +139,11 @@ class Service:
         sleep_ns = min(max(wake_ns - self._clock(), 0), _IDLE_NS) if wake_ns else _IDLE_NS
         arrivals = Arrivals()
         for key, _ in self._selector.select(sleep_ns / 1e9):
-            if key.data is not None:
-                key.data(arrivals)
-        mail = self._inbox.drain()
+            key.data(arrivals)
         now_ns = self._clock()
         for peer in arrivals.joined:
             self._joined(peer, now_ns)
-        for data in mail:
+        for data in arrivals.mail:
             self._on_mail(data, now_ns)
         for peer, message in arrivals.messages:
             self._on_control(peer, message, now_ns)
@@ -165,7 +166,7 @@ class Service:
         catalog_ns = self._tell_frontends(now_ns)
         turn = self._core.turn(now_ns)
         for worker_id, execute in turn.executes:
-            self._outboxes[worker_id].send(wire.pack(execute))
+            self._cables.send(worker_id, wire.pack(execute))
         for frontend_id, requests in turn.failed.items():
             outbox = self._outboxes.get(frontend_id)
             if outbox is not None:
@@ -284,10 +285,15 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------- arrivals
 
+    def _on_inbox(self, arrivals: Arrivals) -> None:
+        arrivals.mail += self._inbox.drain()
+
     def _joined(self, peer: Peer, now_ns: int) -> None:
         log.info("%s %d registered (process %d)", peer.role.name.lower(), peer.peer_id, peer.hello.pid)
         if peer.hello.inbox:
             self._outboxes[peer.peer_id] = self._mail.outbox(peer.hello.inbox)
+        if peer.cable is not None:
+            self._cables.add(peer.peer_id, peer.cable)
         if peer.role is Role.FRONTEND:
             self._core.frontend_joined(peer.peer_id)
             self._strangers.add(peer.peer_id)
@@ -299,6 +305,8 @@ class Service:
 
     def _left(self, peer: Peer, now_ns: int) -> None:
         log.info("%s %d left (process %d)", peer.role.name.lower(), peer.peer_id, peer.hello.pid)
+        for data in self._cables.remove(peer.peer_id):
+            self._on_mail(data, now_ns)
         outbox = self._outboxes.pop(peer.peer_id, None)
         if outbox is not None:
             outbox.close()

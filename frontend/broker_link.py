@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from typing import Protocol
 
+from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel, ControlClosed
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
@@ -34,18 +36,49 @@ _RECONNECT_S = 0.02
 
 
 class WorkerPeer:
-    """A worker as a frontend sees it: its result ring, read-only, and the way to its inbox."""
+    """A worker as a frontend sees it: its result ring, read-only, and the cable to it.
 
-    __slots__ = ("data", "outbox", "segment")
+    on_mail: given the messages that come over it.
+    """
 
-    def __init__(self, segment: Segment, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        cable: Cable,
+        loop: asyncio.AbstractEventLoop,
+        on_mail: Callable[[list[bytes]], None],
+    ) -> None:
         self.segment = segment
         self.data = segment.data
-        self.outbox = outbox
+        self._cable = cable
+        self._loop = loop
+        self._on_mail = on_mail
+        loop.add_reader(cable.fd, self._receive)
+
+    def send(self, message: bytes) -> None:
+        """Send a hot message, unless the worker is gone."""
+        if not self._cable.send(message):
+            self._loop.add_writer(self._cable.fd, self._flush)
+
+    def _receive(self) -> None:
+        messages = self._cable.receive()
+        if self._cable.over:
+            self._unwatch()
+        if messages:
+            self._on_mail(messages)
+
+    def _flush(self) -> None:
+        if self._cable.flush():
+            self._loop.remove_writer(self._cable.fd)
+
+    def _unwatch(self) -> None:
+        self._loop.remove_reader(self._cable.fd)
+        self._loop.remove_writer(self._cable.fd)
 
     def close(self) -> None:
         self.data = memoryview(b"")
-        self.outbox.close()
+        self._unwatch()
+        self._cable.close()
         self.segment.abandon()
 
 
@@ -90,7 +123,7 @@ class BrokerLink:
         self._closed = False
         self.workers: dict[int, WorkerPeer] = {}
         self.frontend_id = -1
-        self._loop.add_reader(self._inbox.fd, self._on_mail)
+        self._loop.add_reader(self._inbox.fd, self._on_inbox)
         self._connect()
 
     @property
@@ -119,7 +152,7 @@ class BrokerLink:
         if not channel.unsent:
             self._loop.remove_writer(channel.fd)
 
-    def _on_mail(self) -> None:
+    def _on_inbox(self) -> None:
         messages = self._inbox.drain()
         if messages:
             self._user.on_mail(messages)
@@ -167,7 +200,8 @@ class BrokerLink:
             segment = Segment.attach(fds[0])
         finally:
             os.close(fds[0])
-        self.workers[message.peer_id] = WorkerPeer(segment, self._mail.outbox(message.inbox))
+        cable = Cable.of_fd(fds[1])
+        self.workers[message.peer_id] = WorkerPeer(segment, cable, self._loop, self._user.on_mail)
 
     def _worker_left(self, peer_id: int) -> None:
         worker = self.workers.get(peer_id)

@@ -55,7 +55,7 @@ class Returns:
         for worker_id, record_ids in records.items():
             worker = self._link.workers.get(worker_id)
             if worker is not None:
-                worker.outbox.send(wire.pack(Release(self._link.frontend_id, record_ids)))
+                worker.send(wire.pack(Release(self._link.frontend_id, record_ids)))
 
     def close(self) -> None:
         """Send nothing more."""

@@ -88,11 +88,11 @@ def _ours(path: Path) -> Iterator[str]:
 
 _EDGES_OF_BROKER = {
     *("main", "service", "setup", "registry", "repository", "watcher", "mailbox", "wire", "control", "metrics"),
-    "processes",
+    *("processes", "cable", "cables"),
     *("admin", "changes", "models", "operators", "state_file"),
 }
 _PURE_BROKER = [path for path in LIBRARY if path.parent.name == "broker" and path.stem not in _EDGES_OF_BROKER]
-_WIRE = ("broker.messages", "broker.wire", "broker.control", "broker.mailbox")
+_WIRE = ("broker.messages", "broker.wire", "broker.control", "broker.mailbox", "broker.cable")
 
 #: What each file, or folder, may import of ours; the first row whose name is a prefix of the file's counts.
 _ARROWS: dict[str, tuple[str, ...]] = {
@@ -101,6 +101,8 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/messages": (),
     "broker/wire": ("broker.messages",),
     "broker/mailbox": ("broker.messages",),
+    "broker/cables": ("broker.cable", "broker.registry"),
+    "broker/cable": (),
     "broker/control": ("broker.messages", "broker.wire"),
     "broker/main": ("broker", "config"),
     "broker/service": ("broker", "config"),

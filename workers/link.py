@@ -1,4 +1,4 @@
-"""A worker's side of the registration: the frontends' rings, the ways to their inboxes, and the broker.
+"""A worker's side of the registration: the frontends' rings, the cables to them, and the broker.
 
 Blocking and single-threaded like the worker itself. When the broker is lost the link registers again with the next
 one; when the pool is gone (end-of-file on `pool_fd`) the worker has nobody to belong to and leaves.
@@ -12,8 +12,8 @@ import select
 import signal
 from typing import NamedTuple
 
+from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
-from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
@@ -30,6 +30,8 @@ from ringserve.shm.segment import Segment
 log = logging.getLogger(__name__)
 
 _RECONNECT_MS = 20
+#: How long who leaves waits for a peer that does not read what was sent to it.
+_FLUSH_MS = 200
 
 
 class PoolGone(Exception):
@@ -41,10 +43,10 @@ class StopOrdered(Exception):
 
 
 class FrontendPeer(NamedTuple):
-    """A frontend as a worker sees it: its request ring, read-only, and the way to its inbox."""
+    """A frontend as a worker sees it: its request ring, read-only, and the cable to it."""
 
     segment: Segment
-    outbox: Outbox
+    cable: Cable
 
 
 class Link:
@@ -52,14 +54,13 @@ class Link:
 
     segment: this worker's result ring, handed to every frontend; stays the caller's. stop_fd: readable when this
     process shall stop, -1 for none. wake_fds: further descriptors that end a `wait` besides mail and news. pool_fd: its
-    end-of-file tells of the pool's death. Valid after `register`: worker_id, broker, outboxes and rings (request rings,
-    read-only) by frontend id. left, options, asks: news that the caller takes out of these lists.
+    end-of-file tells of the pool's death. Valid after `register`: worker_id and rings (request rings, read-only) by
+    frontend id. left, options, asks: news that the caller takes out of these lists.
     """
 
     def __init__(
         self,
         registration_path: str,
-        inbox_path: str,
         segment: Segment,
         *,
         worker_index: int,
@@ -74,26 +75,21 @@ class Link:
         self._generation = generation
         self._pool_fd = pool_fd
         self._stop_fd = stop_fd
-        self._mail = Mail()
-        self.inbox: Inbox = self._mail.inbox(inbox_path)
         self._channel: ControlChannel | None = None
-        self._broker: Outbox | None = None
+        self._broker: Cable | None = None
         self._frontends: dict[int, FrontendPeer] = {}
-        self._poller = _poller_of(pool_fd, stop_fd, self.inbox.fd, *wake_fds)
+        #: Those that are polled, by descriptor.
+        self._cables: dict[int, Cable] = {}
+        self._ready: dict[int, int] = {}
+        self._poller = _poller_of(pool_fd, stop_fd, *wake_fds)
         # While there is no broker nothing else is taken in, so that what waits there must not end every pause at once.
         self._pauser = _poller_of(pool_fd, stop_fd)
+        self._channel_poller = _poller_of()
         self.rings: dict[int, memoryview] = {}
-        self.outboxes: dict[int, Outbox] = {}
         self.left: list[int] = []
         self.options: list[ModelOptions] = []
         self.asks: list[Ask] = []
         self.worker_id = -1
-
-    @property
-    def broker(self) -> Outbox:
-        """The way to the broker's inbox."""
-        assert self._broker is not None, "register first"
-        return self._broker
 
     def register(self) -> None:
         """Connect, say Hello, wait for the Welcome. Raises PoolGone, and StopOrdered when `stop_fd` is readable."""
@@ -104,13 +100,13 @@ class Link:
             except OSError:
                 self._pause()
                 continue
-            for poller in (self._poller, self._pauser):
+            for poller in (self._poller, self._pauser, self._channel_poller):
                 poller.register(self._channel.fd, select.POLLIN)
             hello = Hello(
                 PROTOCOL_VERSION,
                 int(Role.WORKER),
                 os.getpid(),
-                self.inbox.path,
+                "",
                 self._segment.data_bytes,
                 self._worker_index,
                 self._generation,
@@ -126,6 +122,21 @@ class Link:
                 self._forget_all()
                 self._pause()
 
+    def send_result(self, frontend_id: int, message: bytes) -> None:
+        """Send a hot message to a frontend, unless it is gone."""
+        frontend = self._frontends.get(frontend_id)
+        if frontend is not None:
+            self._send_hot(frontend.cable, message)
+
+    def send_done(self, message: bytes) -> None:
+        """Send a hot message to the broker."""
+        assert self._broker is not None, "register first"
+        self._send_hot(self._broker, message)
+
+    def _send_hot(self, cable: Cable, message: bytes) -> None:
+        if not cable.send(message) and cable.fd in self._cables:
+            self._poller.modify(cable.fd, select.POLLIN | select.POLLOUT)
+
     def send(self, message: ControlMessage) -> None:
         """Send a control message, waiting until the kernel has taken all of it."""
         channel = self._channel
@@ -139,19 +150,46 @@ class Link:
 
     def wait(self, timeout_ms: int | None) -> None:
         """Sleep until there is mail, news, something on a wake descriptor, or the timeout. Raises PoolGone."""
-        self._wait(self._poller, timeout_ms)
+        self._ready = self._wait(self._poller, timeout_ms)
+
+    def mail(self) -> list[bytes]:
+        """Hot messages that the last `wait` found, oldest first."""
+        messages: list[bytes] = []
+        for fd in self._ready.keys() & self._cables.keys():
+            cable = self._cables[fd]
+            if cable.unsent and cable.flush():
+                self._poller.modify(fd, select.POLLIN)
+            messages += cable.receive()
+            if cable.over:
+                self._unplug(cable)  # it would end every wait until the registration tells of the death
+        return messages
 
     def news(self) -> bool:
-        """Take in what the broker says of peers. False when the broker is lost. Raises StopOrdered."""
+        """Take in what the broker says of peers. False when the broker is lost. Raises StopOrdered.
+
+        Call it after `mail`: then what the broker said before it sent a batch is known when the batch runs.
+        """
         assert self._channel is not None, "register first"
+        if not self._channel_poller.poll(0):  # cheaper than to receive nothing
+            return True
         try:
             self._take(self._channel.receive())
         except ControlClosed:
             return False
         return True
 
-    def _wait(self, poller: select.poll, timeout_ms: int | None) -> set[int]:
-        ready = {fd for fd, _ in poller.poll(timeout_ms)}
+    def _plug(self, fd: int) -> Cable:
+        cable = Cable.of_fd(fd)
+        self._cables[cable.fd] = cable
+        self._poller.register(cable.fd, select.POLLIN)
+        return cable
+
+    def _unplug(self, cable: Cable) -> None:
+        if self._cables.pop(cable.fd, None) is not None:
+            self._poller.unregister(cable.fd)
+
+    def _wait(self, poller: select.poll, timeout_ms: int | None) -> dict[int, int]:
+        ready = dict(poller.poll(timeout_ms))
         if self._pool_fd in ready:
             raise PoolGone
         return ready
@@ -164,16 +202,14 @@ class Link:
         for message, fds in received:
             if isinstance(message, Welcome):
                 self.worker_id = message.peer_id
-                self._broker = self._mail.outbox(message.broker_inbox)
+                self._broker = self._plug(fds[0])
             elif isinstance(message, PeerJoined):
                 try:
                     segment = Segment.attach(fds[0])
                 finally:
                     os.close(fds[0])
-                peer = FrontendPeer(segment, self._mail.outbox(message.inbox))
-                self._frontends[message.peer_id] = peer
+                self._frontends[message.peer_id] = FrontendPeer(segment, self._plug(fds[1]))
                 self.rings[message.peer_id] = segment.data
-                self.outboxes[message.peer_id] = peer.outbox
             elif isinstance(message, PeerLeft):
                 self._forget(message.peer_id)
             elif isinstance(message, ModelOptions):
@@ -187,8 +223,8 @@ class Link:
         peer = self._frontends.pop(peer_id, None)
         if peer is not None:
             del self.rings[peer_id]
-            del self.outboxes[peer_id]
-            peer.outbox.close(flush_ms=200)
+            self._unplug(peer.cable)
+            peer.cable.close(flush_ms=_FLUSH_MS)
             # A batch that waits for room may still hold a view: its memory goes when the view does.
             peer.segment.abandon()
             self.left.append(peer_id)
@@ -198,24 +234,24 @@ class Link:
         for peer_id in list(self._frontends):
             self._forget(peer_id)
         if self._channel is not None:
-            for poller in (self._poller, self._pauser):
+            for poller in (self._poller, self._pauser, self._channel_poller):
                 poller.unregister(self._channel.fd)
             self._channel.close()
             self._channel = None
         if self._broker is not None:
+            self._unplug(self._broker)
             self._broker.close()
             self._broker = None
+        self._ready = {}
 
     def close(self) -> None:
         """Deliver what is queued and leave."""
         for peer_id in list(self._frontends):
             self._forget(peer_id)
         if self._broker is not None:
-            self._broker.close(flush_ms=200)
+            self._broker.close(flush_ms=_FLUSH_MS)
         if self._channel is not None:
             self._channel.close()
-        self.inbox.close()
-        self._mail.close()
 
 
 def _poller_of(*fds: int) -> select.poll:

@@ -71,7 +71,6 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
     segment, ring = make_result_ring(name, settings.shm.result_ring_bytes)
     link = Link(
         os.path.join(run_dir, "broker.sock"),
-        os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
         segment,
         worker_index=order.worker_index,
         generation=order.generation,

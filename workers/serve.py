@@ -148,7 +148,7 @@ class Worker:
         link = self._link
         self._start_loading()
         while True:
-            mail = link.inbox.drain()
+            mail = link.mail()
             if not link.news():
                 self._come_back(mail)
                 continue
@@ -160,9 +160,7 @@ class Worker:
             for data in mail:
                 self._take(data)
             self._work()
-            if mail:
-                continue
-            if self._stopping() and self._batch is None:
+            if not mail and self._stopping() and self._batch is None:
                 return
             link.wait(_LOOK_MS if self._leaving or self._untidy else None)
             if self._untidy:
@@ -240,13 +238,10 @@ class Worker:
             self._untidy = shrunk is not None
 
     def _send(self, batch: Batch) -> None:
-        outboxes = self._link.outboxes
         for frontend_id, result in batch.take_results():
-            outbox = outboxes.get(frontend_id)
-            if outbox is not None:
-                outbox.send(wire.pack(result))
+            self._link.send_result(frontend_id, wire.pack(result))
         if batch.done is not None:
-            self._link.broker.send(wire.pack(batch.done))
+            self._link.send_done(wire.pack(batch.done))
 
     def _forget_left(self) -> None:
         """Take back the records of frontends that left, but not at once.

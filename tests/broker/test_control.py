@@ -47,7 +47,7 @@ def test_descriptors_go_with_their_own_message(pair: tuple[ControlChannel, Contr
         fd = os.memfd_create(f"ring-{index}")
         os.write(fd, str(index).encode())
         files.append(fd)
-        ours.send(PeerJoined(index, 3, "/inbox", 4096), (fd,))
+        ours.send(PeerJoined(index, 3, 4096), (fd,))
         ours.send(PeerLeft(100 + index))
         os.close(fd)  # the channel holds a duplicate of its own
     received = receive_all(theirs, 6)

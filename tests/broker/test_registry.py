@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel, Received
 from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Ready, Role, Welcome
 from ringserve.broker.registry import Arrivals, Registry
@@ -81,13 +82,37 @@ def test_frontends_and_workers_learn_of_each_other_with_their_rings(broker: Brok
     worker = broker.join(Role.WORKER, "/w")
     welcome, joined = read(worker)
     assert welcome.message == Welcome(1001, "/broker.inbox")
-    assert joined.message == PeerJoined(1000, Role.FRONTEND, "/f", 4096)
+    assert joined.message == PeerJoined(1000, Role.FRONTEND, 4096)
     assert os.pread(joined.fds[0], 100, 0) == b"ring of /f"
     _, joined_too = read(frontend)
-    assert joined_too.message == PeerJoined(1001, Role.WORKER, "/w", 4096)
+    assert joined_too.message == PeerJoined(1001, Role.WORKER, 4096)
     assert os.pread(joined_too.fds[0], 100, 0) == b"ring of /w"
-    for fd in joined.fds + joined_too.fds:
+    for fd in [*welcome.fds, *joined.fds, *joined_too.fds]:
         os.close(fd)
+
+
+def test_a_worker_has_a_cable_to_the_broker_and_one_to_each_frontend(broker: Broker) -> None:
+    frontend = broker.join(Role.FRONTEND, "/f")
+    worker = broker.join(Role.WORKER)
+    welcome, joined = read(worker)
+    (peer,) = broker.registry.of_role(Role.WORKER)
+    assert peer.cable is not None
+    at_worker, other_at_worker = Cable.of_fd(welcome.fds[0]), Cable.of_fd(joined.fds[1])
+    welcomed, joined_too = read(frontend)
+    assert not welcomed.fds, "a frontend writes to the inbox"
+    at_frontend = Cable.of_fd(joined_too.fds[1])
+    at_worker.send(b"done")
+    other_at_worker.send(b"result")
+    assert peer.cable.receive() == [b"done"]
+    assert at_frontend.receive() == [b"result"]
+    peer.cable.close()
+    assert (at_worker.receive(), at_worker.over) == ([], True), "nobody else holds the other end"
+    at_frontend.close()
+    assert (other_at_worker.receive(), other_at_worker.over) == ([], True), "nobody else holds the other end"
+    for fd in (joined.fds[0], joined_too.fds[0]):
+        os.close(fd)
+    at_worker.close()
+    other_at_worker.close()
 
 
 def test_workers_do_not_learn_of_workers(broker: Broker) -> None:

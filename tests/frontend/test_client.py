@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ringserve.broker import wire
+from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel
 from ringserve.broker.mailbox import Inbox, Mail, Outbox
 from ringserve.broker.messages import (
@@ -25,6 +26,7 @@ from ringserve.broker.messages import (
     Hello,
     InputSpec,
     LaneSpec,
+    PeerJoined,
     Release,
     Result,
     Role,
@@ -54,7 +56,6 @@ class Stage:
         self.listener.bind(self.path)
         self.listener.listen()
         self.mail = Mail()
-        self.worker_inbox = self.mail.inbox(str(folder / "worker.inbox"))
         self.ring = Segment.create("results", MIB)
         self.brokers = 0
         self.frontend_ids: list[int] = []
@@ -76,6 +77,7 @@ class Stage:
         self.inbox.close()
         if self.worker is not None:
             self.worker.close()
+            self.worker_cable.close()
 
     async def frontend_joins(self) -> None:
         arrivals = await self.arrivals(lambda arrivals: bool(arrivals.joined))
@@ -85,9 +87,14 @@ class Stage:
 
     async def worker_joins(self) -> int:
         self.worker = ControlChannel.connect(self.path)
-        hello = Hello(PROTOCOL_VERSION, Role.WORKER, 1, self.worker_inbox.path, self.ring.data_bytes, 0, 0)
-        self.worker.send(hello, (self.ring.fd,))
+        self.worker.send(Hello(PROTOCOL_VERSION, Role.WORKER, 1, "", self.ring.data_bytes, 0, 0), (self.ring.fd,))
         arrivals = await self.arrivals(lambda arrivals: bool(arrivals.joined))
+        (welcome, joined) = self.worker.receive()
+        assert isinstance(joined.message, PeerJoined)
+        ring_fd, cable_fd = joined.fds
+        for fd in (*welcome.fds, ring_fd):
+            os.close(fd)
+        self.worker_cable = Cable.of_fd(cable_fd)
         return arrivals.joined[0].peer_id
 
     async def worker_dies(self) -> None:
@@ -107,16 +114,16 @@ class Stage:
         return total
 
     async def broker_mail(self, kind: type) -> Any:
-        return await self._next(self.inbox, kind)
+        return await self._next(self.inbox.drain, kind)
 
     async def worker_mail(self, kind: type) -> Any:
-        return await self._next(self.worker_inbox, kind)
+        return await self._next(self.worker_cable.receive, kind)
 
-    async def _next(self, inbox: Inbox, kind: type) -> Any:
+    async def _next(self, receive: Callable[[], list[bytes]], kind: type) -> Any:
         found: list[Any] = []
 
         def look() -> bool:
-            found.extend(message for message in map(wire.unpack, inbox.drain()) if isinstance(message, kind))
+            found.extend(message for message in map(wire.unpack, receive()) if isinstance(message, kind))
             return bool(found)
 
         await until(look)
@@ -131,12 +138,15 @@ class Stage:
         self.send(Result(worker_id, 1, LANE.key, offset, outputs, answers, []))
 
     def send(self, message: Result | Failed) -> None:
+        """As the worker does, or, of what has failed, the broker."""
+        if isinstance(message, Result):
+            self.worker_cable.send(wire.pack(message))
+            return
         assert self.to_frontend is not None
         self.to_frontend.send(wire.pack(message))
 
     def close(self) -> None:
         self.stop_broker()
-        self.worker_inbox.close()
         self.ring.close()
         self.mail.close()
         self.listener.close()

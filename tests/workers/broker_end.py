@@ -1,4 +1,4 @@
-"""The other ends of a worker: a broker's registration socket and inbox, a frontend's ring and inbox, all real."""
+"""The other ends of a worker: a broker's registration socket, a frontend's ring, the cables to both, all real."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ringserve.broker import wire
+from ringserve.broker.cable import Cable, pair
 from ringserve.broker.control import ControlChannel, ControlMessage
-from ringserve.broker.mailbox import Mail
 from ringserve.broker.messages import Ask, Execute, Hello, LaneSpec, LoadOrder, PeerJoined, Result, Role, Told, Welcome
 from ringserve.shm.segment import Segment
 from ringserve.workers.execute import Executor
@@ -49,8 +49,6 @@ class BrokerEnd:
         self.listener.bind(str(path))
         self.listener.listen()
         self.listener.settimeout(_PATIENCE_S)
-        self.mail = Mail()
-        self.inbox = self.mail.inbox(f"{path}.inbox")
         self.messages: list[ControlMessage] = []
         self.channel: ControlChannel
         self.results: Segment
@@ -61,8 +59,10 @@ class BrokerEnd:
         self.channel = ControlChannel(connection)
         hello = self._next(Hello)
         self.messages.clear()
-        self.channel.send(Welcome(worker_id, self.inbox.path))
-        self.worker = self.mail.outbox(hello.inbox)
+        ours, theirs = pair()
+        with theirs:
+            self.channel.send(Welcome(worker_id, "/broker.inbox"), (theirs.fileno(),))
+        self.worker = Cable(ours)
         return hello
 
     def _next(self, kind: type[M]) -> M:
@@ -102,27 +102,29 @@ class BrokerEnd:
     def lose(self) -> None:
         """Be gone, as far as this worker can see."""
         self.channel.close()
+        self.worker.close()
 
     def close(self) -> None:
         self.listener.close()
-        self.mail.close()
 
 
 class FrontendEnd:
     """A frontend that sends requests through the broker's end and reads the results."""
 
-    def __init__(self, broker: BrokerEnd, path: Path, peer_id: int = 1) -> None:
+    def __init__(self, broker: BrokerEnd, peer_id: int = 1) -> None:
         self.broker = broker
         self.peer_id = peer_id
         self.ring = Ring(1 << 20)
-        self.inbox = broker.mail.inbox(str(path))
         self.batches = 0
         self.join()
 
     def join(self) -> None:
         """Be introduced to the worker."""
-        joined = PeerJoined(self.peer_id, int(Role.FRONTEND), self.inbox.path, 1 << 20)
-        self.broker.channel.send(joined, (self.ring.segment.fd,))
+        ours, theirs = pair()
+        with theirs:
+            joined = PeerJoined(self.peer_id, int(Role.FRONTEND), 1 << 20)
+            self.broker.channel.send(joined, (self.ring.segment.fd, theirs.fileno()))
+        self.cable = Cable(ours)
 
     def ask(self, spec: LaneSpec, **inputs: Any) -> Result:
         """One batch of one request of these arrays; its Result."""
@@ -131,7 +133,7 @@ class FrontendEnd:
         self.batches += 1
         execute = Execute(self.batches, wire.pack_lane(spec), [[self.peer_id, self.batches, rows, 0, *offsets]])
         self.broker.worker.send(wire.pack(execute))
-        (data,) = wait_for(lambda: self.inbox.drain() or None, "a Result")
+        (data,) = wait_for(lambda: self.cable.receive() or None, "a Result")
         result = wire.unpack(data)
         assert isinstance(result, Result)
         return result
@@ -164,7 +166,6 @@ class WorkerEnd:
         self._pool: tuple[socket.socket, socket.socket] = socket.socketpair()
         link = Link(
             str(directory / "b"),
-            str(directory / "w"),
             segment,
             worker_index=0,
             generation=0,

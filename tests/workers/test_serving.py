@@ -121,7 +121,7 @@ def test_it_serves_while_it_loads(start: Start, served: Any, load: Any) -> None:
     broker, _ = start([order_of("half"), order_of("echo"), order_of("conv")], open_model)
     broker.until(Ready([["half", 1]], False))
     broker.until(Loading("echo", 1))
-    frontend = FrontendEnd(broker, Path(f"{broker.inbox.path}-f"))
+    frontend = FrontendEnd(broker)
     half = lane(served("half"), rows_of(1.0), ["y"])
     assert frontend.floats(half, **rows_of(1.0, 2.0, 5.0)) == [2.5, 3.0, 4.5]
     # What is not loaded yet is refused, and the refusal is forgotten once it is.
@@ -184,7 +184,7 @@ def test_what_waits_from_side_threads_does_not_cut_the_pauses_between_tries_to_r
     pool, other = socket.socketpair()
     with short_directory() as name, pool, other:
         link = Link(
-            f"{name}/b", f"{name}/w", Segment.create("t", 4096), worker_index=0, generation=0, pool_fd=pool.fileno(),
+            f"{name}/b", Segment.create("t", 4096), worker_index=0, generation=0, pool_fd=pool.fileno(),
             wake_fds=(told.fd,),
         )  # fmt: skip
         told.put(1)
@@ -230,7 +230,7 @@ def test_options_of_the_order_and_of_later_messages(start: Start, served: Any) -
     model = Recording(served("half"))
     broker, _ = start([order_of("half", options=[8, [4, 8], False, False])], lambda order: Opened(model, [], 0, 0, -1))
     broker.until(Ready([["half", 1]], True))
-    frontend = FrontendEnd(broker, Path(f"{broker.inbox.path}-f"))
+    frontend = FrontendEnd(broker)
     spec = lane(served("half"), rows_of(1.0), ["y"])
     assert frontend.floats(spec, **rows_of(1.0, 2.0, 5.0)) == [2.5, 3.0, 4.5]
     assert model.rows == [4]
