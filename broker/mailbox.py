@@ -1,4 +1,5 @@
-"""ZeroMQ as ringserve uses it: one PULL inbox per process, one PUSH outbox to each process it talks to.
+"""ZeroMQ as ringserve uses it, between frontends and the broker: one PULL inbox per process, one PUSH outbox to each
+process it talks to.
 
 Plain sockets on a poll loop, not `zmq.asyncio` (which costs a future per message). The inbox's descriptor becomes
 readable once and stays silent until everything is read, so a reader must `drain` it whole before it waits again.

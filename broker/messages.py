@@ -1,9 +1,10 @@
 # long: every message in one place, and most of it is what their fields mean; docs/messages.md is made from it.
 """Every message that travels between ringserve's processes: its fields, who sends it, who owns what afterwards.
 
-Two planes carry them. *Hot* messages (Submit .. Failed) go over ZeroMQ, one message per sender's loop turn
-(`wire.py`); *control* messages (Hello .. Stop) go over the registration socket, which also hands over file
-descriptors and whose end-of-file is how a death is known (`control.py`).
+Two planes carry them. *Hot* messages (Submit .. Failed), one per sender's loop turn (`wire.py`), go over ZeroMQ between
+frontends and the broker (`mailbox.py`) and over cables from and to workers (`cable.py`); *control* messages (Hello ..
+Stop) go over the registration socket, which also hands over file descriptors and whose end-of-file is how a death is
+known (`control.py`).
 
 Hot messages carry requests as plain lists of integers, not as objects: at load a message holds dozens of requests
 and an object per request would cost more than the decision about it. The field order stands here and nowhere else.

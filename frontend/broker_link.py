@@ -1,7 +1,7 @@
 """This frontend's side of the registration: who the workers are, where the broker is, and coming back when it is lost.
 
-The link keeps a dead worker's ring mapped for a while: a Result that it sent just before it died may still be on its
-way through ZeroMQ when the registration socket already tells of the death.
+The link keeps a dead worker's ring mapped for a while: a Result that it sent just before it died may still lie in this
+process's socket when the registration socket already tells of the death.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ringserve.shm.segment import Segment
 
 log = logging.getLogger(__name__)
 
-#: How long a dead worker's ring stays mapped (see above). ZeroMQ delivers within milliseconds on one host.
+#: How long a dead worker's ring stays mapped (see above).
 _DEAD_RING_KEPT_S = 5.0
 _RECONNECT_S = 0.02
 
