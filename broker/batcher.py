@@ -72,16 +72,22 @@ class FairOrder:
         self._push(lane)
 
     def put_back(self, lane: Lane) -> None:
-        """List a popped lane again, at its old place or, if it was granted a batch, where that puts it."""
+        """List a popped lane again, behind those that are as far."""
         lane.listed = True
         self._push(lane)
+
+    def return_to_place(self, lane: Lane) -> None:
+        """List a popped lane again that was granted nothing: still before those that are as far and came later."""
+        lane.listed = True
+        heapq.heappush(self._heap, (lane.attained_ns, lane.place, lane))
 
     def pop(self) -> Lane | None:
         """Unlist and return the lane whose turn it is, None when there is none. Lanes found empty are dropped."""
         heap = self._heap
         while heap:
-            attained_ns, _, lane = heapq.heappop(heap)
+            attained_ns, place, lane = heapq.heappop(heap)
             lane.listed = False
+            lane.place = place
             if not lane.waiting:
                 continue
             if lane.attained_ns > attained_ns:  # a batch of it ran longer than it was charged

@@ -228,7 +228,7 @@ class Core:
         order = self._order
         declined: list[Lane] = []
         taken: set[int] = set()
-        while order and self._fleet.has_room():
+        while order and self._fleet.has_room(taken):
             lane = order.pop()
             if lane is None:
                 break
@@ -243,7 +243,7 @@ class Core:
                 declined.append(lane)
                 wake_ns = earliest(wake_ns, ask_ns)
         for lane in declined:
-            order.put_back(lane)
+            order.return_to_place(lane)
         wake_ns = earliest(earliest(wake_ns, expiry.look_ns), self._leases.wake_ns())
         drained: list[int] = []
         if self._drains:

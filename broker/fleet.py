@@ -9,7 +9,7 @@ A ready worker is sent batches. A draining one finishes what it holds, and is se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from hashlib import blake2b
 
@@ -123,11 +123,18 @@ class Fleet:
         """What the worker has loaded and no ready worker has."""
         return frozenset(servable for servable in worker.loaded if servable not in self._serving)
 
-    def has_room(self) -> bool:
-        """Could any worker take a batch?"""
+    def has_room(self, taken: Collection[int] = ()) -> bool:
+        """Could any worker take a batch? taken: ids of busy ones that somebody waits for, who is before all others.
+
+        With a lane for each of a hundred models most of them wait for the same few workers: a turn that asked for each
+        took longer than their batches.
+        """
         credit_max = self.credit_max
         for worker in self.workers.values():
-            if len(worker.leases) < credit_max and (worker.state is WorkerState.READY or self._is_spare(worker)):
+            leases = worker.leases
+            if leases and worker.worker_id in taken:
+                continue
+            if len(leases) < credit_max and (worker.state is WorkerState.READY or self._is_spare(worker)):
                 return True
         return False
 

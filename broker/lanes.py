@@ -49,6 +49,7 @@ class Lane:
     deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
     costs nothing; `sweep` makes it exact again.
     attained_ns: service received so far, in the fair order's own time. listed: stands in the fair order.
+    place: where it last stood there among those that are as far.
     recent: ids of workers, the most recently used first. leases_count: batches that run now.
     """
 
@@ -60,6 +61,7 @@ class Lane:
         "leases_count",
         "listed",
         "pace",
+        "place",
         "policy",
         "queue",
         "queue_rows_max",
@@ -90,6 +92,7 @@ class Lane:
         self.pace = Pace()
         self.attained_ns = 0
         self.listed = False
+        self.place = 0
         self.recent: list[int] = []
         self.leases_count = 0
         self.used_ns = 0

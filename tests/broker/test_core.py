@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from ringserve.broker import core
+from ringserve.broker.lanes import Lane
 from ringserve.broker.messages import Code
+from ringserve.broker.placement import Placement, place
 from ringserve.broker.policy import LanePolicy
 from tests.broker.kit import FRONTEND, MS, NOW, OTHER_FRONTEND, Bench, sent, spec_of, told
 
@@ -148,6 +153,33 @@ def test_a_lane_that_waits_for_a_worker_is_not_overtaken_by_another_that_could_b
     assert not bench.submit((3, 8), key=busy_key).executes  # full, and could go ahead; but it is not its turn
     bench.now_ns += 3 * MS
     assert sent(bench.turn()) == [(10, [(2, 1, 0)])]
+
+
+def test_of_many_lanes_that_wait_only_as_many_are_asked_as_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn's cost is by workers, not by models; and who was asked in vain has lost no place."""
+    bench = Bench(2)
+    keys = [bench.lane(spec_of(signature=f"s{number}")) for number in range(50)]
+    running = [bench.submit((number, 1), key=key).executes[0] for number, key in enumerate(keys[:2])]
+    asked: list[Lane] = []
+
+    def noted(lane: Lane, *rest: Any, **more: Any) -> Placement:
+        asked.append(lane)
+        return place(lane, *rest, **more)
+
+    monkeypatch.setattr(core, "place", noted)
+    for number, key in enumerate(keys[2:], 2):
+        assert not bench.submit((number, 1), key=key).executes
+        assert len(asked) <= 2
+        asked.clear()
+    order = []
+    while running:
+        worker_id, execute = running.pop(0)
+        bench.now_ns += MS
+        for next_one in bench.done(worker_id, execute.batch_id, MS).executes:
+            running.append(next_one)
+            order.append(next_one[1].parts[0][1])
+        asked.clear()
+    assert order == list(range(2, 50))
 
 
 def test_workers_max_keeps_a_model_on_one_worker() -> None:
