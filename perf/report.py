@@ -121,7 +121,7 @@ def command() -> str:
 
 def versions() -> dict[str, str]:
     """Of what the figures depend on beside the code itself."""
-    found = {"Python": platform.python_version(), "Linux": platform.release()}
+    found = {"Python": platform.python_version(), "Linux": platform.release().partition("-")[0]}
     for package in ("tensorflow", "numpy", "pyzmq", "uvloop", "grpcio"):
         try:
             found[package] = importlib.metadata.version(package)
