@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
+from types import FrameType
 
 import click
 
@@ -13,6 +16,20 @@ from ringserve.commands.console import Failed, json_option, print_json, url_opti
 
 _HOME, _REST, _END = "\033[H", "\033[J", "\033[K"
 _HIDE, _SHOW = "\033[?1049h\033[?25l", "\033[?25h\033[?1049l"  # another screen, no cursor; and back
+
+
+def stop_on_interrupt(stopped: threading.Event) -> None:
+    """Ctrl-C ends the loop at its next look: an exception might come where Python drops it, as in a destructor.
+
+    A second one does not wait.
+    """
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    signal.signal(signal.SIGINT, interrupted)
 
 
 @click.command()
@@ -49,17 +66,20 @@ def top(interval: float, once: bool, url: str, as_json: bool) -> None:
         return time.monotonic(), samples
 
     def next_view(before: tuple[float, top_view.Samples]) -> tuple[top_view.View, tuple[float, top_view.Samples]]:
-        time.sleep(interval)
+        stopped.wait(interval)
         after = look()
         shown = top_view.view(before[1], after[1], max(1e-3, after[0] - before[0]))
         return shown, after
 
+    stopped = threading.Event()
+    if not once:
+        stop_on_interrupt(stopped)
     before = look()
     live = not once and not as_json and sys.stdout.isatty()
     if live:
         click.echo(_HIDE, nl=False)
     try:
-        while True:
+        while not stopped.is_set():
             shown, before = next_view(before)
             if as_json:
                 print_json(top_view.as_json(shown)) if once else click.echo(json.dumps(top_view.as_json(shown)))

@@ -33,6 +33,7 @@ _COUNTS = {
     "workers_max",
     "queue_batches_max",
     "batches_at_once_max",
+    "worker_niceness",
 }
 _UNIT = re.compile(r".*_(s|ms|us|bytes|rows|requests)(_max|_min)?")
 
