@@ -32,6 +32,7 @@ from ringserve.frontend.http1.server import serve_http1
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.key_keeper import KeyKeeper
 from ringserve.frontend.ledger import Books
+from ringserve.frontend.listening import listen
 from ringserve.frontend.metrics import FrontendMetrics
 from ringserve.frontend.passing import WholeClient
 from ringserve.frontend.rest_access import RestGuard
@@ -43,7 +44,6 @@ from ringserve.shm.words import map_words
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 #: What a limit of 0 (none) is for those who know no such thing.
 _FOREVER_S = 1e9
 
@@ -56,22 +56,6 @@ class Listening(Protocol):
 
     async def close(self) -> None:
         """Close every connection that is still open."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket that shares its port with the other frontends (SO_REUSEPORT). Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _sockets(fds: tuple[int, ...]) -> list[socket.socket]:
