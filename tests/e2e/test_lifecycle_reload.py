@@ -231,7 +231,8 @@ def test_the_state_tells_of_generations_and_workers(server: Server) -> None:
     wait_until(lambda: len(state(server)["workers"]) == 2, "the old workers to leave")
     found = state(server)
     assert {worker["generation"] for worker in found["workers"]} == {found["generation"]}
-    assert {worker["pid"] for worker in found["workers"]} == {process.pid for process in server.members("worker")}
+    serving = {worker["pid"] for worker in found["workers"]}
+    wait_until(lambda: {process.pid for process in server.members("worker")} == serving, "the old workers to end")
     assert all(["n", 8] in worker["loaded"] for worker in found["workers"])
 
 

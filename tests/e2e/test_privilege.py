@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.e2e.ordinary_user import command_as, free_uid
-from tests.e2e.server import Server
+from tests.e2e.server import Server, wait_until
 from tests.frontend.http2.certificates import HAS_OPENSSL, certificates
 
 pytestmark = pytest.mark.skipif(not HAS_OPENSSL, reason="certificates are made with openssl")
@@ -103,8 +103,10 @@ def _inet(process: psutil.Process) -> list[str]:
 
 def test_there_is_one_of_each(server: Server) -> None:
     """Else the other tests would hold for nobody."""
-    assert [len(server.members(role)) for role in ROLES] == [1, 1, 1, 1, 2]
-    assert len(server.family()) == 6
+    wait_until(
+        lambda: [len(server.members(role)) for role in ROLES] == [1, 1, 1, 1, 2] and len(server.family()) == 6,
+        "one process of each role and two workers, and nobody else",
+    )
 
 
 @every_role
