@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.e2e.export_models import NAMES
 from tests.e2e.server import Server
@@ -35,3 +38,10 @@ def mlp_server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with Server(tmp_path_factory.mktemp("server"), *arguments) as server:
         server.wait_available("mlp")
         yield server
+
+
+@pytest.fixture(scope="module")
+def stub(server: Server) -> Iterator[Any]:
+    """A client of the module's own `server`."""
+    with grpc.insecure_channel(server.grpc_target) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)

@@ -20,7 +20,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.e2e.clients import make_request
 from tests.e2e.server import Server, wait_until
@@ -40,12 +39,6 @@ def server(models: Path, path: Path, tmp_path_factory: pytest.TempPathFactory) -
     with Server(tmp_path_factory.mktemp("server"), *arguments) as server:
         server.wait_available("mlp")
         yield server
-
-
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_target) as channel:
-        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
 def lines_of(*paths: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.server import Server, wait_until
@@ -73,12 +72,6 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         for name in BATCHING:
             server.wait_available(name)
         yield server
-
-
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_target) as channel:
-        yield prediction_grpc.PredictionServiceStub(channel)
 
 
 def rows_of(rows: int, width: int = 3) -> Any:

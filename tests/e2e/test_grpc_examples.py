@@ -55,12 +55,6 @@ def server(
         yield server
 
 
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_target) as channel:
-        yield prediction_grpc.PredictionServiceStub(channel)
-
-
 def fill(request: Any, model: str, signature: str, examples: list[dict[str, float]], context: Any = None) -> Any:
     request.model_spec.name = model
     request.model_spec.signature_name = signature

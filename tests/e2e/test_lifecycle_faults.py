@@ -13,31 +13,15 @@ import pytest
 
 from tests.e2e.operator import state
 from tests.e2e.server import Server, wait_until
-from tests.e2e.test_lifecycle_versions import put, serve, states, wait_states
+from tests.e2e.story import Story
+from tests.e2e.test_lifecycle_versions import serve, states, wait_states
 from tests.e2e.traffic import Traffic
-
-
-class Story:
-    """One server of model `m`, whose versions come one after the other. version: the last that was put."""
-
-    def __init__(self, folder: Path, models: Path) -> None:
-        self._models = models
-        self.base = folder / "base"
-        self.base.mkdir()
-        self.version = 0
-        self.put()
-        self.server = serve(folder, self.base)
-
-    def put(self) -> int:
-        self.version += 1
-        put(self._models, self.base, self.version)
-        return self.version
 
 
 @pytest.fixture(scope="module")
 def story(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The tests of this module go on from each other."""
-    story = Story(tmp_path_factory.mktemp("story"), models)
+    story = Story(tmp_path_factory.mktemp("story"), models, serve)
     with story.server as server:
         server.wait_available("m")
         wait_until(functools.partial(_settled, server), "both workers")
@@ -82,7 +66,7 @@ def test_a_version_that_ends_its_worker_is_given_up_and_the_others_serve(
         data = tmp_path / "next" / "variables" / "variables.data-00000-of-00001"
         data.unlink()
         os.mkfifo(data)
-        os.rename(tmp_path / "next", story.base / str(good + 1))
+        story.move_in(tmp_path / "next")
         killed: set[int] = set()
         for _ in range(2):
             scout = wait_until(functools.partial(_loading, server, good + 1, killed), "the scout to load", 60)

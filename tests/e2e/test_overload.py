@@ -53,12 +53,6 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server
 
 
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_target) as channel:
-        yield prediction_grpc.PredictionServiceStub(channel)
-
-
 def start(stub: Any, model: str, x: float, turns: int, timeout: float = LONG_S) -> Any:
     request = make_request(model, x=np.full(1, x, np.float32), turns=np.full(1, turns, np.int32))
     return stub.Predict.future(request, timeout=timeout)

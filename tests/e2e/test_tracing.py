@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.e2e.clients import make_request
 from tests.e2e.server import Server, wait_until
@@ -86,12 +84,6 @@ def server(models: Path, collector: Collector, tmp_path_factory: pytest.TempPath
     with Server(folder, *arguments, environment=environment) as server:
         server.wait_available("mlp")
         yield server
-
-
-@pytest.fixture(scope="module")
-def stub(server: Server) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_target) as channel:
-        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
 def parent(trace: str, *, sampled: bool = True) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 from tests.e2e.clients import make_request, outputs_of
 from tests.e2e.operator import state
 from tests.e2e.server import Server, wait_until
+from tests.e2e.story import Story
 from tests.e2e.test_lifecycle_versions import put, states, wait_states
 from tests.e2e.traffic import Traffic
 
@@ -70,33 +71,10 @@ def settle(server: Server) -> None:
     wait_until(functools.partial(settled, server), "one generation of two workers")
 
 
-class Story:
-    """One server of model `m`, whose versions come one after the other. version: the last that was put."""
-
-    def __init__(self, folder: Path, models: Path) -> None:
-        self._models = models
-        self._base = folder / "base"
-        self._base.mkdir()
-        self.version = 0
-        self.put()
-        self.server = serve(folder, self._base)
-
-    def put(self) -> int:
-        self.version += 1
-        put(self._models, self._base, self.version)
-        return self.version
-
-    def move_in(self, made: Path) -> int:
-        """That folder is the next version."""
-        self.version += 1
-        os.rename(made, self._base / str(self.version))
-        return self.version
-
-
 @pytest.fixture(scope="module")
 def story(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The tests that use it go on from each other."""
-    story = Story(tmp_path_factory.mktemp("story"), models)
+    story = Story(tmp_path_factory.mktemp("story"), models, serve)
     with story.server as server:
         server.wait_available("m")
         settle(server)
