@@ -22,6 +22,8 @@ STANDING_WAIT_NS: Final = 3_000_000
 _BURST_NS: Final = 50_000_000
 #: For how long nothing must have waited before that is over.
 _CALM_NS: Final = 100_000_000
+#: Unfinished messages of a connection that fill its socket by themselves: what waits behind them is no queue of calls.
+LONG_MESSAGES_BYTES: Final = 262_144
 
 
 def bytes_unread(fd: int) -> int:
@@ -45,8 +47,11 @@ class Arrivals:
         self._fresh_ns = 0  # when it was last seen that nothing had waited for long
         self._late_ns = 0  # and when that something had
 
-    def since_ns(self, nbytes: int, now_ns: int) -> int:
-        """Called for every read: since when the first of its bytes has waited, as far as anybody looked."""
+    def since_ns(self, nbytes: int, now_ns: int, unfinished_bytes: int = 0) -> int:
+        """Called for every read: since when the first of its bytes has waited, as far as anybody looked.
+
+        unfinished_bytes: what has come of messages that this read may go on with.
+        """
         looks = self._looks
         if nbytes < LONG_READ_BYTES and not looks:
             return now_ns
@@ -59,7 +64,8 @@ class Arrivals:
             looks.clear()
         elif not looks or looks[-1][0] < self._taken + unread:
             looks.append((self._taken + unread, now_ns))
-        self._judge(now_ns, unread == 0 or now_ns - since_ns < STANDING_WAIT_NS)
+        is_short = unread == 0 or now_ns - since_ns < STANDING_WAIT_NS
+        self._judge(now_ns, is_short or unfinished_bytes > LONG_MESSAGES_BYTES)
         return since_ns
 
     def _judge(self, now_ns: int, is_fresh: bool) -> None:

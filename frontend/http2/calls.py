@@ -228,7 +228,9 @@ class UnaryCall(Exchange):
         if self._raw is None:
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
         patience_ns, connection = self.request.patience_ns, self.connection
-        if patience_ns and connection.waited_ns() > min(patience_ns, connection.wait_ns_max):
+        if len(self._raw[1]) <= frames.FRAME_BYTES_DEFAULT:
+            patience_ns = min(patience_ns, connection.wait_ns_max)  # a longer one is a queue in the socket by itself
+        if patience_ns and connection.waited_ns() > patience_ns:
             self._turn_away_by_name()
         elif reader.is_long_work(self._raw):
             connection.host.aside(self._decode, self._decoded)

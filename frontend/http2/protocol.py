@@ -113,7 +113,7 @@ class EngineProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         connection, arrivals = self.connection, self._arrivals
         connection.is_awake = True  # `flush` follows anyway
-        since_ns = arrivals.since_ns(len(data), self.clock_ns())
+        since_ns = arrivals.since_ns(len(data), self.clock_ns(), connection.held_bytes)
         connection.wait_ns_max = STANDING_WAIT_NS if arrivals.is_standing else NEVER_NS
         connection.receive(data, since_ns)
         self.flush()

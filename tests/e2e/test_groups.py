@@ -113,8 +113,8 @@ def test_a_change_in_one_group_touches_no_worker_of_another(models: Path, tmp_pa
             a.wait_for_version(2)
             wait_states(server, {1: "END", 2: "AVAILABLE"}, "a")
             assert pids(server, "large") == large
-        names = {process.name() for process in server.members("worker")}
-        assert len(names) == 3
+        wait_until(lambda: len(server.members("worker")) == 3, "the workers that went to be gone")
+        assert len({process.name() for process in server.members("worker")}) == 3
 
 
 def test_where_the_old_worker_stops_first_calls_wait_for_the_new_one(models: Path, tmp_path: Path) -> None:

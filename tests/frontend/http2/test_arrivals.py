@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from ringserve.broker.messages import Code
 from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Refused
 from ringserve.frontend.http2 import frames
-from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals
+from ringserve.frontend.http2.arrivals import LONG_MESSAGES_BYTES, LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.noise import NOISE_MAX
 from ringserve.frontend.http2.server import serve_native
 from ringserve.frontend.ledger import Ledger
-from tests.frontend.http2.peer import ECHO, HOLD, Peer, answers, goaway
+from tests.frontend.http2.peer import ECHO, HOLD, Peer, answers, goaway, message, request_fields
 from tests.frontend.http2.test_turns import Loop
 
 MS = 1_000_000
@@ -102,6 +102,15 @@ def test_a_queue_stands_when_it_has_not_gone_for_long_and_until_it_has_been_gone
     assert not made.arrivals.is_standing
 
 
+def test_a_message_that_takes_long_to_read_is_no_queue_of_calls() -> None:
+    for unfinished_bytes, stands in ((LONG_MESSAGES_BYTES + 1, False), (LONG_MESSAGES_BYTES, True)):
+        arrivals, at_ms = Arrivals(lambda: 1_000_000), 0
+        while at_ms < 1_000:
+            arrivals.since_ns(LONG_READ_BYTES, at_ms * MS, unfinished_bytes)
+            at_ms += 10
+        assert arrivals.is_standing == stands
+
+
 @pytest.fixture(params=[True, False], ids=["short way", "long way"])
 def peer(request: pytest.FixtureRequest) -> Peer:
     return Peer(short_way=request.param)
@@ -154,6 +163,17 @@ def test_where_a_queue_stands_a_short_wait_is_too_long(peer: Peer) -> None:
     peer.send(peer.call(1, b"", ECHO, timeout) + peer.call(3, b""), STANDING_WAIT_NS + 1)
     peer.send(peer.call(5, b"", ECHO, timeout), STANDING_WAIT_NS)
     assert statuses(peer) == {1: Code.RESOURCE_EXHAUSTED, 3: 0, 5: 0}
+
+
+def test_a_long_call_is_not_refused_for_having_filled_its_own_socket() -> None:
+    peer = Peer()
+    peer.connection.wait_ns_max = STANDING_WAIT_NS
+    body = message(b"x" * (frames.FRAME_BYTES_DEFAULT + 1))
+    for stream_id, waited_ns in ((1, 250 * MS), (3, 251 * MS)):
+        fields = request_fields(ECHO, ("grpc-timeout", "1S"))
+        peer.send(peer.headers(stream_id, fields) + peer.data(stream_id, body[:10_000], 0))
+        peer.send(peer.data(stream_id, body[10_000:]), waited_ns)
+    assert statuses(peer) == {1: 0, 3: Code.RESOURCE_EXHAUSTED}
 
 
 def test_a_call_in_many_frames_is_refused_as_one_in_one_frame_is() -> None:
