@@ -24,7 +24,7 @@ from typing import Final
 from ringserve import activation
 from ringserve.canary import Canary
 from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, describe_status
-from ringserve.config import limits, privilege, process
+from ringserve.config import allocator, limits, privilege, process
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
@@ -217,7 +217,8 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         for child in children:
             if not child.alive and child.due_ns <= now_ns:
-                environment = privilege.environment(child.spec.name, self._environment)
+                name = child.spec.name
+                environment = allocator.environment(name, privilege.environment(name, self._environment))
                 try:
                     child.start(self._command_of(child.spec), environment, now_ns)
                 except OSError as error:
