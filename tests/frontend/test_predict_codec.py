@@ -1,8 +1,7 @@
-"""The hot path says the same as the long way, for requests and for responses, and its tables stay bounded."""
+"""The hot path says the same as the long way for requests, and its table of templates stays bounded."""
 
 from __future__ import annotations
 
-import random
 import struct
 from typing import Any
 
@@ -12,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code, Failure, InputSpec, LaneSpec
-from ringserve.config.protos import ModelSpec, PredictRequest, PredictResponse, TensorProto
+from ringserve.config.protos import ModelSpec, PredictRequest, TensorProto
 from ringserve.frontend.catalog import Catalog
-from ringserve.frontend.lanes import Lane, LaneTable
-from ringserve.frontend.predict_codec import Matched, PredictDecoder, PredictEncoder, TemplateTable
+from ringserve.frontend.lanes import LaneTable
+from ringserve.frontend.predict_codec import PredictDecoder
+from ringserve.frontend.predict_templates import Matched, TemplateTable
 from ringserve.frontend.tensor_proto import Tensor, encode
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES
-from tests.frontend.fakes import catalog_of, float_proto, make_output, signature_def, version_info
+from tests.frontend.fakes import catalog_of, float_proto, signature_def, version_info
 
 BYTES_MAX = 1 << 20
 
@@ -215,7 +215,7 @@ def messages(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=150)
 def test_with_and_without_templates_is_the_same(stream: list[bytes]) -> None:
     catalog = catalog_of(version_info("m", 1, SIGNATURES))
-    decoder = decoder_of(catalog, templates_max=4, per_length_max=2)
+    decoder = decoder_of(catalog, templates_max=4, alike_max=2)
     for message in stream * 3:
         fresh = PredictDecoder(catalog, LaneTable(), tensor_bytes_max=BYTES_MAX)
         assert plain(decoder.decode(message)) == plain(fresh.decode(message))
@@ -261,10 +261,36 @@ def of_length(extra: int) -> bytes:
 
 
 def test_templates_of_one_length_are_bounded(catalog: Catalog) -> None:
-    decoder = decoder_of(catalog, per_length_max=3)
+    decoder = decoder_of(catalog, alike_max=3)
     for index in range(20):
         decoder.decode(unlike(index))
     assert len(decoder.templates) <= 3
+
+
+def test_many_models_with_requests_of_one_length_are_all_known() -> None:
+    names = [f"m{index:03}" for index in range(200)]
+    decoder = decoder_of(catalog_of(*(version_info(name, 1, SIGNATURES) for name in names)))
+    requests = []
+    for name in names:
+        request = PredictRequest.FromString(request_of({"x": float_proto([1, 2], [1, 2])}))
+        request.model_spec.name = name
+        requests.append(request.SerializeToString(deterministic=True))
+        learned(decoder, requests[-1])
+    assert len({len(request) for request in requests}) == 1
+    for name, request in zip(names, requests, strict=True):
+        matched = decoder.templates.match(request)
+        assert matched is not None
+        assert matched[0].spec.model == name
+
+
+def test_requests_of_one_length_whose_payloads_begin_at_many_places_are_bounded(catalog: Catalog) -> None:
+    decoder = decoder_of(catalog, alike_max=3)
+    unknown = [b"\x32" + bytes([size]) + b"c" * size for size in range(12)]  # a field that stands first, and one last
+    body = request_of({"x": float_proto([1, 2], [1, 2])})
+    for first, last in zip(unknown, reversed(unknown), strict=True):
+        for _ in range(3):
+            decoder.decode(first + body + last)
+    assert 0 < len(decoder.templates) <= 3
 
 
 def test_all_templates_are_bounded(catalog: Catalog) -> None:
@@ -276,7 +302,7 @@ def test_all_templates_are_bounded(catalog: Catalog) -> None:
 
 
 def test_what_is_in_use_stays_and_what_is_not_goes(catalog: Catalog) -> None:
-    decoder = decoder_of(catalog, templates_max=4, per_length_max=2)
+    decoder = decoder_of(catalog, templates_max=4, alike_max=2)
     used = of_length(100)
     learned(decoder, used)
     for index in range(500):
@@ -293,7 +319,7 @@ def test_what_is_in_use_stays_and_what_is_not_goes(catalog: Catalog) -> None:
 
 
 def test_new_traffic_replaces_old_traffic(catalog: Catalog) -> None:
-    decoder = decoder_of(catalog, templates_max=3, per_length_max=2)
+    decoder = decoder_of(catalog, templates_max=3, alike_max=2)
     for extra in (1, 2, 3):
         for _ in range(10):
             decoder.decode(of_length(extra))
@@ -301,96 +327,3 @@ def test_new_traffic_replaces_old_traffic(catalog: Catalog) -> None:
         for extra in (11, 12, 13):
             decoder.decode(of_length(extra))
     assert all(decoder.templates.match(of_length(extra)) is not None for extra in (11, 12, 13))
-
-
-# ------------------------------------------------------------------------------------------------------------ responses
-
-
-def lane_of(*outputs: str, batchable: bool = True, version: int = 7) -> Lane:
-    return Lane(LaneSpec("m", version, "sig", (InputSpec("x", dt.FLOAT, ()),), outputs, batchable))
-
-
-def sample(dtype: int, shape: tuple[int, ...]) -> Any:
-    rng = random.Random(dtype)
-    count = int(np.prod(shape))
-    if dtype == dt.STRING:
-        return [rng.randbytes(index % 4) for index in range(count)]
-    entry = DTYPES[dtype]
-    if dtype == dt.BOOL:
-        return np.array([rng.randrange(2) for _ in range(count)], dtype=bool)
-    return np.array([rng.randrange(-2, 2) for _ in range(count)]).astype(np.int8).astype(entry.numpy)
-
-
-@pytest.mark.parametrize("tensor_content", [False, True])
-@pytest.mark.parametrize("inner", [(), (3,), (2, 20), (0,)], ids=str)
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_response_is_what_the_official_classes_say(dtype: int, inner: tuple[int, ...], tensor_content: bool) -> None:
-    data = sample(dtype, (5, *inner))
-    width = int(np.prod(inner))
-    part = data[2 * width : 4 * width]  # rows 2 and 3
-    expected = PredictResponse()
-    expected.model_spec.name = "m"
-    expected.model_spec.version.value = 7
-    expected.model_spec.signature_name = "sig"
-    raw = part if isinstance(part, list) else np.ascontiguousarray(part).tobytes()
-    tensor = Tensor(dtype, (2, *inner), raw)
-    expected.outputs["y"].ParseFromString(encode(tensor, tensor_content=tensor_content))
-
-    encoder = PredictEncoder(tensor_content=tensor_content)
-    lane = lane_of("y")
-    output = make_output(dtype, (5, *inner), data, batchable=True)
-    for _ in range(2):  # the second time from the kept pieces
-        assert PredictResponse.FromString(encoder.encode(lane, [output], 2, 2)) == expected
-
-
-@pytest.mark.parametrize("tensor_content", [False, True])
-def test_several_outputs(tensor_content: bool) -> None:
-    outputs = [
-        make_output(dt.FLOAT, (4, 2), np.arange(8, dtype="<f4"), batchable=True),
-        make_output(dt.STRING, (4,), [b"a", b"b", b"", b"d" * 200], batchable=True),
-        make_output(dt.INT64, (4, 1), np.arange(4, dtype="<i8") - 2, batchable=True),
-        make_output(dt.DOUBLE, (4,), np.arange(4, dtype="<f8"), batchable=True),
-    ]
-    encoder = PredictEncoder(tensor_content=tensor_content)
-    lane = lane_of("d", "f", "i", "s")
-    for _ in range(2):
-        response = PredictResponse.FromString(encoder.encode(lane, outputs, 1, 3))
-        assert sorted(response.outputs) == ["d", "f", "i", "s"]
-        assert [dim.size for dim in response.outputs["d"].tensor_shape.dim] == [3, 2]
-        if tensor_content:
-            assert response.outputs["f"].tensor_content == b"\x01\x00\xc8\x01" + b"b" + b"d" * 200
-            assert response.outputs["s"].tensor_content == struct.pack("<3d", 1, 2, 3)
-        else:
-            assert list(response.outputs["d"].float_val) == [2, 3, 4, 5, 6, 7]
-            assert list(response.outputs["f"].string_val) == [b"b", b"", b"d" * 200]
-            assert list(response.outputs["i"].int64_val) == [-1, 0, 1]
-            assert list(response.outputs["s"].double_val) == [1, 2, 3]
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (2, 2)], ids=str)
-def test_a_lane_that_is_not_batchable_answers_whole(shape: tuple[int, ...]) -> None:
-    array = np.arange(int(np.prod(shape)), dtype="<f4")
-    output = make_output(dt.FLOAT, shape, array, batchable=False)
-    encoder = PredictEncoder()
-    response = PredictResponse.FromString(encoder.encode(lane_of("y", batchable=False), [output], 0, 1))
-    assert [dim.size for dim in response.outputs["y"].tensor_shape.dim] == list(shape)
-    assert response.outputs["y"].HasField("tensor_shape")
-    assert list(response.outputs["y"].float_val) == array.tolist()
-
-
-def test_no_outputs_and_version_zero() -> None:
-    response = PredictResponse.FromString(PredictEncoder().encode(lane_of(version=0), [], 0, 1))
-    assert response.model_spec.HasField("version")
-    assert response.model_spec.version.value == 0
-    assert not response.outputs
-
-
-def test_shapes_of_one_lane_do_not_mix_and_are_bounded() -> None:
-    encoder, lane = PredictEncoder(), lane_of("y")
-    for inner in [(2, 3), (3, 2), (6,), *((width,) for width in range(1, 200))]:
-        array = np.arange(int(np.prod(inner)), dtype="<f4")
-        output = make_output(dt.FLOAT, (1, *inner), array, batchable=True)
-        response = PredictResponse.FromString(encoder.encode(lane, [output], 0, 1))
-        assert [dim.size for dim in response.outputs["y"].tensor_shape.dim] == [1, *inner]
-        assert list(response.outputs["y"].float_val) == array.tolist()
-        assert len(lane.answers) <= 64
