@@ -23,6 +23,9 @@ _ENDS_NS: Final = 1_000_000_000
 #: Books flushed in one turn of the loop: some 0.3 ms. The next turn for the others comes this much later.
 _FLUSH_BOOKS: Final = 8
 _FLUSH_NEXT_NS: Final = 1_000_000
+#: A round over many books is followed by a pause that grows with them, up to the longest: 2 % of a core is enough.
+_PAUSE_BOOK_NS: Final = 2_000_000
+_PAUSE_NS_MAX: Final = 1_000_000_000
 #: Version directories whose loads are told; those that were first loaded longest ago are forgotten.
 _PATHS_MAX: Final = 500
 _PATHS_MORE: Final = 100
@@ -79,6 +82,7 @@ class BrokerMetrics:
         #: By the identity of the lane's spec, which is quicker than its hash; the book keeps the spec alive.
         self._books: dict[int, _Book] = {}
         self._due_ns = 0
+        self._round = self._left = 0  # books of this round of flushing, and how many of them are left
         self._ends_due_ns = 0
         self._ends: dict[str, int] = {}
         self._paths: dict[str, None] = {}
@@ -193,8 +197,12 @@ class BrokerMetrics:
         if not self._due_ns:
             self._due_ns = now_ns + _FLUSH_NS
         elif now_ns >= self._due_ns:
+            if self._left <= 0:
+                self._round = self._left = len(self._books)
             self._flush(_FLUSH_BOOKS)
-            self._due_ns = now_ns + _FLUSH_NEXT_NS if self._books else 0
+            self._left -= _FLUSH_BOOKS
+            pause_ns = min(max(_FLUSH_NS, self._round * _PAUSE_BOOK_NS), _PAUSE_NS_MAX)
+            self._due_ns = now_ns + (_FLUSH_NEXT_NS if self._left > 0 else pause_ns) if self._books else 0
         return self._due_ns
 
     def flush(self, ends: Mapping[str, int], given_up: _GivenUp | None = None) -> None:
@@ -205,7 +213,7 @@ class BrokerMetrics:
 
     def _flush(self, count: int) -> None:
         for _ in range(min(count, len(self._books))):
-            _, book = self._books.popitem()
+            book = self._books.pop(next(iter(self._books)))  # the oldest: none waits for ever
             self._put_batches(book)
             self._put_times(book)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ringserve.broker.messages import Code
 from ringserve.config import metrics
@@ -29,6 +29,9 @@ _FLUSH_S: Final = 0.05
 _FLUSH_KEYS: Final = 16
 #: Keys that may gather before they are flushed at once: clients choose the names in them.
 _KEYS_MAX: Final = 4_096
+#: A round over many keys is followed by a pause that grows with them, up to the longest: 2 % of a core is enough.
+_PAUSE_KEY_S: Final = 0.001
+_PAUSE_S_MAX: Final = 1.0
 
 #: By its first so many characters a failure's text is known for one of a kind, among those of one model and code.
 _HEAD_CHARS: Final = 32
@@ -45,6 +48,9 @@ _EXAMPLES: Final = Ladder(metrics.EXAMPLE_COUNTS)
 _RequestKey = tuple[str, str, str, int, Lane | None]
 _RunKey = tuple[str, str]
 _NO_LANE: Final = ("", "")
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Tally:
@@ -70,6 +76,7 @@ class Tally:
         self._later = later
         self._sums = sums
         self._flush_planned = False
+        self._round = self._left = 0  # keys of this round of flushing, and how many of them are left
         # Counts by bucket, and at the end the sum in ns. What is flushed is taken out: these hold what is new.
         self._requests: dict[_RequestKey, list[int]] = {}
         self._runs: dict[_RunKey, list[int]] = {}
@@ -129,7 +136,8 @@ class Tally:
     def count(self, name: str) -> int:
         """The first cell of TF Serving's counter `name` (`/tensorflow/serving/request_count`); 0 when unknown.
 
-        Of all processes together; what other processes counted may be missing for a tenth of a second.
+        Of all processes together; what other processes counted may be missing for a tenth of a second, or for a second
+        where there are very many series.
         """
         family = next((family for family in metrics.TFS if family.name == name), None)
         if family is None or family.kind != COUNTER or self._sums is None:
@@ -159,17 +167,20 @@ class Tally:
             file.forget(scope.is_gone)
         for _ in range(_FLUSH_KEYS):
             if self._requests:
-                _put_requests(file, scope.label_of, *self._requests.popitem())
+                _put_requests(file, scope.label_of, *_pop_oldest(self._requests))
             elif self._runs:
-                _put_runs(file, scope.label_of, *self._runs.popitem())
+                _put_runs(file, scope.label_of, *_pop_oldest(self._runs))
             elif self._examples:
-                _put_examples(file, scope.label_of, *self._examples.popitem())
+                _put_examples(file, scope.label_of, *_pop_oldest(self._examples))
             else:
                 return False
         return True
 
+    def _keys(self) -> int:
+        return len(self._requests) + len(self._runs) + len(self._examples)
+
     def _plan_flush(self) -> None:
-        if len(self._requests) + len(self._runs) + len(self._examples) >= _KEYS_MAX:
+        if self._keys() >= _KEYS_MAX:
             self.flush()
         elif not self._flush_planned and self._later is not None:
             self._flush_planned = True
@@ -177,9 +188,20 @@ class Tally:
 
     def _flush_on_time(self) -> None:
         self._flush_planned = False
-        if self.flush_some() and self._later is not None:
+        if self._left <= 0:
+            self._round = self._left = self._keys()
+        more = self.flush_some()
+        self._left -= _FLUSH_KEYS
+        if more and self._later is not None:
             self._flush_planned = True
-            self._later(0.0, self._flush_on_time)
+            pause_s = min(max(_FLUSH_S, self._round * _PAUSE_KEY_S), _PAUSE_S_MAX)
+            self._later(0.0 if self._left > 0 else pause_s, self._flush_on_time)
+
+
+def _pop_oldest(gathered: dict[_Key, _Value]) -> tuple[_Key, _Value]:
+    """The key that has waited longest: none waits for ever while others come back."""
+    key = next(iter(gathered))
+    return key, gathered.pop(key)
 
 
 def _put_requests(file: MetricFile, named: Callable[[str], str], key: _RequestKey, counts: list[int]) -> None:

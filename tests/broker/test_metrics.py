@@ -143,6 +143,20 @@ def test_it_flushes_some_lanes_a_turn_and_then_rests(counts: BrokerMetrics, sums
     assert counts.tick(now_ns + 1, dict) == now_ns + 50 * _MS
 
 
+def test_lanes_that_are_always_busy_are_flushed_in_rounds_with_rests_between(counts: BrokerMetrics, sums: Sums) -> None:
+    lanes = [lane_of()._replace(signature=f"s{number}") for number in range(100)]
+    rests_ms = []
+    now_ns = 10**12
+    for _ in range(60):
+        for lane in lanes:
+            grant(counts, lane, [1], [0])
+        due_ns = counts.tick(now_ns, dict)
+        rests_ms.append((due_ns - now_ns) // _MS)
+        now_ns = due_ns
+    assert rests_ms == [50, *([1] * 12 + [200]) * 5][:60]
+    assert len(sums.cells(metrics.BATCH_ROWS)) == 100
+
+
 def test_how_requests_end(tmp_path: Path, sums: Sums) -> None:
     for _ in range(2):  # a broker and its successor, who both begin to count at zero
         counts = BrokerMetrics(MetricFile(str(tmp_path), "broker"))

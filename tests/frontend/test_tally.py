@@ -203,5 +203,20 @@ async def test_it_flushes_by_itself_some_cells_at_a_time(tmp_path: Path) -> None
             await asyncio.sleep(0.01)  # likewise
 
 
+def test_keys_that_are_always_busy_are_flushed_in_rounds_with_rests_between(tmp_path: Path) -> None:
+    planned: list[tuple[float, Callable[[], None]]] = []
+    tally = Tally(MetricFile(str(tmp_path), "p"), later=lambda s, call: planned.append((s, call)))
+    rests_s = []
+    for _ in range(60):
+        for number in range(200):
+            tally.request(GRPC, "Predict", f"model-{number}", Code.OK, tally.clock_ns())
+        ((rest_s, call),) = planned
+        planned.clear()
+        rests_s.append(rest_s)
+        call()
+    assert rests_s == [0.05, *([0.0] * 12 + [0.2]) * 5][:60]
+    assert len(counted(tmp_path, metrics.REQUEST_COUNT)) == 200
+
+
 def test_infos_of_the_fakes_are_what_the_broker_sends() -> None:
     assert isinstance(version_info(), VersionInfo)
