@@ -7,7 +7,8 @@ Two servers run: one with the MLP alone, one with 100 models of its size under o
 single model with 128 calls in flight (over 4 connections), and beside it: the 100 models asked in turn; one of the 100;
 500 connections with a call in flight each, while 5,000 others are open and idle; and requests of 1, 4, 8 and 32 rows
 mixed, where rows count. Every answer is checked; idle connections must still be open at the end. Memory per
-connection: what the frontends' private memory grew by, opening them.
+connection: what the frontends' private memory grew by, opening them. A bare C++ echo server of the same messages, where
+it can be built, tells what 500 connections cost a server that does nothing.
 Exit status: 1 if any call failed or an idle connection was lost.
 """
 
@@ -20,10 +21,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from perf import loadgen, models, processes
+from perf import echo, loadgen, models, processes
 from perf.answers import renamed, together
 from perf.loadgen import Exchange, Load
 from perf.program import program_parser, run_program, server_flags
@@ -33,6 +35,7 @@ from perf.servers import Ringserve, ServerError, model_config
 
 SHARE_MIN = 0.8
 MODELS, IDLE, ACTIVE, IN_FLIGHT = 100, 5_000, 500, 128
+CONNECTIONS = 4
 ROWS = (1, 1, 4, 1, 1, 8, 1, 1, 1, 32)  # of ten requests in turn
 #: A client's first words: the preface and SETTINGS; and the acknowledgement of the server's.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
@@ -98,9 +101,12 @@ def run(runs: int, seconds: float, idle_count: int, flags: tuple[str, ...], repo
     titles = ("single model", "100 models, in turn", "100 models, one asked", f"{ACTIVE} connections",
               f"{ACTIVE} and {idle_count:,} idle", "1 to 32 rows, mixed")  # fmt: skip
     series = {title: Series() for title in titles}
+    bare = {connections: Series() for connections in (CONNECTIONS, ACTIVE)}
     lost = 0
 
-    def load(port: int, exchanges: Sequence[Exchange], in_flight: int = IN_FLIGHT, connections: int = 4) -> Load:
+    def load(
+        port: int, exchanges: Sequence[Exchange], in_flight: int = IN_FLIGHT, connections: int = CONNECTIONS
+    ) -> Load:
         return Load(port, exchanges, connections=connections, in_flight=in_flight, warmup_s=min(seconds / 2, 1.0),
                     duration_s=seconds, errors_allowed=True)  # fmt: skip
 
@@ -113,12 +119,20 @@ def run(runs: int, seconds: float, idle_count: int, flags: tuple[str, ...], repo
         many.wait_until(many.all_available, "all models to be available", patience_s=300.0)
         for server in (single, many):
             server.settle()
+        other = stack.enter_context(echo.Echo()) if echo.available() else None
+        if other is not None:
+            other.wait_ready(model.exchanges[0])
         for _ in range(runs):
             measure(single, load(single.port, model.exchanges), series[titles[0]])
             measure(many, load(many.port, of_many), series[titles[1]])
             measure(many, load(many.port, of_one), series[titles[2]])
             measure(single, load(single.port, model.exchanges, ACTIVE, ACTIVE), series[titles[3]])
             measure(single, load(single.port, mixed), series[titles[5]])
+            if other is not None:
+                same = echo.exchanges(model.exchanges)
+                for connections, in_flight in ((CONNECTIONS, IN_FLIGHT), (ACTIVE, ACTIVE)):
+                    one = replace(load(other.port, same, in_flight, connections), compare="exact")
+                    measure(other, one, bare[connections])
         before_mib = frontend_mib(single)
         with IdleConnections(single.port, idle_count) as idle:
             per_connection = 1024 * (frontend_mib(single) - before_mib) / idle_count
@@ -126,7 +140,20 @@ def run(runs: int, seconds: float, idle_count: int, flags: tuple[str, ...], repo
                 measure(single, load(single.port, model.exchanges, ACTIVE, ACTIVE), series[titles[4]])
             lost = idle.lost()
     tell(series, per_connection, lost, idle_count, report)
-    return lost + sum(one.failures() for one in series.values())
+    if other is not None:
+        tell_echo(series[titles[0]], series[titles[3]], bare, report)
+    return lost + sum(one.failures() for one in (*series.values(), *bare.values()))
+
+
+def tell_echo(few: Series, many: Series, bare: dict[int, Series], report: Report) -> None:
+    rows = []
+    for connections, ours in ((CONNECTIONS, few), (ACTIVE, many)):
+        rate = report.figure_of(f"echo {connections} connections rate", bare[connections].rates(), "requests/s")
+        ratio = report.figure(f"{connections} connections of echo", ours.rate() / rate, "")
+        rows.append([str(connections), f"{rate:,.0f}", f"{ratio:.2f}"])
+    share = report.figure("echo share", bare[ACTIVE].rate() / bare[CONNECTIONS].rate(), "")
+    print_table(f"A bare C++ echo server of the same messages: {ACTIVE} connections leave it {share:.2f}",
+                ["connections", "requests/s", "ours, of it"], rows)  # fmt: skip
 
 
 def tell(series: dict[str, Series], per_connection: float, lost: int, idle_count: int, report: Report) -> None:
