@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ringserve.broker import wire
 from ringserve.broker.messages import (
+    PROTOCOL_VERSION,
     Ask,
     Author,
     Authored,
@@ -86,6 +87,7 @@ _MESSAGES: tuple[type[ControlMessage], ...] = (
     Forget,
 )
 _KIND_OF_MESSAGE = {message: kind for kind, message in enumerate(_MESSAGES)}
+_HELLO = _KIND_OF_MESSAGE[Hello]
 
 _HEADER = struct.Struct("<IB")
 _RECEIVE_BYTES = 256 * 1024
@@ -231,6 +233,8 @@ class ControlChannel:
 def _decode(body: bytes) -> ControlMessage:
     try:
         kind, *fields = wire.unpack_fields(body)
+        if kind == _HELLO and fields[0] != PROTOCOL_VERSION:
+            fields = [*fields[:3], "", 0, -1, 0]  # what follows these three in another protocol means nothing here
         message: ControlMessage = _MESSAGES[kind](*fields)
     except (wire.WireError, ValueError, IndexError, TypeError) as error:
         raise ControlClosed(f"no control message of this protocol: {error!r}") from error

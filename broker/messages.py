@@ -204,6 +204,7 @@ class Hello(NamedTuple):
     """process -> broker, first on a registration connection. A ring's memfd travels with it (not for the pool).
 
     worker_index: which place of the fleet a worker fills; -1 for others. generation: as told by Fork, else 0.
+    protocol, role and pid come first in every protocol, so that processes of other releases are refused in words.
     """
 
     protocol: int
@@ -465,6 +466,8 @@ class Told(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """broker -> pool or worker: finish what you hold and exit."""
+    """broker -> pool or worker: finish what you hold and exit. Also to any process of an older protocol, in place of
+    Welcome: what replaces it will be of the installation as it is now. The same in every protocol.
+    """
 
     reason: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ringserve.broker.cable import Cable, pair
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
-from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Role, Welcome
+from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Role, Stop, Welcome
 
 #: Frontends read workers' rings and workers read frontends' rings; nobody else needs to know of anybody.
 _INTRODUCED_TO = {Role.FRONTEND: Role.WORKER, Role.WORKER: Role.FRONTEND}
@@ -37,7 +37,7 @@ class Peer:
 @dataclass
 class Arrivals:
     """What one poll of the registry brought, in the order in which the caller must handle it. mail: hot messages that
-    came over cables.
+    came over cables. outdated: why this broker is of no use any more; empty: it is.
     """
 
     joined: list[Peer] = field(default_factory=list)
@@ -45,6 +45,7 @@ class Arrivals:
     messages: list[tuple[Peer, ControlMessage]] = field(default_factory=list)
     left: list[Peer] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    outdated: str = ""
 
 
 class Registry:
@@ -108,7 +109,7 @@ class Registry:
         try:
             for received in channel.receive():
                 if peer is None:
-                    peer = self._register(channel, received)
+                    peer = self._register(channel, received, arrivals)
                     arrivals.joined.append(peer)
                 else:
                     for fd in received.fds:
@@ -126,9 +127,14 @@ class Registry:
             return
         self._watch(channel)
 
-    def _register(self, channel: ControlChannel, received: Received) -> Peer:
+    def _register(self, channel: ControlChannel, received: Received, arrivals: Arrivals) -> Peer:
         hello, fds = received
         fault = _fault_of(received)
+        if isinstance(hello, Hello) and hello.protocol < PROTOCOL_VERSION:
+            channel.send(Stop(f"protocol {PROTOCOL_VERSION} is spoken here now, and {hello.protocol} by this process"))
+        elif isinstance(hello, Hello) and hello.protocol > PROTOCOL_VERSION and not self._has(hello.role):
+            # It is us who are old, and nobody is served by a broker without a pool, or without frontends.
+            arrivals.outdated = fault
         if fault or not isinstance(hello, Hello):
             for fd in fds:
                 os.close(fd)
@@ -143,6 +149,9 @@ class Registry:
             self._introduce(peer, other)
         self.peers[peer.peer_id] = peer
         return peer
+
+    def _has(self, role: int) -> bool:
+        return any(peer.role == role for peer in self.peers.values())
 
     def _welcome(self, peer: Peer) -> None:
         welcome = Welcome(peer.peer_id, self._broker_inbox)
@@ -200,7 +209,7 @@ def _fault_of(received: Received) -> str:
     if hello.protocol != PROTOCOL_VERSION:
         return (
             f"process {hello.pid} speaks protocol {hello.protocol}, this broker {PROTOCOL_VERSION}: "
-            "restart it from the same installation"
+            "they are of different releases, and the older one is to be restarted"
         )
     if hello.role not in (Role.FRONTEND, Role.POOL, Role.WORKER):
         return f"process {hello.pid} registered as role {hello.role}, which does not exist"

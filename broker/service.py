@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+from collections import deque
 from collections.abc import Callable
 
 from ringserve.broker import wire
@@ -90,6 +91,7 @@ class Service:
         self._pool: Peer | None = None
         self._news = True
         self._stopping = False
+        self._refusals_told: deque[str] = deque(maxlen=100)
         self.messages_dropped_count = 0
 
     def serve_models(self, models: Models, watcher_fd: int, tending: Tending) -> None:
@@ -150,8 +152,7 @@ class Service:
         # The pool first: its workers leave because of that.
         for peer in sorted(arrivals.left, key=lambda peer: peer.role is not Role.POOL):
             self._left(peer, now_ns)
-        for refusal in arrivals.refused:
-            log.warning("refused a registration: %s", refusal)
+        self._refuse(arrivals)
         return self._speak(now_ns)
 
     def _speak(self, now_ns: int) -> int:
@@ -177,6 +178,15 @@ class Service:
         models_ns = now_ns if self._news else models.wake_ns
         wakes = (turn.wake_ns, models_ns, metrics_ns, catalog_ns, self._tending.wake_ns, self._beat(now_ns))
         return min((wake for wake in wakes if wake), default=0)
+
+    def _refuse(self, arrivals: Arrivals) -> None:
+        for refusal in arrivals.refused:
+            if refusal not in self._refusals_told:  # they try again, once a second
+                log.warning("refused a registration: %s", refusal)
+                self._refusals_told.append(refusal)
+        if arrivals.outdated:
+            log.error("ringserve was upgraded, and nobody is left whom this broker understands: ending")
+            self._stopping = True
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:
         crew = self.models.lifecycle.groups.crew

@@ -23,6 +23,7 @@ from ringserve.broker.messages import (
     PeerJoined,
     PeerLeft,
     Role,
+    Stop,
     Told,
     Welcome,
 )
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 #: How long a dead worker's ring stays mapped (see above).
 _DEAD_RING_KEPT_S = 5.0
 _RECONNECT_S = 0.02
+#: After a broker did not welcome this process: it is of another release, or just ending.
+_REFUSED_S = 1.0
 
 
 class WorkerPeer:
@@ -103,6 +106,9 @@ class LinkUser(Protocol):
     def on_disconnected(self) -> None:
         """The broker is lost, and with it every Ask."""
 
+    def on_outdated(self, reason: str) -> None:
+        """No broker will take this process any more: it is of an older release."""
+
 
 class BrokerLink:
     """Registration, peers and mail of one frontend, on the running event loop.
@@ -121,6 +127,7 @@ class BrokerLink:
         self._channel: ControlChannel | None = None
         self._broker: Outbox | None = None
         self._closed = False
+        self._refused_told = False
         self.workers: dict[int, WorkerPeer] = {}
         self.frontend_id = -1
         self._loop.add_reader(self._inbox.fd, self._on_inbox)
@@ -183,6 +190,7 @@ class BrokerLink:
             return
         for message, fds in received:
             if isinstance(message, Welcome):
+                self._refused_told = False
                 self._broker = self._mail.outbox(message.broker_inbox)
                 self.frontend_id = message.peer_id
                 self._user.on_connected(message.peer_id)
@@ -194,6 +202,9 @@ class BrokerLink:
                 self._user.on_catalog(message)
             elif isinstance(message, Told):
                 self._user.on_told(message)
+            elif isinstance(message, Stop):
+                self._closed = True
+                self._user.on_outdated(message.reason)
 
     def _worker_joined(self, message: PeerJoined, fds: list[int]) -> None:
         try:
@@ -215,8 +226,11 @@ class BrokerLink:
             worker.close()
 
     def _disconnect(self, reason: str) -> None:
-        if not self._closed:
-            log.warning("lost the broker (%s); registering again", reason)
+        welcome = self._broker is not None
+        if not self._closed and (welcome or not self._refused_told):
+            what = "lost the broker" if welcome else "the broker does not take this process: see its log"
+            log.warning("%s (%s); registering again", what, reason)
+            self._refused_told = not welcome
         if self._channel is not None:
             self._loop.remove_reader(self._channel.fd)
             self._loop.remove_writer(self._channel.fd)
@@ -229,7 +243,10 @@ class BrokerLink:
         # A new broker introduces the workers again under new ids; the old ids stay good for Results under way.
         for peer_id in self.workers:
             self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)
-        self._connect()
+        if welcome:
+            self._connect()
+        else:
+            self._loop.call_later(_REFUSED_S, self._connect)
 
     def close(self) -> None:
         """Leave: the broker and the workers see it by end-of-file."""

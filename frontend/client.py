@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ringserve.broker import wire
@@ -65,6 +65,8 @@ class Client:
         self.catalog = catalog.Catalog()
         #: Keeps requests as warm-up records; None while nobody wants any.
         self.recorder: Recorder | None = None
+        #: Ends this process in order, for the reason given, when no broker takes it any more.
+        self.leave: Callable[[str], None] = lambda _: None
         #: The Result that is being handed out right now, for traces.
         self.result: Result | None = None
         self._segment = segment
@@ -357,6 +359,13 @@ class Client:
     def on_disconnected(self) -> None:
         """The broker that would have answered is gone."""
         self._asks.lost()
+
+    def on_outdated(self, reason: str) -> None:
+        """No broker will ever answer what is pending."""
+        log.error("the broker is of a newer release: %s", reason)
+        for request_id in list(self._pending):
+            self._fail(request_id, Code.UNAVAILABLE, "the server is being upgraded, try again")
+        self.leave("another release is to take this one's place")
 
     def close(self) -> None:
         """Fail what is pending and leave."""

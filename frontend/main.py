@@ -28,7 +28,7 @@ def run(
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        make = functools.partial(Service, settings, name=name, run_dir=run_dir, inherited=inherited)
+        make = functools.partial(Service, settings, name=name, run_dir=run_dir, leave=stop.request, inherited=inherited)
         return runner.run(_serve(make, stop))
 
 

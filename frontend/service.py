@@ -96,8 +96,15 @@ class Service:
     """Everything one frontend process holds."""
 
     def __init__(
-        self, settings: Settings, *, name: str, run_dir: str, inherited: Inherited | None = None
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        run_dir: str,
+        leave: Callable[[str], None],
+        inherited: Inherited | None = None,
     ) -> None:
+        """leave: asks for an orderly stop of this process, for that reason."""
         self._settings = settings
         self._run_dir = run_dir
         self._inherited = inherited or Inherited()
@@ -111,6 +118,7 @@ class Service:
             inbox_path=os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
             timeout_ns_max=settings.server.request_timeout_ms_max * 1_000_000,
         )
+        self._client.leave = leave
         #: Open connections of the servers that can tell, by protocol.
         self._connections: dict[str, Callable[[], int]] = {}
         self._refusals: dict[str, Mapping[str, int]] = {}

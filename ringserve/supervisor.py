@@ -31,6 +31,7 @@ from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fata
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.hangs import Watchdog
+from ringserve.installation import mark
 from ringserve.notices import Notices
 from ringserve.orphans import become_subreaper, children_of_this_process
 from ringserve.ports import ADMIN_SOCKET_MODE, PortError, take_ports, unix_listener
@@ -136,6 +137,7 @@ class Supervisor:
             if listener is not None
         ]
         self._inherited += [*given, *([("--rates-fd", rates_fd)] if rates_fd >= 0 else [])]
+        self._installation = mark()
         self._stop_ns: int | None = None
         self._hurry = False
         self._ready_told = False
@@ -290,6 +292,10 @@ class Supervisor:
             pid, status = child.pid, child.reap()
             log.error("%s (process %d) ended with %s", child.spec.name, pid, describe_status(status))
             fatal = child.after(status, now_ns, self._settings.workers)
+            if fatal is None and mark() != self._installation:
+                # What would take its place need not understand the others, nor they it.
+                why = "ringserve was installed anew since this server started: all of it must be started anew"
+                return Fatal(f"{child.spec.name} ended, and {why}", process.Exit.FAILED)
             if fatal is not None:
                 told = read_fatal(self._run_dir.path) if fatal.status == process.Exit.FATAL else ""
                 return fatal._replace(reason=told or fatal.reason)
@@ -318,6 +324,8 @@ class Supervisor:
                 child.signal(signal.SIGKILL if self._hurry else signal.SIGTERM)
             server = self._settings.server
             drain_ms = server.lame_duck_ms + server.drain_ms_max if stage is Stage.FRONTEND else 0
+            if not replace and not all(child.alive for child in self.children if child.spec.stage > stage):
+                drain_ms = 0  # nobody is left, nor will be, who could answer what the frontends hold
             deadline_ns = time.monotonic_ns() + (drain_ms + _STOP_MS[stage]) * 1_000_000
             while any(child.alive for child in children):
                 now_ns = time.monotonic_ns()

@@ -29,6 +29,7 @@ from ringserve.broker.messages import (
     PoolState,
     Role,
     Stop,
+    Welcome,
 )
 from ringserve.workers.dead import DeadChildren
 from ringserve.workers.leaving import leave_gently, let_go_of_code
@@ -38,6 +39,8 @@ from ringserve.workers.vault import Vault
 log = logging.getLogger(__name__)
 
 _RECONNECT_MS = 20
+#: After a broker did not welcome this process: it is of another release, or just ending.
+_REFUSED_MS = 1000
 _KILL_AFTER_NS = 10_000_000_000
 #: The status of a worker that could not be forked (sysexits' EX_OSERR).
 _NO_PROCESS = 71
@@ -85,6 +88,8 @@ class Pool:
         # The workers hold the reading end; nobody ever writes. Only this process holds the writing end.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         self._stopping = False
+        self._welcome = False  # the broker of the moment has taken this process
+        self._refused_told = False
 
     def run(self) -> None:
         """Serve until stopped; then end the workers and wait for them."""
@@ -93,16 +98,30 @@ class Pool:
             if channel is None:
                 break
             self._channel = channel
+            self._welcome = False
             try:
                 while not self._stopping:
                     self._turn(channel)
             except ControlClosed:
-                log.warning("lost the broker; registering again")
+                if not self._welcome:
+                    self._refused()
+                else:
+                    log.warning("lost the broker; registering again")
                 # Its successor orders what it wants by itself.
                 _end(self._vault.abandon_all())
             channel.close()
             self._channel = None
         self._end_workers()
+
+    def _refused(self) -> None:
+        """Not taken: try again, and not so often that it hurts. Say so once."""
+        if not self._refused_told:
+            self._refused_told = True
+            log.warning("the broker does not take this process: see its log; trying again every second")
+        end_ns = time.monotonic_ns() + _REFUSED_MS * 1_000_000
+        while not self._stopping and (left_ns := end_ns - time.monotonic_ns()) > 0:
+            self._beat(time.monotonic_ns())
+            self._wait(None, left_ns // 1_000_000 + 1)
 
     def _register(self) -> ControlChannel | None:
         while True:
@@ -121,7 +140,9 @@ class Pool:
     def _turn(self, channel: ControlChannel) -> None:
         if self._wait(channel, self._idle_ms()):
             for message, _ in channel.receive():
-                if isinstance(message, Fork):
+                if isinstance(message, Welcome):
+                    self._welcome, self._refused_told = True, False
+                elif isinstance(message, Fork):
                     self._fork(message)
                 elif isinstance(message, Author):
                     self._author(message)
@@ -130,6 +151,7 @@ class Pool:
                 elif isinstance(message, Kill):
                     self._kill(message.pid)
                 elif isinstance(message, Stop):
+                    log.info("stopping: %s", message.reason)
                     self._stopping = True
                 self._beat(time.monotonic_ns())  # a fork takes tens of ms, and there may be many to do
 

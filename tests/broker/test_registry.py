@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ringserve.broker import wire
 from ringserve.broker.cable import Cable
-from ringserve.broker.control import ControlChannel, Received
-from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Ready, Role, Welcome
+from ringserve.broker.control import ControlChannel, ControlClosed, Received
+from ringserve.broker.messages import PROTOCOL_VERSION, Hello, PeerJoined, PeerLeft, Ready, Role, Stop, Welcome
 from ringserve.broker.registry import Arrivals, Registry
 
 
@@ -40,6 +42,7 @@ class Broker:
             arrivals = self.turn()
             for name in ("joined", "messages", "left", "refused"):
                 getattr(total, name).extend(getattr(arrivals, name))
+            total.outdated = total.outdated or arrivals.outdated
             if len(getattr(total, field)) >= count:
                 return total
         raise AssertionError(f"{field}: {total}")
@@ -162,6 +165,39 @@ def test_who_does_not_belong_is_refused_with_the_reason(
     assert reason in arrivals.refused[0]
     assert broker.registry.peers == {}
     channel.close()
+
+
+@pytest.mark.parametrize("role", [Role.FRONTEND, Role.POOL])
+def test_of_two_releases_the_older_one_is_to_end(broker: Broker, role: Role) -> None:
+    """A process that is older than the broker is told to stop; a broker that is older ends if it serves nobody."""
+    older = ControlChannel.connect(broker.path)
+    older.send(Hello(PROTOCOL_VERSION - 1, role, 1, "", 0, 0, 0))
+    assert broker.turn_until(1, "refused").outdated == ""
+    assert [type(received.message) for received in read(older)] == [Stop]
+    with pytest.raises(ControlClosed):
+        read(older)
+    newer = Hello(PROTOCOL_VERSION + 1, role, 1, "", 0, 0, 0)
+    for here, ends in ((True, False), (False, True)):
+        peer = broker.join(role) if here else None
+        channel = ControlChannel.connect(broker.path)
+        channel.send(newer)
+        assert bool(broker.turn_until(1, "refused").outdated) is ends
+        with pytest.raises(ControlClosed):
+            read(channel)
+        channel.close()
+        if peer is not None:
+            peer.close()
+            broker.turn_until(1, "left")
+    older.close()
+
+
+def test_a_hello_with_other_fields_of_another_release_is_refused_in_words(broker: Broker) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(broker.path)
+        body = wire.pack_fields((0, PROTOCOL_VERSION + 1, int(Role.WORKER), 77, {"more": 1}, 2, 3, 4, 5, 6))
+        stranger.sendall(struct.pack("<IB", len(body), 0) + body)
+        arrivals = broker.turn_until(1, "refused")
+    assert f"process 77 speaks protocol {PROTOCOL_VERSION + 1}" in arrivals.refused[0]
 
 
 def test_no_descriptor_is_left_open(broker: Broker) -> None:

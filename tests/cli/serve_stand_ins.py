@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import ringserve
 from ringserve import supervisor
 from ringserve.children import ChildSpec
 from ringserve.config.schema import Settings
@@ -17,6 +19,7 @@ def command_of(spec: ChildSpec) -> list[str]:
 
 
 def main() -> int:
+    ringserve.__file__ = os.environ["STAND_IN_FOR_FILES"]
     settings = Settings.from_json(Path(sys.argv[1]).read_text())
     try:
         return supervisor.run(settings, command_of=command_of)

@@ -38,6 +38,8 @@ class Served:
         self.diary_path.touch()
         self.run_dir = folder / "run"
         self.log_path = folder / "log"
+        self.installed_path = folder / "installed"
+        self.installed_path.touch()
         workers = Workers(workers=1, restart_wait_ms_min=1, restart_wait_ms_max=50, start_failures_max=3)
         settings = Settings(server=replace(server, run_dir=str(self.run_dir)), workers=workers)
         settings_path = folder / "settings.json"
@@ -50,6 +52,7 @@ class Served:
             "PYTHONPATH": str(_ROOT),
             "STAND_IN": json.dumps(behaviours),
             "STAND_IN_DIARY": str(self.diary_path),
+            "STAND_IN_FOR_FILES": str(self.installed_path),
             "NOTIFY_SOCKET": str(folder / "systemd.sock"),
             "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
         }
@@ -173,6 +176,21 @@ def test_a_child_that_served_is_replaced_and_the_others_stay(serve: Serve) -> No
     served.wait_log(f"broker (process {broker}) ended with signal SIGKILL")
     assert len(served.pids("started", "pool")) == 1
     assert served.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["broker", "frontend-0"])
+def test_once_its_files_were_replaced_a_death_ends_all_in_order_with_status_1(serve: Serve, name: str) -> None:
+    """Whatever took its place would be of the new release, and need not understand the others."""
+    served = serve(frontends=2)
+    served.wait_ready()
+    served.installed_path.unlink()
+    served.installed_path.write_text("the new release")
+    assert served.process.poll() is None
+    os.kill(served.pids("started", name)[0], signal.SIGKILL)
+    assert served.end() == 1
+    assert len(served.pids("started", name)) == 1
+    assert f"{name} ended, and ringserve was installed anew" in served.log
+    assert served.diary.count(("stopped", "frontend-1")) == 1
 
 
 def test_a_child_that_keeps_dying_after_ready_is_started_again_each_time(serve: Serve) -> None:

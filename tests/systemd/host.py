@@ -85,7 +85,7 @@ class Host:
         self._write(merged / "usr/bin/ringserve", _COMMAND, 0o755)
         for name in ("opt/src", "opt/site", "models"):
             (merged / name).mkdir(parents=True, exist_ok=True)
-        name = f"rs-host-{os.getpid()}"
+        name = self._folder.name
         for hierarchy in ("unified", "systemd", "pids"):
             if (_CGROUP / hierarchy / "cgroup.procs").exists():
                 self._cgroups.append(_CGROUP / hierarchy / name)

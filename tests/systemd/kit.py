@@ -27,8 +27,14 @@ for at, fd in enumerate(fds):
     os.close(fd)
 if fds:
     os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.executable, [sys.executable, "-m", "ringserve", *sys.argv[2:]])
+words = ["-m", "ringserve"]
+if "RS_TEST_NEWER" in os.environ:
+    words = ["-c", "from ringserve.broker import messages; messages.PROTOCOL_VERSION += 1; "
+             "from ringserve.cli import main; main()"]
+os.execv(sys.executable, [sys.executable, *words, *sys.argv[2:]])
 """
+#: The environment of a process of a later release, whose protocol is another one.
+NEWER = {"RS_TEST_NEWER": "1"}
 
 
 class Unit:

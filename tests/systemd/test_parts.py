@@ -2,8 +2,8 @@
 
 Held here: nobody is refused and no call fails while broker or frontends are restarted one by one, or the broker is
 killed; calls wait for workers that are restarted or killed; connections that come while no frontend is there wait for
-the next one; operators' changes outlive the broker; a process without sockets, or a configuration that cannot work in
-parts, ends with status 78.
+the next one; operators' changes outlive the broker; of two releases whose processes do not understand each other the
+newer one comes to serve; a process without sockets, or a configuration that cannot work in parts, ends with status 78.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 
 from tests.e2e.server import wait_until
 from tests.e2e.traffic import Traffic
-from tests.systemd.kit import Manager, Parts
+from tests.systemd.kit import NEWER, Manager, Parts
 
 _CONFIG = """
 [server]
@@ -169,6 +169,29 @@ def test_the_metrics_name_every_process(parts: Parts) -> None:
     # Workers that tests before this one have replaced may still be leaving.
     wanted = ["broker", "frontend-", "frontend-", "pool", "worker-", "worker-"]
     wait_until(lambda: named() == wanted, f"the processes that there are to be named, of {named()}")
+
+
+def test_processes_of_two_releases_find_to_one(parts: Parts) -> None:
+    """As when the installation is upgraded and then processes die, before anybody has restarted the server."""
+    first, second = parts.frontends
+    assert second.stop() == 0
+    second.start(**NEWER)
+    wait_until(lambda: "does not take this process" in second.log, "the newer frontend to be refused")
+    with Traffic(parts, "half"), Callers(parts) as callers:
+        callers.wait_for_more(20)
+    # Nobody can be served without workers, so that the broker gives way to a newer one.
+    parts.workers.kill()
+    parts.workers.start(**NEWER)
+    assert parts.broker.wait_end() == 0
+    parts.broker.start(**NEWER).wait_ready()
+    assert first.wait_end() == 0, "it is the only one left of the older release"
+    first.start(**NEWER)
+    for unit in parts.units.values():
+        unit.wait_ready()
+    with Traffic(parts, "half"), Callers(parts) as callers:
+        callers.wait_for_more(20)
+    assert sum("does not take this process" in line for line in second.log.splitlines()) == 1
+    assert sum("refused a registration" in line for line in parts.broker.log.splitlines()) <= 4
 
 
 def test_all_stop_with_status_0_and_leave_only_what_is_shared(parts: Parts) -> None:
