@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from ringserve import __version__
-from ringserve.commands.console import Group
+from ringserve.commands.console import Group, json_option, print_json
 from ringserve.commands.settings import load, settings_options
 from ringserve.config.schema import Settings
 
@@ -87,7 +87,8 @@ settings_options(serve)
 
 @main.command("sample-model")
 @click.argument("directory", type=click.Path(file_okay=False))
-def sample_model(directory: str) -> None:
+@json_option
+def sample_model(directory: str, as_json: bool) -> None:
     """Write a small model into DIRECTORY, to try the server with, and say how to call it.
 
     \b
@@ -95,7 +96,8 @@ def sample_model(directory: str) -> None:
     """
     from ringserve.sample_model import describe, export_sample
 
-    click.echo(describe(export_sample(directory)))
+    sample = export_sample(directory)
+    print_json(sample._asdict()) if as_json else click.echo(describe(sample))
 
 
 # ------------------------------------------------- the processes, started by the supervisor or, one by one, by systemd

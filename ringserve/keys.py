@@ -40,7 +40,10 @@ def keys() -> None:
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="requests a second at most  [default: no limit]")
 @click.option("--burst", type=click.IntRange(1), help="requests that may come at once  [default: those of a second]")
 @_FILE_OPTION
-def new(name: str, scopes: tuple[str, ...], rate: float | None, burst: int | None, path: str) -> None:
+@json_option
+def new(
+    name: str, scopes: tuple[str, ...], rate: float | None, burst: int | None, path: str, as_json: bool
+) -> None:
     """Print a new token, this once, and add the hash of it to the file.
 
     \b
@@ -56,6 +59,9 @@ def new(name: str, scopes: tuple[str, ...], rate: float | None, burst: int | Non
             glue = "" if before.endswith("\n") or not before else "\n"
             parse_keys(before + glue + text, path)  # finds a name that is there already
             file.write(glue + text)
+    if as_json:
+        print_json({"name": name, "scopes": list(scopes), "token": token})
+        return
     click.echo(f"{name} may: {', '.join(scopes)}. The token, which is shown only now:", err=True)
     click.echo(token)
 

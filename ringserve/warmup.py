@@ -39,7 +39,10 @@ def warmup() -> None:
     "--output", type=_FILE, help="file to write; else that of the version that serves, if it is on this machine"
 )
 @click.option("--overwrite", is_flag=True, help="replace a file that is there")
-def record(server: str, model: str, count: int, seconds: float, output: Path | None, overwrite: bool) -> None:
+@json_option
+def record(
+    server: str, model: str, count: int, seconds: float, output: Path | None, overwrite: bool, as_json: bool
+) -> None:
     """Record the next requests of a model that serves.
 
     They hold what clients sent: keep the file as you would keep that.
@@ -55,7 +58,7 @@ def record(server: str, model: str, count: int, seconds: float, output: Path | N
             raise files.WarmupError(f"{path} is there already; --overwrite replaces it")
         data = files.record(server, model, count, seconds)
         files.write_file(data, path, overwrite)
-        click.echo(f"{files.count_of(data)} records in {path}")
+        _tell(files.count_of(data), path, as_json=as_json)
 
 
 @warmup.command()
@@ -69,6 +72,7 @@ def record(server: str, model: str, count: int, seconds: float, output: Path | N
 @click.option("--saved_model_tags", default="serve", show_default=True, help="tags that choose the SavedModel's graph")
 @click.option("--output", type=_FILE, help="file to write (default: the version's own)")
 @click.option("--overwrite", is_flag=True, help="replace a file that is there")
+@json_option
 def make(
     directory: Path,
     signatures: tuple[str, ...],
@@ -78,6 +82,7 @@ def make(
     saved_model_tags: str,
     output: Path | None,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Make a warm-up file for the SavedModel in VERSION_DIR, of made-up requests or of yours in JSON.
 
@@ -97,7 +102,7 @@ def make(
             records = files.made_up(servable, signatures, rows, seed)
         path = output or files.warmup_file(directory)
         files.write(records, path, overwrite)
-        click.echo(f"{len(records)} records in {path}")
+        _tell(len(records), path, as_json=as_json)
 
 
 @warmup.command()
@@ -123,6 +128,13 @@ def show(given: Path, as_json: bool) -> None:
             return
         for line in lines:
             click.echo(line)
+
+
+def _tell(count: int, path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(path), "records": count})
+    else:
+        click.echo(f"{count} records in {path}")
 
 
 @contextlib.contextmanager

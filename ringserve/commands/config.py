@@ -9,7 +9,7 @@ import click
 
 from ringserve.commands.console import Group, json_option, plural, print_json
 from ringserve.commands.settings import load, resolve, settings_options
-from ringserve.config.schema import Settings
+from ringserve.config.schema import SECTIONS, Settings
 from ringserve.config.table import SETTINGS
 
 
@@ -59,14 +59,19 @@ settings_options(check)
 
 
 @config.command()
-def show() -> None:
+@json_option
+def show(as_json: bool) -> None:
     """Print a configuration file with every setting at its default.
 
     \b
     ringserve config show > server.toml
+    ringserve config show --json | jq '.server.port'
     """
     from ringserve.config.reference import server_toml
 
+    if as_json:
+        print_json({name: dataclasses.asdict(section()) for name, section in SECTIONS.items()})
+        return
     click.echo(server_toml(), nl=False)
 
 

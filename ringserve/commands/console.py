@@ -64,6 +64,11 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="print JSON, for scripts")(command)
 
 
+def json_anyway_option(command: F) -> F:
+    """`--json` of a command that prints nothing else: whoever gives it to all commands need not make an exception."""
+    return click.option("--json", is_flag=True, expose_value=False, help="print JSON, as it does anyhow")(command)
+
+
 def url_option(command: F) -> F:
     """`--url`, of a server's REST API."""
     return click.option(

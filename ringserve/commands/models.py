@@ -14,6 +14,7 @@ from ringserve.commands.console import (
     Failed,
     Group,
     Status,
+    json_anyway_option,
     json_option,
     pairs,
     print_json,
@@ -252,6 +253,7 @@ def reload(file: Path, timeout: float, url: str, as_json: bool) -> None:
 
 @models.command()
 @url_option
+@json_anyway_option
 def export(url: str) -> None:
     """Print the server's models as a ModelServerConfig in JSON, which `reload` and model_config_file take.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ringserve.commands.api import Api, target_path
-from ringserve.commands.console import Failed, Status, url_option
+from ringserve.commands.console import Failed, Status, json_anyway_option, url_option
 from ringserve.commands.models import complete_models
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tls_ca", type=click.Path(exists=True, dir_okay=False), help="over gRPC: use TLS, with this CA's PEM")
 @url_option
+@json_anyway_option
 def predict(
     model: str,
     inputs: tuple[str, ...],

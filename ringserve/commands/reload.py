@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ringserve.commands.console import Failed, Status
+from ringserve.commands.console import Failed, Status, json_option, print_json
 from ringserve.commands.settings import load
 
 
@@ -14,7 +14,8 @@ from ringserve.commands.settings import load
 @click.option("--config", "config_path", metavar="FILE", required=True, help="the server's TOML file")
 @click.option("--socket", "socket_path", metavar="PATH", required=True, help="its UNIX socket for operators")
 @click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(1), help="seconds to wait at most")
-def reload(config_path: str, socket_path: str, timeout: float) -> None:
+@json_option
+def reload(config_path: str, socket_path: str, timeout: float, as_json: bool) -> None:
     """Replace a server's models by those of its configuration as it is now, and wait until they serve.
 
     What `systemctl reload ringserve` does. Models come from [[models]], or from model_config_file, which is read again.
@@ -42,8 +43,11 @@ def reload(config_path: str, socket_path: str, timeout: float) -> None:
         raise Failed(text)
     told = json.loads(text or "{}").get("models", {})
     failed = {name: why for name, why in told.items() if why != "OK"}
+    if as_json:
+        print_json({"models": [model.name for model in settings.models], "failed": failed})
     for name, why in failed.items():
         click.echo(f"{name}: {why}", err=True)
     if failed:
         raise click.exceptions.Exit(Status.FAILED)
-    click.echo(f"reloaded: {', '.join(model.name for model in settings.models) or 'no models'}", color=False)
+    if not as_json:
+        click.echo(f"reloaded: {', '.join(model.name for model in settings.models) or 'no models'}", color=False)

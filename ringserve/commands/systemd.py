@@ -11,12 +11,13 @@ from pathlib import Path
 import click
 
 from ringserve.commands import units
-from ringserve.commands.console import Failed, Status, pairs, waiting
+from ringserve.commands.console import Failed, Status, pairs, print_json, waiting
 from ringserve.config.schema import Settings
 
 _STANDBY_SOCKET = "ringserve-standby/server/admin.sock"
 _SERVICE_SOCKET = "ringserve/server/admin.sock"
 _PARTS_SOCKET = "ringserve/admin.sock"
+_STEPS = "ringserve.systemd.steps"
 
 
 @click.group()
@@ -25,6 +26,7 @@ def systemd() -> None:
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:
+    command = _json(command)
     command = click.option("--user", is_flag=True, help="of this user's systemd, not of the host's")(command)
     command = click.option("--dry-run", is_flag=True, help="say what would be done, and do nothing")(command)
     return click.option(
@@ -33,6 +35,28 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(file_okay=False, path_type=Path),
         help="the host's root: for images; nothing is started there",
     )(command)
+
+
+def _json(command: Callable[..., None]) -> Callable[..., None]:
+    """`--json`: the steps as a list, at the end, also when one of them failed."""
+
+    def begin(context: click.Context, _: click.Parameter, given: bool) -> None:
+        if given:
+            steps = context.meta[_STEPS] = []
+            context.call_on_close(lambda: print_json(steps))
+
+    text = "print what is done as JSON, for scripts"
+    return click.option("--json", is_flag=True, expose_value=False, callback=begin, help=text)(command)
+
+
+def _tell(step: str, of: str, *, dry_run: bool, text: str = "") -> None:
+    """Say what is done, or would be. text: of a file that would be written."""
+    steps = click.get_current_context().meta.get(_STEPS)
+    if steps is not None:
+        steps.append({"step": step, "of": of, "done": not dry_run, **({"text": text} if text else {})})
+        return
+    click.echo(f"{'would ' if dry_run else ''}{step}: {of}")
+    click.echo("".join(f"    {line}\n" for line in text.splitlines()), nl=False)
 
 
 @systemd.command()
@@ -113,6 +137,7 @@ def uninstall(force: bool, user: bool, dry_run: bool, root: Path) -> None:
 @click.option("--timeout", default=900.0, show_default=True, type=click.FloatRange(1), help="seconds to wait at most")
 @click.option("--user", is_flag=True, help="of this user's systemd, not of the host's")
 @click.option("--dry-run", is_flag=True, help="say what would be done, and do nothing")
+@_json
 def upgrade(timeout: float, user: bool, dry_run: bool) -> None:
     """Restart the server, as after an upgrade of ringserve, without a failed call.
 
@@ -167,7 +192,7 @@ class _Systemctl:
         return shutil.which(words[0]) is not None and subprocess.run(words, check=False).returncode == 0
 
     def _run(self, words: list[str]) -> None:
-        click.echo(f"{'would run' if self._dry_run else 'run'}: {' '.join(words)}")
+        _tell("run", " ".join(words), dry_run=self._dry_run)
         if self._dry_run:
             return
         if shutil.which(words[0]) is None:
@@ -216,9 +241,8 @@ def _write(path: Path, text: str, *, dry_run: bool) -> bool:
     whole = units.marked(text)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") == whole:
         return False
-    click.echo(f"{'would write' if dry_run else 'write'}: {path}")
+    _tell("write", str(path), dry_run=dry_run, text=text if dry_run else "")
     if dry_run:
-        click.echo("".join(f"    {line}\n" for line in text.splitlines()), nl=False)
         return True
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
@@ -229,7 +253,7 @@ def _write(path: Path, text: str, *, dry_run: bool) -> bool:
 
 
 def _remove(path: Path, *, dry_run: bool) -> None:
-    click.echo(f"{'would remove' if dry_run else 'remove'}: {path}")
+    _tell("remove", str(path), dry_run=dry_run)
     if not dry_run:
         path.unlink()
 
@@ -256,7 +280,7 @@ def _wait_ready(socket: Path, timeout_s: float, *, dry_run: bool) -> None:
 
     from ringserve.canary import call
 
-    click.echo(f"{'would wait' if dry_run else 'wait'}: until models serve ({socket})")
+    _tell("wait", f"until models serve ({socket})", dry_run=dry_run)
     if dry_run:
         return
     waiting("the server loads its models")

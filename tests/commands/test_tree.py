@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -29,6 +30,36 @@ def test_every_command_helps(name: str) -> None:
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help, f"{name} {option.name}"
+
+
+#: Who prints no result: one is a process that runs, one writes a shell's script.
+_WITHOUT_JSON = {"ringserve serve", "ringserve completion"}
+
+
+def test_every_command_can_speak_json() -> None:
+    without = {
+        name
+        for name, command in _COMMANDS.items()
+        if not isinstance(command, click.Group) and not any("--json" in option.opts for option in command.params)
+    }
+    assert without == _WITHOUT_JSON
+
+
+def test_the_defaults_a_key_and_a_warm_up_file_as_json(tmp_path: Path) -> None:
+    def told(*words: str) -> Any:
+        done = CliRunner().invoke(main, [*words, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    assert told("config", "show")["server"]["rest_api_port"] == 8501
+    keys = str(tmp_path / "keys.toml")
+    new = told("keys", "new", "team-a", "--scope", "status", "--file", keys)
+    assert (new["name"], new["scopes"]) == ("team-a", ["status"])
+    assert len(new["token"]) > 20
+    assert told("keys", "list", "--file", keys)[0]["name"] == "team-a"
+    steps = told("systemd", "install", "--model", f"m={tmp_path}", "--root", str(tmp_path), "--dry-run")
+    assert [step["of"] for step in steps if step["step"] == "write" and step["of"].endswith("ringserve.service")]
+    assert not any(step["done"] for step in steps)
 
 
 def test_every_command_is_in_the_reference() -> None:
