@@ -86,7 +86,7 @@ def install(
         files[where.config] = units.server_toml(given)
     elif not config.exists():
         raise click.UsageError(f"{config} is not there: give at least one --model NAME=PATH")
-    settings = _settings(config, files.get(where.config))
+    settings = _settings(config, files.get(where.config), units.environment(where, split=split))
     files |= units.unit_files(where, settings.server, split=split, user=user)
     stale = [path for path in units.all_paths(where) if path not in files and where.under_root(path).exists()]
     _refuse_edited([*files, *stale], where, force=force)
@@ -161,7 +161,7 @@ def upgrade(timeout: float, user: bool, dry_run: bool) -> None:
         ctl.run("restart", main)
         _wait_ready(runtime / socket, timeout, dry_run=dry_run)
     finally:
-        ctl.run("stop", units.STANDBY)
+        ctl.run("stop", "--quiet", units.STANDBY)
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
@@ -202,8 +202,8 @@ class _Systemctl:
             raise Failed(f"{' '.join(words)} ended with status {status}")
 
 
-def _settings(config: Path, text: str | None) -> Settings:
-    """What the units depend on: the settings of the file, or of its text before it is written."""
+def _settings(config: Path, text: str | None, environ: dict[str, str]) -> Settings:
+    """What the units depend on: the settings of the file (text: before it is written) under this environment."""
     import tempfile
 
     from ringserve.config.load import ConfigError, load_settings
@@ -215,7 +215,7 @@ def _settings(config: Path, text: str | None) -> Settings:
             file.flush()
             path = file.name
         try:
-            settings = load_settings({}, {}, path)
+            settings = load_settings({}, environ, path)
         except ConfigError as error:
             raise Failed(f"{config}: {error}", Status.CONFIG) from error
     if settings.server.port == 0 or settings.server.rest_api_port < 0:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -28,6 +29,9 @@ STANDBY: Final = "ringserve-standby.service"
 TARGET: Final = "ringserve.target"
 FRONTEND: Final = "ringserve-frontend@{}.service"
 _SLICE: Final = "ringserve.slice"
+#: Drop-ins for this name are for every unit whose name begins so.
+_ALL_PARTS: Final = "ringserve-.service"
+_DROP_IN: Final = re.compile(r"^(Environment|LoadCredential)=(.*)$", re.MULTILINE)
 _SYSUSERS: Final = "ringserve.sysusers"
 _PARTS: Final = (
     TARGET,
@@ -97,6 +101,23 @@ def unit_files(where: Places, server: Server, *, split: bool, user: bool) -> dic
     if split and where.sysusers is not None:
         texts[where.sysusers] = _shipped(_SYSUSERS)
     return texts
+
+
+def environment(where: Places, *, split: bool) -> dict[str, str]:
+    """Settings that the host's own drop-ins give the service that opens the ports, as its environment. Files that will
+    be its credentials are named where they are now."""
+    found: dict[str, str] = {}
+    credentials: dict[str, str] = {}
+    for folder in (_ALL_PARTS, FRONTEND.format("")) if split else (SERVICE,):
+        for path in sorted(where.under_root(where.units / f"{folder}.d").glob("*.conf")):
+            for key, line in _DROP_IN.findall(path.read_text(encoding="utf-8", errors="replace")):
+                if key == "Environment":
+                    pairs = (word.partition("=") for word in shlex.split(line))
+                    found.update({name: value for name, _, value in pairs if name.startswith("RINGSERVE_")})
+                else:
+                    name, _, source = line.partition(":")
+                    credentials[f"%d/{name}"] = source
+    return {name: credentials.get(value, value) for name, value in found.items()}
 
 
 def for_user(text: str) -> str:

@@ -9,6 +9,7 @@ This source tree and the packages of the running interpreter are bound in, read-
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ export PYTHONPATH=/opt/src:/opt/site
 exec /usr/bin/python3 -m ringserve "$@"
 """
 _CGROUP = Path("/sys/fs/cgroup")
+_NUMBERS = itertools.count()
 
 
 def missing(root: Path) -> str:
@@ -85,7 +87,7 @@ class Host:
         self._write(merged / "usr/bin/ringserve", _COMMAND, 0o755)
         for name in ("opt/src", "opt/site", "models"):
             (merged / name).mkdir(parents=True, exist_ok=True)
-        name = self._folder.name
+        name = f"rs-host-{os.getpid()}-{next(_NUMBERS)}"
         for hierarchy in ("unified", "systemd", "pids"):
             if (_CGROUP / hierarchy / "cgroup.procs").exists():
                 self._cgroups.append(_CGROUP / hierarchy / name)

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from ringserve.cli import main
 from ringserve.commands import units
 from ringserve.config.schema import Server, Settings
+from tests.frontend.http2.certificates import HAS_OPENSSL, certificates
 
 _UNITS = Path(__file__).resolve().parents[2] / "systemd"
 _FILES = sorted(path for path in _UNITS.iterdir() if path.suffix != ".sysusers")
@@ -163,6 +164,27 @@ def test_a_configuration_that_is_there_stays_and_gives_the_ports(tmp_path: Path)
     assert service["Sockets"] == ["ringserve-frontend.socket"]
     assert config.read_text().startswith("[server]")
     assert install(root, "--model", "m=/m").exit_code == 1, "it is not ours to write over"
+
+
+@pytest.mark.skipif(not HAS_OPENSSL, reason="certificates are made with openssl")
+@pytest.mark.parametrize("form", ["ringserve", "ringserve-"])
+def test_what_drop_ins_set_counts(tmp_path: Path, form: str) -> None:
+    """As a key that is a credential: what the file alone says would not do."""
+    root = tmp_path / "root"
+    split = ["--split"] if form == "ringserve-" else []
+    config = root / "etc/ringserve/server.toml"
+    config.parent.mkdir(parents=True)
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificate.write_text(certificates().server.cert)
+    key.write_text(certificates().server.key)
+    config.write_text(f'[server]\ntls_cert_file = "{certificate}"\n[[models]]\nname = "m"\nbase_path = "/m"\n')
+    assert install(root, *split).exit_code == 78
+    drop_in = root / f"etc/systemd/system/{form}.service.d/keys.conf"
+    drop_in.parent.mkdir(parents=True)
+    environment = 'RINGSERVE_TLS_KEY_FILE=%d/tls.key "RINGSERVE_PORT=9000"'
+    drop_in.write_text(f"[Service]\nLoadCredential=tls.key:{key}\nEnvironment={environment}\n")
+    assert install(root, *split).exit_code == 0
+    assert "ListenStream=0.0.0.0:9000" in files(root)["etc/systemd/system/ringserve-frontend.socket"]
 
 
 @pytest.mark.parametrize("text", ["[server]\nport = 0\n", "[server]\nprot = 1\n"])
