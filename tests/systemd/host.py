@@ -24,8 +24,16 @@ from tests.e2e.server import wait_until
 
 _SOURCE = Path(__file__).resolve().parents[2]
 _COMMAND = """#!/bin/sh
-export PYTHONPATH=/opt/src:/opt/site
+export PYTHONPATH=/opt/first:/opt/src:/opt/site
 exec /usr/bin/python3 -m ringserve "$@"
+"""
+#: Makes every process that is started from then on one of a later release, whose protocol is another one.
+_NEWER_MARK = "/etc/ringserve-newer"
+_CUSTOMIZE = f"""
+import os
+if os.path.exists("{_NEWER_MARK}"):
+    from ringserve.broker import messages
+    messages.PROTOCOL_VERSION += 1
 """
 _CGROUP = Path("/sys/fs/cgroup")
 _NUMBERS = itertools.count()
@@ -85,8 +93,9 @@ class Host:
         options = f"lowerdir={self._root},upperdir={upper},workdir={work}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
         self._write(merged / "usr/bin/ringserve", _COMMAND, 0o755)
-        for name in ("opt/src", "opt/site", "models"):
+        for name in ("opt/first", "opt/src", "opt/site", "models"):
             (merged / name).mkdir(parents=True, exist_ok=True)
+        self._write(merged / "opt/first/sitecustomize.py", _CUSTOMIZE, 0o644)
         name = f"rs-host-{os.getpid()}-{next(_NUMBERS)}"
         for hierarchy in ("unified", "systemd", "pids"):
             if (_CGROUP / hierarchy / "cgroup.procs").exists():
@@ -142,6 +151,14 @@ class Host:
         """Write a file inside."""
         words = self.words("sh", "-c", f"mkdir -p $(dirname {path}); cat > {path}")
         subprocess.run(words, input=text, text=True, check=True)
+
+    def install_later_release(self) -> None:
+        """As pip would over the installation: what runs stays as it is, and what is started is of another protocol."""
+        code = "from ringserve.broker import messages; print(messages.PROTOCOL_VERSION)"
+        ask = ("env", "PYTHONPATH=/opt/first:/opt/src:/opt/site", "python3", "-c", code)
+        before = self.run(*ask)
+        self.put(_NEWER_MARK, "")
+        assert self.run(*ask) != before
 
     def show(self, unit: str, key: str) -> str:
         """A property of a unit."""

@@ -1,7 +1,8 @@
 """The units under a real systemd, in a container: RINGSERVE_TEST_SYSTEMD_ROOT=DIR names its root (see host.py).
 
 Held here, for the one service and for the parts: install, the sandbox that TensorFlow runs in, every process killed,
-the watchdog when processes are stopped, a reload, an upgrade without a failed call, a stop that leaves nothing.
+the watchdog when processes are stopped, a reload, an upgrade to another protocol without a failed call, keys as
+credentials, the access log's folder, a stop that leaves nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from typing import Any
 import pytest
 
 from tests.e2e.server import wait_until
+from tests.frontend.http2.certificates import HAS_OPENSSL, certificates
 from tests.systemd.caller import NO_WORKER
 from tests.systemd.host import Host, missing
 
 _ROOT = Path(os.environ.get("RINGSERVE_TEST_SYSTEMD_ROOT", "/nowhere"))
-_WHY = "RINGSERVE_TEST_SYSTEMD_ROOT is not set" if str(_ROOT) == "/nowhere" else missing(_ROOT)
+_WHY = "RINGSERVE_TEST_SYSTEMD_ROOT is not set (.ci/real does it)" if str(_ROOT) == "/nowhere" else missing(_ROOT)
 
 pytestmark = [pytest.mark.skipif(bool(_WHY), reason=f"no real systemd here: {_WHY}"), pytest.mark.timeout(600)]
 
 _WATCHDOG = "[Service]\nWatchdogSec=5\n"
+_TLS = 'tls_cert_file = "/etc/ringserve/tls.crt"'
+_KEYS = "[Service]\nLoadCredential=tls.key:/etc/ringserve/tls.key\nEnvironment=RINGSERVE_TLS_KEY_FILE=%d/tls.key\n"
 
 
 class Calls:
@@ -193,6 +197,7 @@ def test_an_upgrade_costs_no_call(one: Host) -> None:
     wait_serving(one)
     before = pids(one, "rs-supervisor")
     with Calls(one) as calls:
+        one.install_later_release()
         one.run("ringserve", "systemd", "upgrade")
     assert not calls.failed
     assert calls.outcomes["gRPC ok"] > 10
@@ -230,6 +235,36 @@ def test_a_stop_is_orderly_and_closes_the_ports(one: Host) -> None:
     assert "Failed to connect" in one.run("sh", "-c", "curl -sS http://127.0.0.1:8501/ 2>&1 || true")
     assert one.run("sh", "-c", "ls /run | grep ringserve || true") == ""
     one.run("systemctl", "start", "ringserve.service")
+    wait_serving(one)
+
+
+@pytest.mark.skipif(not HAS_OPENSSL, reason="certificates are made with openssl")
+def test_keys_that_only_root_can_read_are_credentials_and_the_access_log_has_a_folder(one: Host) -> None:
+    one.put("/etc/ringserve/tls.crt", certificates().server.cert)
+    one.put("/etc/ringserve/tls.key", certificates().server.key)
+    one.run("chmod", "600", "/etc/ringserve/tls.key")
+    before = one.run("cat", "/etc/ringserve/server.toml")
+    access_log = '[access_log]\nto = "/var/log/ringserve/access.log"\n'
+    one.put("/etc/ringserve/server.toml", f"{_TOML}{access_log}".replace("[server]", f"[server]\n{_TLS}"))
+    # For the standby, too, or there could be no upgrade.
+    for folder in ("ringserve.service.d", "ringserve-.service.d"):
+        one.put(f"/etc/systemd/system/{folder}/keys.conf", _KEYS)
+    one.run("ringserve", "systemd", "install")
+    one.run("systemctl", "restart", "ringserve.service")
+    url = "https://127.0.0.1:8501/v1/models/half:predict"
+
+    def asked() -> bool:
+        text = one.run("curl", "-sSk", "-m", "100", "-d", '{"instances":[2.0]}', url, check=False)
+        return "predictions" in text
+
+    wait_until(asked, "an answer over TLS")
+    one.run("ringserve", "systemd", "upgrade")
+    wait_until(asked, "an answer after an upgrade")
+    assert "path=/v1/models/half:predict" in one.run("cat", "/var/log/ringserve/access.log")
+    one.put("/etc/ringserve/server.toml", before + "\n")
+    one.run("sh", "-c", "rm -r /etc/systemd/system/ringserve*.service.d")
+    one.run("systemctl", "daemon-reload")
+    one.run("systemctl", "restart", "ringserve.service")
     wait_serving(one)
 
 
@@ -302,6 +337,7 @@ def test_an_upgrade_of_all_parts_costs_no_call(parts: Host) -> None:
     wait_serving(parts)
     before = pids(parts, "rs-broker")
     with Calls(parts) as calls:
+        parts.install_later_release()
         parts.run("ringserve", "systemd", "upgrade")
     assert not calls.failed
     assert not set(pids(parts, "rs-broker")) & set(before)
