@@ -466,8 +466,8 @@ class Told(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """broker -> pool or worker: finish what you hold and exit. Also to any process of an older protocol, in place of
-    Welcome: what replaces it will be of the installation as it is now. The same in every protocol.
+    """broker -> pool or worker: finish what you hold and exit. The same in every protocol: a process that began before
+    the broker, and is of another one, gets it in place of Welcome; what replaces it is of the installation as it is now.
     """
 
     reason: str

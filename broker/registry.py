@@ -37,7 +37,7 @@ class Peer:
 @dataclass
 class Arrivals:
     """What one poll of the registry brought, in the order in which the caller must handle it. mail: hot messages that
-    came over cables. outdated: why this broker is of no use any more; empty: it is.
+    came over cables. outdated: why this broker is of no use any more; empty: it is of use.
     """
 
     joined: list[Peer] = field(default_factory=list)
@@ -130,11 +130,13 @@ class Registry:
     def _register(self, channel: ControlChannel, received: Received, arrivals: Arrivals) -> Peer:
         hello, fds = received
         fault = _fault_of(received)
-        if isinstance(hello, Hello) and hello.protocol < PROTOCOL_VERSION:
-            channel.send(Stop(f"protocol {PROTOCOL_VERSION} is spoken here now, and {hello.protocol} by this process"))
-        elif isinstance(hello, Hello) and hello.protocol > PROTOCOL_VERSION and not self._has(hello.role):
-            # It is us who are old, and nobody is served by a broker without a pool, or without frontends.
-            arrivals.outdated = fault
+        if isinstance(hello, Hello) and hello.protocol != PROTOCOL_VERSION:
+            # Of two that cannot work together, who began later is of the installation as it is now.
+            if _began(hello.pid) < _began(os.getpid()):
+                text = f"protocol {PROTOCOL_VERSION} is spoken here now, and {hello.protocol} by this process"
+                channel.send(Stop(text))
+            elif not self._has(hello.role):
+                arrivals.outdated = fault  # nobody is served by a broker without a pool, or without frontends
         if fault or not isinstance(hello, Hello):
             for fd in fds:
                 os.close(fd)
@@ -201,6 +203,15 @@ class Registry:
         self._selector.unregister(self._listener)
 
 
+def _began(pid: int) -> int:
+    """When a process began, in ticks since the system did; 0: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def _fault_of(received: Received) -> str:
     """What is wrong with a first message; empty when nothing is."""
     hello, fds = received
@@ -209,7 +220,7 @@ def _fault_of(received: Received) -> str:
     if hello.protocol != PROTOCOL_VERSION:
         return (
             f"process {hello.pid} speaks protocol {hello.protocol}, this broker {PROTOCOL_VERSION}: "
-            "they are of different releases, and the older one is to be restarted"
+            "they are of different releases, and the one that began first is to be restarted"
         )
     if hello.role not in (Role.FRONTEND, Role.POOL, Role.WORKER):
         return f"process {hello.pid} registered as role {hello.role}, which does not exist"

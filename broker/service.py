@@ -185,7 +185,7 @@ class Service:
                 log.warning("refused a registration: %s", refusal)
                 self._refusals_told.append(refusal)
         if arrivals.outdated:
-            log.error("ringserve was upgraded, and nobody is left whom this broker understands: ending")
+            log.error("another release was installed, and nobody is left whom this broker understands: ending")
             self._stopping = True
 
     def _end_workers(self, turn: Turn, now_ns: int) -> None:

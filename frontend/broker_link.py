@@ -107,7 +107,7 @@ class LinkUser(Protocol):
         """The broker is lost, and with it every Ask."""
 
     def on_outdated(self, reason: str) -> None:
-        """No broker will take this process any more: it is of an older release."""
+        """No broker will take this process any more: its release has been replaced."""
 
 
 class BrokerLink:

@@ -362,7 +362,7 @@ class Client:
 
     def on_outdated(self, reason: str) -> None:
         """No broker will ever answer what is pending."""
-        log.error("the broker is of a newer release: %s", reason)
+        log.error("the broker is of another release: %s", reason)
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is being upgraded, try again")
         self.leave("another release is to take this one's place")

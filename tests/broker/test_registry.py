@@ -6,6 +6,7 @@ import os
 import selectors
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,16 +168,25 @@ def test_who_does_not_belong_is_refused_with_the_reason(
     channel.close()
 
 
+@pytest.fixture
+def younger() -> Iterator[int]:
+    """A process that began after this one."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
 @pytest.mark.parametrize("role", [Role.FRONTEND, Role.POOL])
-def test_of_two_releases_the_older_one_is_to_end(broker: Broker, role: Role) -> None:
-    """A process that is older than the broker is told to stop; a broker that is older ends if it serves nobody."""
+@pytest.mark.parametrize("protocol", [PROTOCOL_VERSION + 1, PROTOCOL_VERSION - 1])
+def test_of_two_releases_who_began_first_is_to_end(broker: Broker, role: Role, protocol: int, younger: int) -> None:
+    """A process that began before the broker is told to stop; a broker that did so ends if it serves nobody."""
     older = ControlChannel.connect(broker.path)
-    older.send(Hello(PROTOCOL_VERSION - 1, role, 1, "", 0, 0, 0))
+    older.send(Hello(protocol, role, 1, "", 0, 0, 0))
     assert broker.turn_until(1, "refused").outdated == ""
     assert [type(received.message) for received in read(older)] == [Stop]
     with pytest.raises(ControlClosed):
         read(older)
-    newer = Hello(PROTOCOL_VERSION + 1, role, 1, "", 0, 0, 0)
+    newer = Hello(protocol, role, younger, "", 0, 0, 0)
     for here, ends in ((True, False), (False, True)):
         peer = broker.join(role) if here else None
         channel = ControlChannel.connect(broker.path)
