@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessage, Received
-from ringserve.broker.messages import Catalog, Hello, Loaded, PeerJoined, PeerLeft, Stop, VersionInfo
+from ringserve.broker.messages import PROTOCOL_VERSION, Catalog, Hello, Loaded, PeerJoined, PeerLeft, Stop, VersionInfo
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_messages_arrive_in_order_with_their_types(pair: tuple[ControlChannel, C
     ours, theirs = pair
     catalog = Catalog([VersionInfo("m", 1, 30, 0, "", b"\x00" * 300, ["warm"])], ["m"], {"m": {"stable": 1}}, [])
     sent: list[ControlMessage] = [
-        Hello(1, 1, os.getpid(), "/x", 4096, -1, 0), PeerLeft(3), catalog, Stop("now")
+        Hello(PROTOCOL_VERSION, 1, os.getpid(), "/x", 4096, -1, 0), PeerLeft(3), catalog, Stop("now")
     ]
     for message in sent:
         ours.send(message)
@@ -121,7 +121,7 @@ def test_random_bytes_are_ignored_or_end_the_connection(data: bytes) -> None:
 def test_bytes_split_anywhere_give_the_same_messages(cuts: list[int]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     sender, receiver = ControlChannel(ours), ControlChannel(theirs)
-    sent: list[ControlMessage] = [PeerLeft(1), Stop("because"), Hello(1, 2, 3, "/path", 5, -1, 0)]
+    sent: list[ControlMessage] = [PeerLeft(1), Stop("because"), Hello(PROTOCOL_VERSION, 2, 3, "/path", 5, -1, 0)]
     capture_a, capture_b = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     recorder = ControlChannel(capture_a)
     for message in sent:
