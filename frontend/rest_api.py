@@ -16,6 +16,7 @@ from ringserve.frontend.json_text import error_body
 from ringserve.frontend.rest_access import RUN, RestGuard, headers_of, shown
 from ringserve.frontend.rest_admin import Admin
 from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
+from ringserve.frontend.rest_npy import sends_npy, wants_npy
 from ringserve.frontend.rest_predict import Ask, Inference
 from ringserve.frontend.rest_ready import Readiness
 from ringserve.frontend.rest_routes import ADMIN, OVERVIEW, Action, Page, Route, is_api, route
@@ -162,7 +163,7 @@ class RestApp:
         route_asked = target if isinstance(target, Route) else Route(Action.OPTIONS)
         own = head.get(rest_timeout.HEADER)
         timeout_ns = max(self._settings.timeout_ms, 0) * 1_000_000 if own is None else rest_timeout.parse_timeout(own)
-        ask = Ask(route_asked, is_gzip, timeout_ns, own is not None)
+        ask = Ask(route_asked, is_gzip, timeout_ns, own is not None, sends_npy(head), wants_npy(head))
         cors = CORS if self._settings.cors and is_counted else b""
         return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None)
 

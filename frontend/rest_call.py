@@ -87,10 +87,10 @@ class RestCall:
     """One request under /v1, to be answered once. Counts it as TF Serving does.
 
     api: `predict`, `classify`, `regress`, or "" for the others. model: as the client sent it, "" when there is none.
-    headers: further header lines of the answer.
+    headers: further header lines of the answer. content_type: of the answer, unless it is a failure.
     """
 
-    __slots__ = ("_exchange", "_headers", "_started_ns", "_tally", "api", "is_over", "lane", "model")
+    __slots__ = ("_exchange", "_headers", "_started_ns", "_tally", "api", "content_type", "is_over", "lane", "model")
 
     def __init__(self, exchange: Exchange, tally: Tally, headers: bytes, api: str, model: str) -> None:
         self._exchange = exchange
@@ -99,6 +99,7 @@ class RestCall:
         self._started_ns = tally.clock_ns()
         self.api = api
         self.model = model
+        self.content_type = JSON
         self.lane: Lane | None = None
         self.is_over = False
 
@@ -117,7 +118,7 @@ class RestCall:
         """Answer 200."""
         if not self.is_over:
             self.is_over = True
-            self._exchange.answer(200, body, JSON, self._headers)
+            self._exchange.answer(200, body, self.content_type, self._headers)
             self._tally.request(REST, self.api, self.model, _OK, self._started_ns, self.lane)
 
     def fail(self, failure: Failure, made_id: str = "") -> None:

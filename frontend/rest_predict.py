@@ -10,6 +10,7 @@ import zlib
 from typing import Final, NamedTuple
 
 from ringserve.broker.messages import Failure
+from ringserve.frontend import rest_npy
 from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, SignatureView
 from ringserve.frontend.examples import Kind, bind_examples
 from ringserve.frontend.json_examples import read_examples
@@ -18,7 +19,8 @@ from ringserve.frontend.json_quick import Quick, quick_body, quick_inputs
 from ringserve.frontend.lanes import Lane, LaneTable, Request
 from ringserve.frontend.lanes import find_signature as find_predict_signature
 from ringserve.frontend.rest_call import RestCall, RestClient, RestSettings, Side
-from ringserve.frontend.rest_reply import EXAMPLE_REPLIES, PredictReply
+from ringserve.frontend.rest_npy import NpyReply
+from ringserve.frontend.rest_reply import EXAMPLE_REPLIES, PredictReply, RestReply
 from ringserve.frontend.rest_routes import Action, Route
 from ringserve.frontend.tally import Tally
 
@@ -39,12 +41,15 @@ _Text = bytes | bytearray
 
 class Ask(NamedTuple):
     """What a request's head says of it. timeout_ns: 0 for none. is_own_timeout: the client named it, and counts from
-    when it sent its head; else it counts from when the request is there whole."""
+    when it sent its head; else it counts from when the request is there whole. sends_npy, wants_npy: whether the body
+    is an npy file, and whether the answer is to be one."""
 
     route: Route
     is_gzip: bool
     timeout_ns: int
     is_own_timeout: bool = False
+    sends_npy: bool = False
+    wants_npy: bool = False
 
 
 class _Bound(NamedTuple):
@@ -63,8 +68,8 @@ class Inference:
         self._tally = tally
         self._side = side
         self._lanes = LaneTable()
-        #: (signature, shapes of its inputs) -> (lane, rows), as `LaneTable.bind` found it in this epoch.
-        self._known: dict[tuple[SignatureView, tuple[tuple[int, ...], ...]], tuple[Lane, int]] = {}
+        #: (signature, dtypes and shapes of its inputs) -> (lane, rows), as `LaneTable.bind` found it in this epoch.
+        self._known: dict[tuple[SignatureView, tuple[tuple[int, tuple[int, ...]], ...]], tuple[Lane, int]] = {}
         self._epoch = -1
         # A body takes many times its size while it is read. The others wait as they came, which is counted.
         self._quick_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
@@ -73,6 +78,9 @@ class Inference:
     def predict(self, call: RestCall, ask: Ask) -> None:
         """Answer a predict, now or later."""
         body = call.take_body()
+        if ask.sends_npy:
+            self._predict_npy(call, ask, body)
+            return
         if ask.is_gzip or len(body) > _SIDE_BYTES_MIN:
             self._aside(call, ask, body)
             return
@@ -87,7 +95,15 @@ class Inference:
             call.fail(found)
             return
         lane, rows, payloads = found.request
-        reply = PredictReply(call, self._client, lane, self._tally, self._side, by_row=found.by_row)
+        reply: RestReply
+        if ask.wants_npy:
+            failure = rest_npy.check_outputs(lane)
+            if failure is not None:
+                call.fail(failure)
+                return
+            reply = NpyReply(call, self._client, lane, self._tally, self._side)
+        else:
+            reply = PredictReply(call, self._client, lane, self._tally, self._side, by_row=found.by_row)
         reply.run(rows, payloads, _left_ns(call, ask))
 
     # ------------------------------------------------------------------------------------------------ on the loop
@@ -116,7 +132,7 @@ class Inference:
             self._known.clear()
             self._epoch = self._client.catalog.epoch
         tensors = inputs.tensors
-        key = (signature, tuple([tensor.shape for tensor in tensors.values()]))
+        key = (signature, tuple([tensor[:2] for tensor in tensors.values()]))
         known = self._known.get(key)
         if known is not None:
             return _Bound(Request(*known, [tensor.data for tensor in tensors.values()]), inputs.by_row)
@@ -140,17 +156,17 @@ class Inference:
         body = read_body(data, hurry=hurry)
         if body is None or isinstance(body, Failure):
             return body
-        found = self._find(route, body)
+        found = self._find(route, body.signature_name)
         if isinstance(found, Failure):
             return found
         inputs = read_inputs(body, found[1], hurry=hurry)
         return inputs if inputs is None or isinstance(inputs, Failure) else self._bind(*found, inputs)
 
-    def _find(self, route: Route, body: Body) -> tuple[ServableView, SignatureView] | Failure:
+    def _find(self, route: Route, signature_name: str) -> tuple[ServableView, SignatureView] | Failure:
         servable = self._client.catalog.resolve(route.name, route.version, route.label)
         if isinstance(servable, Failure):
             return servable
-        signature = find_signature(servable, body.signature_name)
+        signature = find_signature(servable, signature_name)
         return signature if isinstance(signature, Failure) else (servable, signature)
 
     # --------------------------------------------------------------------------------------------------- elsewhere
@@ -190,7 +206,7 @@ class Inference:
         body = await self._side.quick(lambda: read_body(data, hurry=True))
         if body is None or isinstance(body, Failure):
             return body
-        found = self._find(route, body)
+        found = self._find(route, body.signature_name)
         if isinstance(found, Failure):
             return found
         inputs = await self._side.quick(lambda: read_inputs(body, found[1], hurry=True))
@@ -203,7 +219,7 @@ class Inference:
         assert body is not None
         if isinstance(body, Failure):
             return body
-        found = self._find(ask.route, body)
+        found = self._find(ask.route, body.signature_name)
         if isinstance(found, Failure):
             return found
         inputs = await self._side.slow(read_inputs, body, found[1])
@@ -215,6 +231,44 @@ class Inference:
         if len(body) <= _GUNZIP_BYTES_MIN:
             return gunzip(body, bytes_max)
         return await self._side.quick(gunzip, body, bytes_max)
+
+    # --------------------------------------------------------------------------------------------------- npy files
+
+    def _predict_npy(self, call: RestCall, ask: Ask, body: _Text) -> None:
+        found: _Bound | Failure | None = None
+        if not ask.is_gzip:
+            known = self._find(ask.route, "")
+            if isinstance(known, Failure):
+                found = known
+            else:
+                hurry = len(body) > _HURRY_BYTES_MIN
+                found = self._bind_npy(known, rest_npy.read_input(body, known[1], hurry=hurry))
+        if found is None:
+            self._side.run_for(call, self._npy_aside(call, ask, body), _left_ns(call, ask))
+        else:
+            self._run(call, ask, found)
+
+    async def _npy_aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
+        found: _Bound | Failure | None
+        async with self._slow_room:
+            if ask.is_gzip:
+                body = await self._expanded(body)
+            known = self._find(ask.route, "")
+            if isinstance(known, Failure):
+                found = known
+            else:
+                found = self._bind_npy(known, await self._side.slow(rest_npy.read_input, body, known[1]))
+        assert found is not None
+        del body
+        if not call.is_over:
+            self._run(call, ask, found)
+
+    def _bind_npy(
+        self, known: tuple[ServableView, SignatureView], inputs: Inputs | Failure | None
+    ) -> _Bound | Failure | None:
+        if inputs is None or isinstance(inputs, Failure):
+            return inputs
+        return self._bind_known(*known, inputs) or self._bind(*known, inputs)
 
     # --------------------------------------------------------------------------------------- classify and regress
 
