@@ -29,7 +29,7 @@ from ringserve.frontend.lanes import Lane
 from ringserve.frontend.log_file import LogFile
 from ringserve.frontend.outputs import Reply
 from ringserve.frontend.passing import PassedCall, PassedClient, PassedExchange, WholeClient
-from ringserve.frontend.rest_routes import ADMIN, Route, is_api, route
+from ringserve.frontend.rest_routes import ADMIN, Route, is_api, is_open_inference, route
 from ringserve.frontend.wire_walk import model_sent
 
 GRPC: Final = "grpc"
@@ -274,7 +274,7 @@ def _find_model(record: Record) -> None:
     """The model that a request names which came to no lane, as the client wrote it."""
     if record.protocol == GRPC:
         record.model = model_sent(bytes(record.message[:_HEAD_BYTES_MAX]))
-    elif is_api(record.path):
+    elif is_api(record.path) or is_open_inference(record.path):
         meant = route(record.method, record.path)
         if isinstance(meant, Route):
             record.model, record.version = meant.name, meant.version

@@ -11,10 +11,10 @@ from ringserve.frontend.http1.exchange import Exchange, Head
 from ringserve.frontend.rest_routes import Action, Route
 
 #: Actions that run a model.
-RUN: Final = (Action.PREDICT, Action.CLASSIFY, Action.REGRESS)
-_LOOK: Final = (Action.STATUS, Action.METADATA)
+RUN: Final = (Action.PREDICT, Action.CLASSIFY, Action.REGRESS, Action.INFER)
+_LOOK: Final = (Action.STATUS, Action.METADATA, Action.MODEL)
 _OPEN: Final = (Action.OPTIONS, Action.CONSOLE)
-_HEALTH: Final = (Action.HEALTH, Action.READY)
+_HEALTH: Final = (Action.HEALTH, Action.READY, Action.LIVE, Action.READY_V2)
 
 
 class RestGuard:

@@ -17,9 +17,10 @@ from ringserve.frontend.rest_access import RUN, RestGuard, headers_of, shown
 from ringserve.frontend.rest_admin import Admin
 from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
 from ringserve.frontend.rest_npy import sends_npy, wants_npy
+from ringserve.frontend.rest_open_inference import Framing, OpenInference, framing_of
 from ringserve.frontend.rest_predict import Ask, Inference
 from ringserve.frontend.rest_ready import Readiness
-from ringserve.frontend.rest_routes import ADMIN, OVERVIEW, Action, Page, Route, is_api, route
+from ringserve.frontend.rest_routes import ADMIN, OVERVIEW, Action, Page, Route, is_api, is_open_inference, route
 from ringserve.frontend.rest_status import metadata_body, status_body
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import Tally
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 _HTML: Final = b"text/html; charset=ISO-8859-1"
 _TEXT: Final = b"text/plain; charset=utf-8"
 _JSON: Final = b"application/json"
+_V2_TOLD: Final = (Action.LIVE, Action.READY_V2, Action.SERVER, Action.MODEL)
 
 
 class MetricPages(Protocol):
@@ -54,6 +56,7 @@ class _Meaning(NamedTuple):
     """What a head means; found out once for all requests of the same bytes.
 
     timeout_ns: 0 for none, -1 when its header makes no sense. is_counted: whether TF Serving counts such requests.
+    framing: of the Open Inference protocol's bodies.
     """
 
     target: Route | Failure | Page
@@ -61,6 +64,7 @@ class _Meaning(NamedTuple):
     headers: bytes
     is_counted: bool
     shown: bytes | None
+    framing: Framing | Failure = Framing()
 
 
 def make_app(
@@ -102,6 +106,7 @@ class RestApp:
         self._inference = Inference(client, settings, tally, self._side)
         self._admin = Admin(client, settings.admin)
         self._readiness = Readiness(client)
+        self._open_inference = OpenInference(client, settings, tally, self._side, self._readiness)
 
     def begin_drain(self) -> None:
         """The server takes no new connections from here on: it is not ready any more."""
@@ -146,10 +151,13 @@ class RestApp:
 
     def _meaning(self, head: Head) -> _Meaning:
         target: Route | Failure | Page = route(head.method, head.target)
-        if not self._settings.models and is_api(head.target):
+        is_v2 = is_open_inference(head.target)
+        if not self._settings.models and (is_api(head.target) or is_v2):
             target = Page.NOT_FOUND
             return _Meaning(target, Ask(Route(Action.OPTIONS), False, 0), b"", False, None)
         is_counted = is_api(head.target) and target is not Page.NOT_IMPLEMENTED
+        if is_v2 and isinstance(target, Route):
+            is_counted = target.action in (Action.INFER, Action.OPTIONS)
         path = head.target.partition("?")[0]
         if self._settings.metrics_path and path == self._settings.metrics_path and target is not Page.NOT_IMPLEMENTED:
             target = Route(Action.METRICS, "tfs", label=head.target if path != head.target else None)
@@ -165,7 +173,8 @@ class RestApp:
         timeout_ns = max(self._settings.timeout_ms, 0) * 1_000_000 if own is None else rest_timeout.parse_timeout(own)
         ask = Ask(route_asked, is_gzip, timeout_ns, own is not None, sends_npy(head), wants_npy(head))
         cors = CORS if self._settings.cors and is_counted else b""
-        return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None)
+        framing = framing_of(head) if route_asked.action is Action.INFER else Framing()
+        return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None, framing)
 
     # ------------------------------------------------------------------------------------------ TF Serving's own
 
@@ -191,6 +200,13 @@ class RestApp:
                 call.fail(rest_timeout.BAD_TIMEOUT)
             else:
                 self._inference.examples(call, meaning.ask)
+        elif action is Action.INFER:
+            call = RestCall(exchange, self._tally, meaning.headers, action.value, name)
+            ask = meaning.ask
+            if ask.timeout_ns < 0:
+                call.fail(rest_timeout.BAD_TIMEOUT)
+            else:
+                self._open_inference.infer(call, target, meaning.framing, ask.timeout_ns, is_own=ask.is_own_timeout)
         elif action is Action.STATUS:
             # A label in a status request means nothing.
             call = RestCall(exchange, self._tally, meaning.headers, "", name)
@@ -211,8 +227,12 @@ class RestApp:
     # --------------------------------------------------------------------------------------------------- all else
 
     def _other(self, exchange: Exchange, target: Any, who: str) -> None:
-        if isinstance(target, Page):
+        if isinstance(target, Page) and is_open_inference(exchange.head.target):
+            exchange.answer(target.status, error_body(target.reason or "no such version"), _JSON)
+        elif isinstance(target, Page):
             exchange.answer(target.status, target.body, _HTML)
+        elif target.action in _V2_TOLD:
+            self._open_inference.tell(exchange, target)
         elif target.action is Action.HEALTH:
             exchange.answer(200, b"ok\n", _TEXT)
         elif target.action is Action.READY:

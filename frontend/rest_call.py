@@ -144,6 +144,10 @@ class RestCall:
             self._exchange.answer(status, body, content_type, self._headers)
             self._count(code)
 
+    def add_header(self, line: bytes) -> None:
+        """One more header line of the answer, with its end of line."""
+        self._headers += line
+
     def settle(self, outcome: bytes | Failure) -> None:
         """Answer with a body, or with a failure."""
         if isinstance(outcome, Failure):

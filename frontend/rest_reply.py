@@ -16,7 +16,30 @@ from ringserve.frontend.tally import Tally
 from ringserve.shm.dtype import STRING
 
 #: Answers of more tensor bytes than this are copied, to be written elsewhere than in the event loop.
-_COPY_BYTES_MIN: Final = 2**16
+COPY_BYTES_MIN: Final = 2**16
+
+
+def named_outputs(
+    lane: Lane, outputs: Sequence[Output], row_first: int, rows: int
+) -> tuple[list[NamedOutput], int]:
+    """These rows of the outputs with their names, in the lane's order, and how many bytes they have."""
+    size = 0
+    named: list[NamedOutput] = []
+    for alias, output in zip(lane.spec.outputs, outputs, strict=True):
+        data: bytes | memoryview | list[bytes]
+        if output.dtype == STRING:
+            data = output.strings(row_first, rows)
+            size += sum(map(len, data))
+        else:
+            data = output.raw(row_first, rows)
+            size += len(data)
+        named.append(NamedOutput(alias, output.dtype, output.shape_of(rows), data))
+    return named, size
+
+
+def copied(named: Sequence[NamedOutput]) -> list[NamedOutput]:
+    """The same, for who needs them longer than the record is there."""
+    return [each if each.dtype == STRING else each._replace(data=bytes(each.data)) for each in named]  # type: ignore[arg-type]
 
 
 class RestReply:
@@ -36,7 +59,7 @@ class RestReply:
         self._run_ns = tally.clock_ns()
         self._request_id = -1
 
-    def run(self, rows: int, payloads: list[bytes | memoryview | list[bytes]], timeout_ns: int) -> None:
+    def run(self, rows: int, payloads: Sequence[bytes | memoryview | list[bytes]], timeout_ns: int) -> None:
         """Hand the request to the client."""
         call = self._call
         call.lane = self._lane
@@ -99,24 +122,14 @@ class PredictReply(RestReply):
 
     def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
         """See RestReply."""
-        size = 0
-        named: list[NamedOutput] = []
-        for alias, output in zip(self._lane.spec.outputs, outputs, strict=True):
-            data: bytes | memoryview | list[bytes]
-            if output.dtype == STRING:
-                data = output.strings(row_first, rows)
-                size += sum(map(len, data))
-            else:
-                data = output.raw(row_first, rows)
-                size += len(data)
-            named.append(NamedOutput(alias, output.dtype, output.shape_of(rows), data))
+        named, size = named_outputs(self._lane, outputs, row_first, rows)
         writer = write_rows if self._by_row else write_columns
-        if size <= _COPY_BYTES_MIN:
+        if size <= COPY_BYTES_MIN:
             return writer(named)
-        copied = [each if each.dtype == STRING else each._replace(data=bytes(each.data)) for each in named]  # type: ignore[arg-type]
+        kept = copied(named)
 
         async def later() -> None:
-            self._call.settle(await self._side.quick(writer, copied, True))
+            self._call.settle(await self._side.quick(writer, kept, True))
 
         self._call.on_cancel(self._call.cancel)
         self._side.run(self._call, later())

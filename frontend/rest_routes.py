@@ -20,6 +20,8 @@ _API: Final = re.compile(r"/v1/.*", _FLAGS)
 _VERSION: Final = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
 _POST: Final = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(classify|regress|predict)", _FLAGS)
 _GET: Final = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(?:/(metadata))?", _FLAGS)
+_V2: Final = re.compile(r"/v2(?:/.*)?")
+_V2_MODEL: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?")
 _READY: Final = re.compile(r"/readyz/([^/]+)")
 
 #: What our own API begins with.
@@ -46,11 +48,16 @@ class Action(Enum):
     CONSOLE = "console"
     OVERVIEW = "overview"
     ADMIN = "admin"
+    INFER = "infer"
+    LIVE = "live"
+    READY_V2 = "ready_v2"
+    SERVER = "server"
+    MODEL = "model"
 
 
 class Route(NamedTuple):
-    """A request of the API. version and label are never both set. name: of READY, empty for all models; of CONSOLE,
-    the path of the file."""
+    """A request of the API. version and label are never both set. name: of READY and READY_V2, empty for all models; of
+    CONSOLE, the path of the file."""
 
     action: Action
     name: str = ""
@@ -64,6 +71,7 @@ class Page(Enum):
     BAD_REQUEST = (400, "Bad Request")
     BAD_VERSION = (400, "")
     NOT_FOUND = (404, "Not Found")
+    NOT_ALLOWED = (405, "Method Not Allowed")
     NOT_IMPLEMENTED = (501, "Not Implemented")
 
     @property
@@ -71,6 +79,12 @@ class Page(Enum):
         """The HTTP status."""
         status: int = self.value[0]
         return status
+
+    @property
+    def reason(self) -> str:
+        """The status in words; empty for a page without any."""
+        reason: str = self.value[1]
+        return reason
 
     @property
     def body(self) -> bytes:
@@ -88,11 +102,22 @@ _OURS: Final = {
     "/readyz": Route(Action.READY),
     "/metrics": Route(Action.METRICS),
 }
+_V2_OURS: Final = {
+    "/v2": Route(Action.SERVER),
+    "/v2/": Route(Action.SERVER),
+    "/v2/health/live": Route(Action.LIVE),
+    "/v2/health/ready": Route(Action.READY_V2),
+}
 
 
 def is_api(target: str) -> bool:
     """Whether TF Serving's API answers this target: its answers are counted, and may have CORS headers."""
     return _API.fullmatch(target) is not None
+
+
+def is_open_inference(target: str) -> bool:
+    """Whether a target is the Open Inference protocol's."""
+    return _V2.fullmatch(target.partition("?")[0]) is not None
 
 
 def route(method: str, target: str) -> Route | Failure | Page:
@@ -121,6 +146,8 @@ def _own_route(method: str, target: str) -> Route | Page:
     path = target.partition("?")[0]
     if path.startswith(ADMIN):
         return Route(Action.ADMIN)
+    if _V2.fullmatch(path) is not None:
+        return _open_inference_route(method, path)
     if method not in ("GET", "HEAD"):
         return Page.NOT_FOUND
     if path in _OURS:
@@ -129,8 +156,30 @@ def _own_route(method: str, target: str) -> Route | Page:
     return Page.NOT_FOUND if match is None else Route(Action.READY, decoded(match[1]))
 
 
+def _open_inference_route(method: str, path: str) -> Route | Page:
+    if method == "OPTIONS":
+        return Route(Action.OPTIONS)
+    found: Route | Page | None = _V2_OURS.get(path)
+    match = None if found is not None else _V2_MODEL.fullmatch(path)
+    if match is not None:
+        name, version, verb = match[1], match[2], match[3]
+        action = {"infer": Action.INFER, "ready": Action.READY_V2, None: Action.MODEL}[verb]
+        if version is None or (version.isascii() and version.isdigit()):
+            found = _numbered(action, name, version, None)
+        else:
+            # The protocol's versions are any text: a label is one, too.
+            found = Route(action, decoded(name), None, decoded(version))
+    if found is None:
+        return Page.NOT_FOUND
+    is_asked_well = method == "POST" if match is not None and match[3] == "infer" else method in ("GET", "HEAD")
+    return found if is_asked_well else Page.NOT_ALLOWED
+
+
 def _route(action: Action, match: re.Match[str]) -> Route | Page:
-    name, version, label = match[1], match[2], match[3]
+    return _numbered(action, match[1], match[2], match[3])
+
+
+def _numbered(action: Action, name: str, version: str | None, label: str | None) -> Route | Page:
     number = None
     if version is not None:
         digits = version.lstrip("0")

@@ -28,7 +28,7 @@ from ringserve.frontend.passing import GONE, PassedCall, PassedClient, PassedExc
 _TRACEPARENT: Final = "traceparent"
 _HEADERS: Final = (_TRACEPARENT, "tracestate")
 #: REST requests that are traced; health, metrics and operators' are not.
-_REST_PATHS: Final = "/v1/"
+_REST_PATHS: Final = ("/v1/", "/v2/models/")
 _GONE_TEXT: Final = "the client has gone"
 
 
@@ -174,7 +174,7 @@ class Tracer:
                 return
             found = [(each, value.decode("latin-1")) for each in _HEADERS if (value := head.get(each.encode()))]
             about = {"http.request.method": head.method, "url.path": head.target.partition("?")[0]}
-            trace = self.begin(f"{head.method} {_REST_PATHS}", found, about)
+            trace = self.begin(f"{head.method} {head.target[:4]}", found, about)
             if trace is None:
                 handler(exchange)
                 return

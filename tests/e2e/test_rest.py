@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import io
 import json
 import shutil
 import subprocess
@@ -148,6 +149,54 @@ def test_a_body_above_the_limit(server: Server) -> None:
     assert response.status == 413
     assert b"rest_body_bytes_max" in response.read()
     connection.close()
+
+
+def test_arrays_as_npy_files(server: Server) -> None:
+    x = np.random.default_rng(4).random((3, 1_000_000), np.float32)
+    for rows in (x[:1], x, x[:0:-1]):
+        file = io.BytesIO()
+        np.save(file, rows)
+        status, headers, answer = ask(
+            server, "POST", "/v1/models/echo:predict", file.getvalue(), {"Content-Type": "application/x-npy"}
+        )
+        assert (status, headers["content-type"]) == (200, "application/x-npy")
+        assert np.array_equal(np.load(io.BytesIO(answer)), 2 * rows)
+
+
+def test_binary_tensors_of_the_open_inference_protocol(server: Server) -> None:
+    a, b = np.array([[1, 2, 3]], np.float32), np.array([[4, 5]], np.float32)
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": rows.shape, "parameters": {"binary_data_size": rows.nbytes}}
+        for name, rows in (("b", b), ("a", a))
+    ]
+    outputs = [{"name": "sum"}, {"name": "both", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
+    for turn in range(3):
+        body = head + (turn * b).tobytes() + (turn * a).tobytes()
+        status, headers, answer = ask(
+            server, "POST", "/v2/models/several/infer", body, {"Inference-Header-Content-Length": str(len(head))}
+        )
+        size = int(headers["inference-header-content-length"])
+        total, both = json.loads(answer[:size])["outputs"]
+        assert (status, total["data"], both["shape"]) == (200, [15.0 * turn], [1, 5])
+        assert np.frombuffer(answer[size:], np.float32).tolist() == [turn * value for value in (1, 2, 3, 4, 5)]
+
+
+def test_every_dtype_of_the_open_inference_protocol(server: Server) -> None:
+    named = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "bool": "BOOL"}
+    named |= {f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    for name, datatype in named.items():
+        one = {"name": "x", "datatype": datatype, "shape": [2], "data": [True, False] if name == "bool" else [1, 0]}
+        body = {"inputs": [one], "parameters": {"signature_name": name}}
+        status, _, answer = ask(server, "POST", "/v2/models/identities/versions/1/infer", body)
+        assert status == 200, answer
+        (output,) = json.loads(answer)["outputs"]
+        assert (output["datatype"], output["shape"], output["data"]) == (datatype, [2], one["data"])
+    text = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ["a", "é"]}
+    body = {"inputs": [text], "parameters": {"signature_name": "string"}}
+    assert json.loads(ask(server, "POST", "/v2/models/identities/infer", body)[2])["outputs"][0]["data"] == ["a", "é"]
+    assert ask(server, "GET", "/v2/models/half/ready")[0] == 200
+    assert ask(server, "GET", "/v2/models/absent/ready")[0] == 503
 
 
 def test_many_clients_on_kept_connections(server: Server) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import gzip
+import io
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ringserve.broker import wire
 from ringserve.broker.control import ControlChannel, ControlClosed
 from ringserve.broker.messages import Failure, LaneSpec, Submit
 from ringserve.config.protos import ModelSpec, PredictRequest, TensorProto
+from ringserve.frontend import npy
 from ringserve.frontend.catalog import ServableView
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http1.heads import BadRequestError, ChunkedBody, HeadTable
@@ -29,6 +31,8 @@ from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
 from ringserve.frontend.json_predict import read_body, read_inputs
 from ringserve.frontend.json_quick import quick_body, quick_inputs
 from ringserve.frontend.lanes import LaneTable
+from ringserve.frontend.open_inference import Asked, raw_input
+from ringserve.frontend.open_inference import read as read_open_inference
 from ringserve.frontend.predict_codec import PredictDecoder
 from ringserve.frontend.rest_predict import gunzip
 from ringserve.frontend.wire_walk import find_payloads
@@ -156,6 +160,28 @@ def _servable() -> ServableView:
     return found
 
 
+def open_inference(data: bytes) -> None:
+    """A body; the first two bytes say how much of it is JSON."""
+    size, body = int.from_bytes(data[:2], "big"), data[2:]
+    found = read_open_inference(body, size)
+    again = read_open_inference(body, size, hurry=True)
+    assert again is None or again == found
+    if isinstance(found, Asked):
+        assert sum(len(each.data) for each in found.tensors.values()) <= 8 * len(body)
+        outputs = [each.name for each in found.outputs]
+        LaneTable().bind(_servable(), _servable().signatures["two"], found.tensors, outputs)
+    for dtype in (dt.FLOAT, dt.STRING, dt.BOOL):
+        raw_input(body, "x", dtype, (-1, size % 7 - 1), has_row_axis=True)
+
+
+def npy_file(data: bytes) -> None:
+    for dtype in (dt.FLOAT, dt.STRING, dt.BFLOAT16):
+        tensor = npy.read(data, dtype)
+        assert tensor is not None
+        if not isinstance(tensor, Failure):
+            assert len(tensor.data) <= len(data)
+
+
 def json_gunzip(data: bytes) -> None:
     assert len(gunzip(data, 1_000)) <= 1_000
 
@@ -215,6 +241,17 @@ def _tensor(dtype: int, *shape: int, **fields: object) -> TensorProto:
     return made
 
 
+def _inference(tensor: bytes, tail: bytes) -> bytes:
+    text = b'{"inputs":[{"name":"a",' + tensor + b'}],"outputs":[{"name":"y"}]}'
+    return len(text).to_bytes(2, "big") + text + tail
+
+
+def _saved(array: np.ndarray[Any, Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
 def _strings() -> bytes:
     record = bytearray(128)
     write_strings(memoryview(record), 0, [b"one", b"", b"three"])
@@ -260,6 +297,15 @@ TARGETS: dict[str, Target] = {
             b'{"signature_name":"text","instances":["\\u00e4",{"b64":"AAE="}]} trailing',
         ),
     ),
+    "open_inference": Target(
+        open_inference,
+        (
+            _inference(b'"datatype":"INT64","shape":[1],"parameters":{"binary_data_size":8}', bytes(8)),
+            _inference(b'"datatype":"BYTES","shape":[2],"parameters":{"binary_data_size":9}', b"\1\0\0\0a\0\0\0\0"),
+            _inference(b'"datatype":"FP32","shape":[1,2],"data":[[1,NaN]]', b""),
+        ),
+    ),
+    "npy_file": Target(npy_file, (_saved(np.zeros((1, 2), "<f4")), _saved(np.array([["a", "bc"]]).T))),
     "json_gunzip": Target(json_gunzip, (gzip.compress(b"{}", mtime=0), gzip.compress(bytes(5_000), mtime=0))),
     "wire_message": Target(
         wire_message,

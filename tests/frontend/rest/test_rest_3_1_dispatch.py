@@ -104,7 +104,7 @@ def test_rest_3_1_leading_zeros_of_a_version() -> None:
     assert route("GET", "/v1/models/m/versions/" + "0" * 5000 + "7") == Route(Action.STATUS, "m", 7)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/models", "/healthz/", "/readyz/a/b", "", "*", "/ringserve/v1"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v3/models", "/healthz/", "/readyz/a/b", "", "*", "/ringserve/v1"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_rest_3_1_everything_else_is_libevents_404_page(path: str, method: str) -> None:
     response = call(None, method, path)
