@@ -467,7 +467,7 @@ class Told(NamedTuple):
 
 class Stop(NamedTuple):
     """broker -> pool or worker: finish what you hold and exit. The same in every protocol: a process that began before
-    the broker, and is of another one, gets it in place of Welcome; what replaces it is of the installation as it is now.
+    the broker, and is of another one, gets it in place of Welcome. What replaces it is of the installation of now.
     """
 
     reason: str
