@@ -1,4 +1,4 @@
-"""A cable: a socket pair that carries hot messages between two processes, for the hops that ZeroMQ is slow at.
+"""A cable: a socket pair that carries hot messages between two processes, for which ZeroMQ is too slow.
 
 ZeroMQ sends and receives in threads of its own, so that a message wakes three threads, one after the other; a cable's
 wakes one. What has been sent lies in the receiver's socket: it arrives even if the sender dies.

@@ -1,4 +1,4 @@
-"""The broker's cables to its workers: batches out, Done in, on the broker's poll loop."""
+"""The broker's cables to frontends and workers, on its poll loop: requests and Done in, batches out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from ringserve.broker.registry import Arrivals
 
 
 class Cables:
-    """By worker id. Owns every cable from `add` to `remove` or `close`; what comes in goes into `Arrivals.mail`."""
+    """By peer id. Owns every cable from `add` to `remove` or `close`; what comes in goes into `Arrivals.mail`."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         self._cables: dict[int, Cable] = {}
 
-    def add(self, worker_id: int, cable: Cable) -> None:
-        self._cables[worker_id] = cable
+    def add(self, peer_id: int, cable: Cable) -> None:
+        self._cables[peer_id] = cable
         self._selector.register(cable.fd, selectors.EVENT_READ, lambda arrivals: self._serve(cable, arrivals))
 
-    def send(self, worker_id: int, message: bytes) -> None:
+    def send(self, peer_id: int, message: bytes) -> None:
         """Send without waiting; what does not fit the socket's buffer goes when it is writable."""
-        cable = self._cables[worker_id]
+        cable = self._cables[peer_id]
         if not cable.send(message):
             self._watch(cable, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
-    def remove(self, worker_id: int) -> list[bytes]:
-        """The worker is gone: what it had sent before, and nobody has received yet."""
-        cable = self._cables.pop(worker_id, None)
+    def remove(self, peer_id: int) -> list[bytes]:
+        """The peer is gone: what it had sent before, and nobody has received yet."""
+        cable = self._cables.pop(peer_id, None)
         if cable is None:
             return []
         mail = cable.receive()

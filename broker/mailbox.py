@@ -1,5 +1,5 @@
-"""ZeroMQ as ringserve uses it, between frontends and the broker: one PULL inbox per process, one PUSH outbox to each
-process it talks to.
+"""ZeroMQ as ringserve uses it, for what the broker tells frontends of requests: a PULL inbox in each frontend, a PUSH
+outbox to each of them in the broker.
 
 Plain sockets on a poll loop, not `zmq.asyncio` (which costs a future per message). The inbox's descriptor becomes
 readable once and stays silent until everything is read, so a reader must `drain` it whole before it waits again.
@@ -95,8 +95,8 @@ class Outbox:
 def remove_dead_inboxes(folder: str) -> list[str]:
     """Remove the inboxes in `folder`, named NAME-PID.inbox, whose processes are gone; returns their names.
 
-    Who leaves removes its own, and the broker that of a peer that was killed: so this is for a broker that was killed,
-    and for those who died while there was none.
+    Who leaves removes its own, and the broker that of a peer that was killed: so this is for those who died while there
+    was none.
     """
     removed = []
     for name in os.listdir(folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
 import time
@@ -49,7 +48,6 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
             policies,
             metrics,
             listener,
-            os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
             clock=time.monotonic_ns,
             # Milliseconds since boot: a broker that follows another never gives an id that the other gave.
             first_peer_id=time.monotonic_ns() // 1_000_000,

@@ -1,10 +1,9 @@
 # long: every message in one place, and most of it is what their fields mean; docs/messages.md is made from it.
 """Every message that travels between ringserve's processes: its fields, who sends it, who owns what afterwards.
 
-Two planes carry them. *Hot* messages (Submit .. Failed), one per sender's loop turn (`wire.py`), go over ZeroMQ between
-frontends and the broker (`mailbox.py`) and over cables from and to workers (`cable.py`); *control* messages (Hello ..
-Stop) go over the registration socket, which also hands over file descriptors and whose end-of-file is how a death is
-known (`control.py`).
+Two planes carry them. *Hot* messages (Submit .. Release), one per sender's loop turn (`wire.py`), go over cables
+(`cable.py`), and Failed, which is rare, over ZeroMQ (`mailbox.py`); *control* messages (Hello .. Stop) go over the
+registration socket, which also hands over descriptors and whose end-of-file is how a death is known (`control.py`).
 
 Hot messages carry requests as plain lists of integers, not as objects: at load a message holds dozens of requests
 and an object per request would cost more than the decision about it. The field order stands here and nowhere else.
@@ -19,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 class Code(IntEnum):
@@ -203,8 +202,9 @@ class Role(IntEnum):
 class Hello(NamedTuple):
     """process -> broker, first on a registration connection. A ring's memfd travels with it (not for the pool).
 
-    worker_index: which place of the fleet a worker fills; -1 for others. generation: as told by Fork, else 0.
-    protocol, role and pid come first in every protocol, so that processes of other releases are refused in words.
+    inbox: a frontend's, empty for others. worker_index: which place of the fleet a worker fills; -1 for others.
+    generation: as told by Fork, else 0. protocol, role and pid come first in every protocol, so that processes of other
+    releases are refused in words.
     """
 
     protocol: int
@@ -217,12 +217,11 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """broker -> process: your id (never used twice by one broker) and where my inbox is. A worker's end of its cable to
-    the broker travels with it.
+    """broker -> process: your id (never used twice by one broker). The process's end of its cable to the broker travels
+    with it (not for the pool).
     """
 
     peer_id: int
-    broker_inbox: str
 
 
 class PeerJoined(NamedTuple):

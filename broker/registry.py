@@ -22,8 +22,8 @@ _INTRODUCED_TO = {Role.FRONTEND: Role.WORKER, Role.WORKER: Role.FRONTEND}
 
 @dataclass
 class Peer:
-    """A registered process. `ring_fd` is the registry's own descriptor of its memfd, -1 when it has none. `cable`: a
-    worker's, at the broker's end; its user closes it.
+    """A registered process. `ring_fd` is the registry's own descriptor of its memfd, -1 when it has none. `cable`: the
+    broker's end of that between the two, which its user closes; the pool has none.
     """
 
     peer_id: int
@@ -51,16 +51,13 @@ class Arrivals:
 class Registry:
     """All registration connections of one broker.
 
-    listener: bound and listening UNIX socket; stays the caller's. broker_inbox: told to everyone who registers.
+    listener: bound and listening UNIX socket; stays the caller's.
     first_peer_id: ids count up from here; take it so that two brokers after each other never give the same id.
     """
 
-    def __init__(
-        self, listener: socket.socket, broker_inbox: str, selector: selectors.BaseSelector, *, first_peer_id: int
-    ) -> None:
+    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector, *, first_peer_id: int) -> None:
         listener.setblocking(False)
         self._listener = listener
-        self._broker_inbox = broker_inbox
         self._selector = selector
         self._strangers: set[ControlChannel] = set()
         self._next_id = first_peer_id
@@ -156,8 +153,8 @@ class Registry:
         return any(peer.role == role for peer in self.peers.values())
 
     def _welcome(self, peer: Peer) -> None:
-        welcome = Welcome(peer.peer_id, self._broker_inbox)
-        if peer.role is Role.WORKER:
+        welcome = Welcome(peer.peer_id)
+        if peer.role in _INTRODUCED_TO:
             ours, theirs = pair()
             peer.cable = Cable(ours)
             with theirs:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ringserve.broker import wire
 from ringserve.broker.cables import Cables
 from ringserve.broker.core import Core, Turn
-from ringserve.broker.mailbox import Inbox, Mail, Outbox
+from ringserve.broker.mailbox import Mail, Outbox
 from ringserve.broker.messages import (
     Ask,
     Authored,
@@ -56,7 +56,7 @@ _CATALOG_SHARE = 20
 
 
 class Service:
-    """One broker. Owns its inbox and registry; `listener` stays the caller's. `models` is set before `run`."""
+    """One broker. Owns its registry; `listener` stays the caller's. `models` is set before `run`."""
 
     models: Models
 
@@ -66,7 +66,6 @@ class Service:
         policies: Policies,
         metrics: BrokerMetrics,
         listener: socket.socket,
-        inbox_path: str,
         *,
         clock: Callable[[], int],
         first_peer_id: int,
@@ -80,10 +79,8 @@ class Service:
         self._beat = beat
         self._selector = selectors.DefaultSelector()
         self._mail = Mail()
-        self._inbox: Inbox = self._mail.inbox(inbox_path)
-        self._selector.register(self._inbox.fd, selectors.EVENT_READ, self._on_inbox)
         self._cables = Cables(self._selector)
-        self._registry = Registry(listener, inbox_path, self._selector, first_peer_id=first_peer_id)
+        self._registry = Registry(listener, self._selector, first_peer_id=first_peer_id)
         self._outboxes: dict[int, Outbox] = {}
         self._catalog_epoch_sent = 0
         self._catalog_due_ns = 0
@@ -121,13 +118,12 @@ class Service:
             self._registry.send(peer, Stop("the broker stops"))
 
     def close(self) -> None:
-        """End every connection and remove the inbox."""
+        """End every connection."""
         self._metrics.flush(self._core.ends(), self._core.take_given_up())
         self._cables.close()
         self._registry.close()
         for outbox in self._outboxes.values():
             outbox.close(flush_ms=100)
-        self._inbox.close()
         self._mail.close()
         self._selector.close()
 
@@ -294,9 +290,6 @@ class Service:
         self._metrics.serving(models.lifecycle.versions.expected())
 
     # ------------------------------------------------------------------------------------------------- arrivals
-
-    def _on_inbox(self, arrivals: Arrivals) -> None:
-        arrivals.mail += self._inbox.drain()
 
     def _joined(self, peer: Peer, now_ns: int) -> None:
         log.info("%s %d registered (process %d)", peer.role.name.lower(), peer.peer_id, peer.hello.pid)

@@ -218,12 +218,12 @@ def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:
 
 
 def pin_broker(workers: Workers) -> None:
-    """Keep the broker, and ZeroMQ's thread in it, on one core. Call it before there is a ZeroMQ context.
+    """Keep the broker on one core. Call it before there is a ZeroMQ context, whose thread is to stay there, too.
 
-    Each message goes through both threads, and a wake across cores costs more than the decision about it: on two
-    virtual cores this took the median of a single request from 740 to 530 us, and the rate at 32 in flight from
-    21,000 to 27,000/s. With two cores it is the first worker's, which sleeps while the broker decides, and the
-    frontend has the other (the other way round gained nothing); with more, it is the core of the worker used last.
+    A wake across cores costs more than the decision that it is for: on two virtual cores this took the median of a
+    single request from 740 to 530 us, and the rate at 32 in flight from 21,000 to 27,000/s. With two cores it is the
+    first worker's, which sleeps while the broker decides, and the frontend has the other (the other way round gained
+    nothing); with more, it is the core of the worker used last.
     """
     usable = usable_cpus().usable
     if workers.pin and len(usable) > 1:

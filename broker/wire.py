@@ -1,6 +1,6 @@
 """Hot messages <-> bytes: msgpack arrays whose first element is the message's Kind.
 
-One message of ZeroMQ, or of a cable, holds one hot message. Only processes of one ringserve, of one protocol version
+One message of a cable, or of ZeroMQ, holds one hot message. Only processes of one ringserve, of one protocol version
 (checked at registration), inside one private directory, speak it; a message that does not decode is a bug or a
 stranger, and either way a WireError for the receiver to drop and count.
 """

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from typing import Protocol
 
-from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel, ControlClosed
-from ringserve.broker.mailbox import Inbox, Mail, Outbox
+from ringserve.broker.mailbox import Inbox, Mail
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
@@ -27,6 +25,7 @@ from ringserve.broker.messages import (
     Told,
     Welcome,
 )
+from ringserve.frontend.line import Line
 from ringserve.shm.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -39,49 +38,17 @@ _REFUSED_S = 1.0
 
 
 class WorkerPeer:
-    """A worker as a frontend sees it: its result ring, read-only, and the cable to it.
+    """A worker as a frontend sees it: its result ring, read-only, and the line to it."""
 
-    on_mail: given the messages that come over it.
-    """
-
-    def __init__(
-        self,
-        segment: Segment,
-        cable: Cable,
-        loop: asyncio.AbstractEventLoop,
-        on_mail: Callable[[list[bytes]], None],
-    ) -> None:
+    def __init__(self, segment: Segment, line: Line) -> None:
         self.segment = segment
         self.data = segment.data
-        self._cable = cable
-        self._loop = loop
-        self._on_mail = on_mail
-        loop.add_reader(cable.fd, self._receive)
-
-    def send(self, message: bytes) -> None:
-        """Send a hot message, unless the worker is gone."""
-        if not self._cable.send(message):
-            self._loop.add_writer(self._cable.fd, self._flush)
-
-    def _receive(self) -> None:
-        messages = self._cable.receive()
-        if self._cable.over:
-            self._unwatch()
-        if messages:
-            self._on_mail(messages)
-
-    def _flush(self) -> None:
-        if self._cable.flush():
-            self._loop.remove_writer(self._cable.fd)
-
-    def _unwatch(self) -> None:
-        self._loop.remove_reader(self._cable.fd)
-        self._loop.remove_writer(self._cable.fd)
+        self.send = line.send
+        self._line = line
 
     def close(self) -> None:
         self.data = memoryview(b"")
-        self._unwatch()
-        self._cable.close()
+        self._line.close()
         self.segment.abandon()
 
 
@@ -125,7 +92,7 @@ class BrokerLink:
         self._mail = Mail()
         self._inbox: Inbox = self._mail.inbox(inbox_path)
         self._channel: ControlChannel | None = None
-        self._broker: Outbox | None = None
+        self._broker: Line | None = None
         self._closed = False
         self._refused_told = False
         self.workers: dict[int, WorkerPeer] = {}
@@ -191,7 +158,7 @@ class BrokerLink:
         for message, fds in received:
             if isinstance(message, Welcome):
                 self._refused_told = False
-                self._broker = self._mail.outbox(message.broker_inbox)
+                self._broker = Line(fds[0], self._user.on_mail)
                 self.frontend_id = message.peer_id
                 self._user.on_connected(message.peer_id)
             elif isinstance(message, PeerJoined):
@@ -211,8 +178,7 @@ class BrokerLink:
             segment = Segment.attach(fds[0])
         finally:
             os.close(fds[0])
-        cable = Cable.of_fd(fds[1])
-        self.workers[message.peer_id] = WorkerPeer(segment, cable, self._loop, self._user.on_mail)
+        self.workers[message.peer_id] = WorkerPeer(segment, Line(fds[1], self._user.on_mail))
 
     def _worker_left(self, peer_id: int) -> None:
         worker = self.workers.get(peer_id)

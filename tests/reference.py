@@ -59,9 +59,9 @@ def messages_md() -> str:
         "",
         "<!-- Written by `python -m tests.reference` from broker/messages.py; a test compares. -->",
         "",
-        f"Protocol version {messages.PROTOCOL_VERSION}. *Hot* messages go over ZeroMQ and cables (`broker/wire.py`),",
-        "*control* messages over the registration socket (`broker/control.py`). Times are nanoseconds of the host's",
-        "monotonic clock; a deadline of 0 means none.",
+        f"Protocol version {messages.PROTOCOL_VERSION}. *Hot* messages go over cables, Failed over ZeroMQ",
+        "(`broker/wire.py`), *control* messages over the registration socket (`broker/control.py`). Times are",
+        "nanoseconds of the host's monotonic clock; a deadline of 0 means none.",
     ]
     names = message_names()
     control_names = [name for name in names if name not in (*_HOT, *_VALUES)]

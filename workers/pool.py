@@ -2,7 +2,7 @@
 
 It runs no TensorFlow op and lists no device, ever: a process forked before that has TensorFlow's code and none of its
 threads or device state (DESIGN.md, "Fork after import"). It stays single-threaded, so that a fork copies a consistent
-process, and it has no ZeroMQ context for the same reason.
+process, and it has nothing that starts threads for the same reason.
 """
 
 from __future__ import annotations

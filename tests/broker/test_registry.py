@@ -28,7 +28,7 @@ class Broker:
         self.listener.bind(self.path)
         self.listener.listen()
         self.selector = selectors.DefaultSelector()
-        self.registry = Registry(self.listener, "/broker.inbox", self.selector, first_peer_id=1000)
+        self.registry = Registry(self.listener, self.selector, first_peer_id=1000)
 
     def turn(self) -> Arrivals:
         arrivals = Arrivals()
@@ -77,15 +77,15 @@ def read(channel: ControlChannel) -> list[Received]:
 
 def test_a_newcomer_is_welcomed_with_its_own_id(broker: Broker) -> None:
     first, second = broker.join(Role.FRONTEND), broker.join(Role.FRONTEND)
-    assert [received.message for received in read(first)] == [Welcome(1000, "/broker.inbox")]
-    assert [received.message for received in read(second)] == [Welcome(1001, "/broker.inbox")]
+    assert [received.message for received in read(first)] == [Welcome(1000)]
+    assert [received.message for received in read(second)] == [Welcome(1001)]
 
 
 def test_frontends_and_workers_learn_of_each_other_with_their_rings(broker: Broker) -> None:
     frontend = broker.join(Role.FRONTEND, "/f")
     worker = broker.join(Role.WORKER, "/w")
     welcome, joined = read(worker)
-    assert welcome.message == Welcome(1001, "/broker.inbox")
+    assert welcome.message == Welcome(1001)
     assert joined.message == PeerJoined(1000, Role.FRONTEND, 4096)
     assert os.pread(joined.fds[0], 100, 0) == b"ring of /f"
     _, joined_too = read(frontend)
@@ -95,26 +95,32 @@ def test_frontends_and_workers_learn_of_each_other_with_their_rings(broker: Brok
         os.close(fd)
 
 
-def test_a_worker_has_a_cable_to_the_broker_and_one_to_each_frontend(broker: Broker) -> None:
+def test_each_has_a_cable_to_the_broker_and_workers_have_one_to_each_frontend(broker: Broker) -> None:
     frontend = broker.join(Role.FRONTEND, "/f")
     worker = broker.join(Role.WORKER)
     welcome, joined = read(worker)
     (peer,) = broker.registry.of_role(Role.WORKER)
+    (other_peer,) = broker.registry.of_role(Role.FRONTEND)
     assert peer.cable is not None
+    assert other_peer.cable is not None
     at_worker, other_at_worker = Cable.of_fd(welcome.fds[0]), Cable.of_fd(joined.fds[1])
     welcomed, joined_too = read(frontend)
-    assert not welcomed.fds, "a frontend writes to the inbox"
-    at_frontend = Cable.of_fd(joined_too.fds[1])
+    to_broker, at_frontend = Cable.of_fd(welcomed.fds[0]), Cable.of_fd(joined_too.fds[1])
+    to_broker.send(b"submit")
     at_worker.send(b"done")
     other_at_worker.send(b"result")
+    assert other_peer.cable.receive() == [b"submit"]
     assert peer.cable.receive() == [b"done"]
     assert at_frontend.receive() == [b"result"]
     peer.cable.close()
+    other_peer.cable.close()
+    assert (to_broker.receive(), to_broker.over) == ([], True), "nobody else holds the other end"
     assert (at_worker.receive(), at_worker.over) == ([], True), "nobody else holds the other end"
     at_frontend.close()
     assert (other_at_worker.receive(), other_at_worker.over) == ([], True), "nobody else holds the other end"
     for fd in (joined.fds[0], joined_too.fds[0]):
         os.close(fd)
+    to_broker.close()
     at_worker.close()
     other_at_worker.close()
 
@@ -127,15 +133,15 @@ def test_workers_do_not_learn_of_workers(broker: Broker) -> None:
 
 
 def test_end_of_file_is_a_death_and_is_told(broker: Broker, tmp_path: Path) -> None:
-    inbox = tmp_path / "w.inbox"
+    inbox = tmp_path / "f.inbox"
     inbox.touch()
-    frontend = broker.join(Role.FRONTEND, "/f")
-    worker = broker.join(Role.WORKER, str(inbox))
-    read(frontend)
-    worker.close()
+    worker = broker.join(Role.WORKER)
+    frontend = broker.join(Role.FRONTEND, str(inbox))
+    read(worker)
+    frontend.close()
     arrivals = broker.turn_until(1, "left")
     assert [peer.peer_id for peer in arrivals.left] == [1001]
-    assert [received.message for received in read(frontend)] == [PeerLeft(1001)]
+    assert [received.message for received in read(worker)] == [PeerLeft(1001)]
     assert not inbox.exists(), "a killed process cannot remove its inbox, so the registry does"
     assert list(broker.registry.peers) == [1000]
 

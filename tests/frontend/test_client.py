@@ -17,7 +17,7 @@ import pytest
 from ringserve.broker import wire
 from ringserve.broker.cable import Cable
 from ringserve.broker.control import ControlChannel
-from ringserve.broker.mailbox import Inbox, Mail, Outbox
+from ringserve.broker.mailbox import Mail, Outbox
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Catalog,
@@ -47,7 +47,7 @@ ROW = np.arange(4, dtype=np.float32).tobytes()
 
 
 class Stage:
-    """The other side: a broker's registry and inbox, and a worker with a result ring."""
+    """The other side: a broker's registry and cable, and a worker with a result ring."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,18 +63,17 @@ class Stage:
 
     def start_broker(self) -> None:
         self.brokers += 1
-        self.inbox: Inbox = self.mail.inbox(str(self.folder / f"broker-{self.brokers}.inbox"))
         self.selector = selectors.DefaultSelector()
-        self.registry = Registry(
-            self.listener, self.inbox.path, self.selector, first_peer_id=1000 * self.brokers
-        )
+        self.registry = Registry(self.listener, self.selector, first_peer_id=1000 * self.brokers)
+        self.cable: Cable | None = None
         self.to_frontend: Outbox | None = None
         self.worker: ControlChannel | None = None
 
     def stop_broker(self) -> None:
         self.registry.close()
         self.selector.close()
-        self.inbox.close()
+        if self.cable is not None:
+            self.cable.close()
         if self.worker is not None:
             self.worker.close()
             self.worker_cable.close()
@@ -84,6 +83,7 @@ class Stage:
         self.frontend_ids.append(arrivals.joined[0].peer_id)
         self.to_frontend = self.mail.outbox(arrivals.joined[0].hello.inbox)
         (self.frontend,) = arrivals.joined
+        self.cable = self.frontend.cable
 
     async def worker_joins(self) -> int:
         self.worker = ControlChannel.connect(self.path)
@@ -114,7 +114,8 @@ class Stage:
         return total
 
     async def broker_mail(self, kind: type) -> Any:
-        return await self._next(self.inbox.drain, kind)
+        assert self.cable is not None
+        return await self._next(self.cable.receive, kind)
 
     async def worker_mail(self, kind: type) -> Any:
         return await self._next(self.worker_cable.receive, kind)

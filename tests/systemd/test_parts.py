@@ -119,8 +119,6 @@ def test_the_broker_is_restarted_or_killed_without_a_failed_call(parts: Parts) -
         traffic.wait_for_more(50)
         callers.wait_for_more(5)
     assert _workers(parts) == workers, "the workers went on"
-    inboxes = [path.name for path in parts.run_dir.glob("broker-*.inbox")]
-    assert inboxes == [f"broker-{parts.broker.pid}.inbox"], "the killed broker's is removed"
 
 
 def test_calls_wait_for_workers_that_are_restarted_or_killed(parts: Parts) -> None:

@@ -61,7 +61,7 @@ class BrokerEnd:
         self.messages.clear()
         ours, theirs = pair()
         with theirs:
-            self.channel.send(Welcome(worker_id, "/broker.inbox"), (theirs.fileno(),))
+            self.channel.send(Welcome(worker_id), (theirs.fileno(),))
         self.worker = Cable(ours)
         return hello
 

@@ -95,13 +95,13 @@ def _wrap(point: str, function: Any) -> Any:
 
 
 def _between_result_and_done(send: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """The worker's messages of one batch, with a moment between the Results and the Done, in which ZeroMQ delivers."""
+    """The worker's messages of one batch, with a moment between the Results and the Done."""
 
     def wrapper(worker: Any, batch: Any) -> None:
         if batch.done is not None and any(name.startswith("worker.result@") for name in os.listdir(_FOLDER)):
             done, batch.done = batch.done, None
             send(worker, batch)
-            time.sleep(0.05)  # ZeroMQ sends in a thread of its own, and says nothing of it
+            time.sleep(0.05)  # in which the frontends answer
             _obey("worker.result")
             batch.done = done
         send(worker, batch)
