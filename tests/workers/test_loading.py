@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,7 +214,8 @@ def test_two_sessions_do_not_share_variables(load: Load) -> None:
     second.close()
 
 
-def test_sample_model(tf: Any, tmp_path: Path) -> None:
+def test_sample_model(tf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)  # what later tests start would inherit it from this process
     from ringserve import sample_model
     from ringserve.workers.servable import Servable
     from tests.workers.desk import lane
