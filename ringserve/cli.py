@@ -95,10 +95,7 @@ def sample_model(directory: str, as_json: bool) -> None:
     ringserve sample-model /tmp/models
     """
     from ringserve.sample_model import describe, export_sample
-    from ringserve.workers.quiet import quiet
-
-    with quiet("info"):
-        sample = export_sample(directory)
+    sample = export_sample(directory)
     print_json(sample._asdict()) if as_json else click.echo(describe(sample))
 
 

@@ -6,7 +6,9 @@ second; TensorFlow is imported only to write the SavedModel.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,9 +147,15 @@ def _train(random: np.random.Generator) -> list[_Array]:
 
 def _save(path: Path, weights: list[_Array]) -> None:
     from ringserve.workers import device
+    from ringserve.workers.quiet import quiet
 
     device.prepare(threads=1)
     device.settle([])  # no GPU: a busy one would have no room for this
+    with quiet("info") if "tensorflow" not in sys.modules else contextlib.nullcontext():
+        _write(path, weights)
+
+
+def _write(path: Path, weights: list[_Array]) -> None:
     import tensorflow as tf
 
     module = tf.Module()

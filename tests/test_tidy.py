@@ -120,7 +120,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/": tuple(f"broker.{path.stem}" for path in _PURE_BROKER),
     "frontend/": (*_WIRE, "shm", "config", "frontend"),
     "workers/": (*_WIRE, "shm", "config", "workers"),
-    "ringserve/sample_model": ("workers.device",),
+    "ringserve/sample_model": ("workers.device", "workers.quiet"),
     "ringserve/cli": ("config", "broker.main", "frontend.main", "workers.main", "ringserve"),
     "ringserve/warmup_files": (
         *("config", "broker.messages", "shm.dtype"),

@@ -28,7 +28,7 @@ export PYTHONPATH=/opt/first:/opt/src:/opt/site
 exec /usr/bin/python3 -m ringserve "$@"
 """
 #: Makes every process that is started from then on one of a later release, whose protocol is another one.
-_NEWER_MARK = "/etc/ringserve-newer"
+_NEWER_MARK = "/opt/first/newer"
 _CUSTOMIZE = f"""
 import os
 if os.path.exists("{_NEWER_MARK}"):
