@@ -104,6 +104,11 @@ class PassedExchange:
     def upload_ns(self) -> int:
         return self._exchange.upload_ns
 
+    @property
+    def waited_ns(self) -> int:
+        """See Exchange."""
+        return self._exchange.waited_ns
+
     def take_body(self) -> bytes | bytearray:
         return self._exchange.take_body()
 

@@ -171,7 +171,8 @@ class RestApp:
         route_asked = target if isinstance(target, Route) else Route(Action.OPTIONS)
         own = head.get(rest_timeout.HEADER)
         timeout_ns = max(self._settings.timeout_ms, 0) * 1_000_000 if own is None else rest_timeout.parse_timeout(own)
-        ask = Ask(route_asked, is_gzip, timeout_ns, own is not None, sends_npy(head), wants_npy(head))
+        patience_ns = rest_timeout.patience_of(timeout_ns)
+        ask = Ask(route_asked, is_gzip, timeout_ns, own is not None, sends_npy(head), wants_npy(head), patience_ns)
         cors = CORS if self._settings.cors and is_counted else b""
         framing = framing_of(head) if route_asked.action is Action.INFER else Framing()
         return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None, framing)
@@ -188,25 +189,8 @@ class RestApp:
                 call.answer(target.status, target.body, _JSON, int(Code.INVALID_ARGUMENT))
             return
         action, name, version, label = target
-        if action is Action.PREDICT:
-            call = RestCall(exchange, self._tally, meaning.headers, "predict", name)
-            if meaning.ask.timeout_ns < 0:
-                call.fail(rest_timeout.BAD_TIMEOUT)
-            else:
-                self._inference.predict(call, meaning.ask)
-        elif action is Action.CLASSIFY or action is Action.REGRESS:
-            call = RestCall(exchange, self._tally, meaning.headers, action.value, name)
-            if meaning.ask.timeout_ns < 0:
-                call.fail(rest_timeout.BAD_TIMEOUT)
-            else:
-                self._inference.examples(call, meaning.ask)
-        elif action is Action.INFER:
-            call = RestCall(exchange, self._tally, meaning.headers, action.value, name)
-            ask = meaning.ask
-            if ask.timeout_ns < 0:
-                call.fail(rest_timeout.BAD_TIMEOUT)
-            else:
-                self._open_inference.infer(call, target, meaning.framing, ask.timeout_ns, is_own=ask.is_own_timeout)
+        if action in RUN:
+            self._run(exchange, meaning, target)
         elif action is Action.STATUS:
             # A label in a status request means nothing.
             call = RestCall(exchange, self._tally, meaning.headers, "", name)
@@ -216,6 +200,20 @@ class RestApp:
             call.settle(metadata_body(self._client.catalog, name, version, label))
         else:
             self._options(exchange, meaning)
+
+    def _run(self, exchange: Exchange, meaning: _Meaning, target: Route) -> None:
+        action, ask = target.action, meaning.ask
+        call = RestCall(exchange, self._tally, meaning.headers, action.value, target.name)
+        if ask.timeout_ns < 0:
+            call.fail(rest_timeout.BAD_TIMEOUT)
+        elif ask.patience_ns and call.is_late(ask.patience_ns):
+            call.turn_away()
+        elif action is Action.PREDICT:
+            self._inference.predict(call, ask)
+        elif action is Action.INFER:
+            self._open_inference.infer(call, target, meaning.framing, ask.timeout_ns, is_own=ask.is_own_timeout)
+        else:
+            self._inference.examples(call, ask)
 
     def _options(self, exchange: Exchange, meaning: _Meaning) -> None:
         origin = exchange.head.get(b"origin") or b""

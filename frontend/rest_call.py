@@ -21,6 +21,7 @@ from ringserve.frontend.json_text import error_body
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Reply
 from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.rest_timeout import RETRY_MS, TURNED_AWAY
 from ringserve.frontend.shedding import retry_after
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import REST, Tally
@@ -90,13 +91,17 @@ class RestCall:
     headers: further header lines of the answer. content_type: of the answer, unless it is a failure.
     """
 
-    __slots__ = ("_exchange", "_headers", "_started_ns", "_tally", "api", "content_type", "is_over", "lane", "model")
+    __slots__ = (
+        "_exchange", "_headers", "_started_ns", "_tally", "_waited_ns",
+        "api", "content_type", "is_over", "lane", "model",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, tally: Tally, headers: bytes, api: str, model: str) -> None:
         self._exchange = exchange
         self._tally = tally
         self._headers = headers
         self._started_ns = tally.clock_ns()
+        self._waited_ns = 0
         self.api = api
         self.model = model
         self.content_type = JSON
@@ -112,7 +117,19 @@ class RestCall:
         if not timeout_ns:
             return 0
         passed_ns = self._tally.clock_ns() - self._started_ns
-        return timeout_ns - passed_ns - (self._exchange.upload_ns if is_own else 0) or -1
+        before_ns = max(self._exchange.upload_ns - self._waited_ns, 0) if is_own else 0
+        return timeout_ns - passed_ns - before_ns or -1
+
+    def is_late(self, patience_ns: int) -> bool:
+        """Whether it waited for longer than that before it was read. From here on its time counts from when it came."""
+        self._waited_ns = waited_ns = self._exchange.waited_ns
+        self._started_ns -= waited_ns
+        return waited_ns > patience_ns
+
+    def turn_away(self) -> None:
+        """Refuse what has waited for too long."""
+        self.add_header(retry_after(int(TURNED_AWAY.code), RETRY_MS))
+        self.fail(TURNED_AWAY)
 
     def finish(self, body: bytes) -> None:
         """Answer 200."""

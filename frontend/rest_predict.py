@@ -42,7 +42,7 @@ _Text = bytes | bytearray
 class Ask(NamedTuple):
     """What a request's head says of it. timeout_ns: 0 for none. is_own_timeout: the client named it, and counts from
     when it sent its head; else it counts from when the request is there whole. sends_npy, wants_npy: whether the body
-    is an npy file, and whether the answer is to be one."""
+    is an npy file, and whether the answer is to be one. patience_ns: see `rest_timeout.patience_of`."""
 
     route: Route
     is_gzip: bool
@@ -50,6 +50,7 @@ class Ask(NamedTuple):
     is_own_timeout: bool = False
     sends_npy: bool = False
     wants_npy: bool = False
+    patience_ns: int = 0
 
 
 class _Bound(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ringserve.config.process import of_request
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
+from ringserve.frontend.http1.arrivals import waited_ns
 from ringserve.frontend.http1.exchange import Head, echo_of
 from ringserve.frontend.http1.heads import END_OF_HEAD, BadRequestError, HeadParser
 from ringserve.frontend.http1.incoming import IncomingBody
@@ -63,6 +64,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_half_closed = False
         self._unsent_bytes = 0
         self._unsent_since = 0
+        self._is_ahead = False  # what is being read was sent before the last answer
         self._is_probed = False  # the end of what it sends was seen while reading was paused
 
     # ------------------------------------------------------------------------------------------ asyncio.Protocol
@@ -82,6 +84,7 @@ class Http1Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase <= _BODY:
+            self._is_ahead = False
             self._receive(data)
         elif phase == _BUSY:
             self._set_aside(data)
@@ -153,6 +156,7 @@ class Http1Connection(asyncio.Protocol):
             return
         if self._unread and self._phase != _HEAD:
             data, self._unread = self._unread, b""
+            self._is_ahead = True
             self._receive(data)
         if (self._unread and self._phase != _HEAD) or self._phase > _BUSY:
             return
@@ -378,3 +382,8 @@ class Http1Connection(asyncio.Protocol):
     def peer(self) -> Peer:
         """Who the client is."""
         return Peer(self._transport)
+
+    def waited_ns(self) -> int:
+        """How long the present request lay in the socket. See Exchange."""
+        sock = None if self._is_ahead else self._transport.get_extra_info("socket")
+        return waited_ns(sock) if sock is not None else 0

@@ -90,6 +90,11 @@ class Exchange(Protocol):
     def upload_ns(self) -> int:
         """How long the body took to arrive after the head."""
 
+    @property
+    def waited_ns(self) -> int:
+        """How long the request lay in its socket, whole and unread, at least. To be asked at once, if at all: it costs
+        a system call. 0 for what was sent ahead, before an answer."""
+
     def take_body(self) -> bytes | bytearray:
         """The whole body, decoded from its chunks. The exchange lets go of it: a second call gives nothing."""
 

@@ -28,6 +28,9 @@ class Answerer(Protocol):
     def peer(self) -> Peer:
         """Who the client is."""
 
+    def waited_ns(self) -> int:
+        """How long the present request lay in the socket. See Exchange."""
+
 
 class Peer:
     """Who is at the other end of a connection."""
@@ -96,6 +99,11 @@ class ServedExchange:
     def request_id(self) -> str:
         """See Exchange."""
         return self.head.request_id
+
+    @property
+    def waited_ns(self) -> int:
+        """See Exchange."""
+        return self._connection.waited_ns() if self._connection is not None else 0
 
     def take_body(self) -> bytes | bytearray:
         """See Exchange."""

@@ -10,11 +10,13 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from ringserve.frontend.http1.arrivals import waited_ns
 from ringserve.frontend.http1.exchange import Http1Limits
 from ringserve.frontend.http1.server import Http1Server, serve_http1
 from ringserve.frontend.rest_api import make_app
@@ -52,6 +54,43 @@ def test_http_client_on_one_connection() -> None:
         assert json.loads(answers[8][2])["error"] == "Servable not found for request: Latest(a/b)"
 
     serving(test)
+
+
+def test_what_a_busy_server_reads_too_late_is_turned_away() -> None:
+    """Only the kernel knows when it came: the loop was busy meanwhile."""
+
+    async def test(server: Http1Server, port: int, client: RestLoopback) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            loop = asyncio.get_running_loop()
+            peer.settimeout(20)
+
+            for timeout, is_busy, status in ((b"60", False, b"200"), (b"1", True, b"429"), (b"60", True, b"200")):
+                before = len(client.requests)
+                peer.sendall(REQUEST.replace(b"Host:", b"X-Request-Timeout: " + timeout + b"\r\nHost:"))
+                if is_busy:
+                    time.sleep(0.3)  # a loop that is busy for longer than a quarter of the shorter time
+                answer = await loop.run_in_executor(None, peer.recv, 65_536)
+                assert answer.startswith(b"HTTP/1.1 " + status), answer
+                assert len(client.requests) - before == (status == b"200")
+                assert (b"Retry-After: 1\r\n" in answer) == (status == b"429")
+
+    serving(test)
+
+
+def test_how_long_bytes_lie_in_a_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        served, _ = listening.accept()
+        with client, served:
+            before_ns = time.monotonic_ns()
+            client.sendall(b"x")
+            time.sleep(0.05)  # the age of the bytes is what is tested
+            assert waited_ns(served) >= 30_000_000
+            assert waited_ns(served) <= time.monotonic_ns() - before_ns + 20_000_000
+    assert waited_ns(served) == 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert waited_ns(ours) == 0
 
 
 LARGE = b'{"instances":[' + b",".join([b"1.0"] * 600_000) + b"]}"

@@ -68,6 +68,7 @@ class FakeExchange:
         self.peer = "127.0.0.1:1"
         self.names: Sequence[str] = ()
         self.upload_ns = 0
+        self.waited_ns = 0
         self.request_id = head.request_id
         self.response: Response | None = None
         self.answered = asyncio.Event()

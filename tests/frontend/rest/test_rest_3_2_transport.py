@@ -154,6 +154,40 @@ async def test_a_timeout_of_its_own_counts_from_the_head() -> None:
         assert (client.requests[0][3] > 0) == left
 
 
+async def test_who_has_waited_for_long_in_the_socket_is_turned_away() -> None:
+    """A quarter of its time; what is left counts from when it came, and from its head if that came earlier."""
+    body = b"not looked at"
+    for waited_ms, upload_ms, is_refused in ((501, 0, True), (499, 0, False), (499, 700, False)):
+        client, tally = RestLoopback(model=None), CountingTally()
+        head = head_of("POST", PREDICT, {"X-Request-Timeout": "2"})
+        exchange = FakeExchange(head, body if is_refused else BODY)
+        exchange.waited_ns, exchange.upload_ns = waited_ms * 1_000_000, upload_ms * 1_000_000
+        make_app(client, tally=tally).handle(exchange)
+        if is_refused:
+            assert exchange.response is not None
+            assert (exchange.response.status, exchange.response.headers["retry-after"]) == (429, "1")
+            assert "waited too long to be read" in exchange.response.error
+            assert exchange.body == body
+            assert tally.requests == [("REST", "predict", "default", 8)]
+        else:
+            assert client.requests[0][3] < (2_000 - max(waited_ms, upload_ms)) * 1_000_000
+
+
+async def test_who_has_long_is_not_asked_for_how_long_it_waited() -> None:
+    no_limit = RestSettings(timeout_ms=0)
+    for headers, settings in (({}, RestSettings()), ({"X-Request-Timeout": "5"}, None), ({}, no_limit)):
+        client = RestLoopback(model=None)
+        exchange = FakeExchange(head_of("POST", PREDICT, headers), BODY)
+        exchange.waited_ns = 4_900_000_000
+        make_app(client, settings).handle(exchange)
+        assert (client.requests[0][3] == 0) == (settings is no_limit)
+    exchange = FakeExchange(head_of("POST", PREDICT), BODY)
+    exchange.waited_ns = 1_000_000_000
+    make_app(RestLoopback(), RestSettings(timeout_ms=3_000)).handle(exchange)
+    assert exchange.response is not None
+    assert exchange.response.status == 429
+
+
 @pytest.mark.parametrize(
     ("value", "timeout_ns"),
     [
