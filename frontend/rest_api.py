@@ -106,7 +106,8 @@ class RestApp:
         self._inference = Inference(client, settings, tally, self._side)
         self._admin = Admin(client, settings.admin)
         self._readiness = Readiness(client)
-        self._open_inference = OpenInference(client, settings, tally, self._side, self._readiness)
+        room = self._inference.slow_room
+        self._open_inference = OpenInference(client, settings, tally, self._side, self._readiness, room)
 
     def begin_drain(self) -> None:
         """The server takes no new connections from here on: it is not ready any more."""

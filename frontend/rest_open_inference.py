@@ -39,8 +39,6 @@ _BINARY: Final = b"application/octet-stream"
 _SIDE_BYTES_MIN: Final = 262_144
 #: Bodies above this that turn out to need a slow way are read again on the slow side thread.
 _HURRY_BYTES_MIN: Final = 32_768
-#: Bodies that are read on a side at a time.
-_READ_AT_ONCE_MAX: Final = 2
 _PLANS_MAX: Final = 1_024
 _PLANNED_BYTES_MAX: Final = 4_096
 
@@ -95,11 +93,12 @@ class _Bound(NamedTuple):
 
 
 class OpenInference:
-    """Answers what is below /v2."""
+    """Answers what is below /v2. room: for bodies that are read on a side, at one time."""
 
     def __init__(
-        self, client: RestClient, settings: RestSettings, tally: Tally, side: Side, readiness: Readiness
-    ) -> None:
+        self, client: RestClient, settings: RestSettings, tally: Tally, side: Side, readiness: Readiness,
+        room: asyncio.Semaphore,
+    ) -> None:  # fmt: skip
         self._client = client
         self._settings = settings
         self._tally = tally
@@ -108,7 +107,7 @@ class OpenInference:
         self._lanes = LaneTable()
         self._plans: dict[tuple[Route, bytes], _Plan] = {}
         self._epoch = -1
-        self._room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
+        self._room = room
 
     def infer(self, call: RestCall, route: Route, framing: Framing | Failure, timeout_ns: int, *, is_own: bool) -> None:
         """Run a model, now or later. timeout_ns, is_own: as in `rest_predict.Ask`."""

@@ -74,7 +74,8 @@ class Inference:
         self._epoch = -1
         # A body takes many times its size while it is read. The others wait as they came, which is counted.
         self._quick_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
-        self._slow_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
+        #: Also for whoever else reads bodies on a side.
+        self.slow_room = asyncio.Semaphore(_READ_AT_ONCE_MAX)
 
     def predict(self, call: RestCall, ask: Ask) -> None:
         """Answer a predict, now or later."""
@@ -181,7 +182,7 @@ class Inference:
             found = await self._quick_aside(ask, body)
         if found is None:
             # Only the body as it came waits for the slow side; it is expanded and read again there.
-            async with self._slow_room:
+            async with self.slow_room:
                 found = await self._slowly_aside(ask, body)
         del body
         if not call.is_over:
@@ -251,7 +252,7 @@ class Inference:
 
     async def _npy_aside(self, call: RestCall, ask: Ask, body: _Text) -> None:
         found: _Bound | Failure | None
-        async with self._slow_room:
+        async with self.slow_room:
             if ask.is_gzip:
                 body = await self._expanded(body)
             known = self._find(ask.route, "")
@@ -284,7 +285,7 @@ class Inference:
             self._side.run_for(call, self._examples_aside(call, ask, body), _left_ns(call, ask))
 
     async def _examples_aside(self, call: RestCall, ask: Ask, data: _Text) -> None:
-        async with self._slow_room:
+        async with self.slow_room:
             if ask.is_gzip:
                 data = await self._expanded(data)
             body = await self._side.quick(lambda: read_body(data, hurry=True))
