@@ -39,10 +39,12 @@ STRINGS_MAX: Final = 8_000_000
 
 
 class _Head(NamedTuple):
-    """What a file's head says. is_plain: the bytes behind it are a tensor's as they are: little-endian, row-major."""
+    """What a file's head says. elements: how many, -1 for an impossible shape. is_plain: the bytes behind it are a
+    tensor's as they are: little-endian, row-major."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    elements: int
     is_fortran: bool
     is_plain: bool
 
@@ -63,7 +65,7 @@ def read(body: bytes | bytearray, dtype_wanted: int, *, hurry: bool = False) -> 
     dtype = _tensor_dtype(found.dtype, dtype_wanted)
     if isinstance(dtype, Failure):
         return dtype
-    count = elements_count(found.shape)
+    count = found.elements
     if count < 0:
         return _invalid(f"the head of the npy file has an impossible shape: {found.shape}")
     size = len(body) - start
@@ -104,13 +106,14 @@ def _head(body: bytes | bytearray) -> tuple[_Head, int] | Failure:
             return _invalid(f"the head of the npy file cannot be read: {str(error)[:200]}")
         is_turned = (is_fortran and len(shape) > 1) or dtype != dtype.newbyteorder("<")
         is_plain = not is_turned and dtype.kind not in "SU"
-        head = _Head(dtype, shape, is_fortran, is_plain)
+        head = _Head(dtype, shape, elements_count(shape), is_fortran, is_plain)
         if len(_HEADS) >= _HEADS_MAX:
             _HEADS.clear()
         _HEADS[data] = head
     return head, start
 
 
+@functools.lru_cache(maxsize=_HEADS_MAX)
 def _tensor_dtype(dtype: np.dtype[Any], wanted: int) -> int | Failure:
     if dtype.hasobject:
         return _invalid("the npy file holds Python objects, which are not read; send numbers, bools or strings")
