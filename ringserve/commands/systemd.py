@@ -61,12 +61,16 @@ def _tell(step: str, of: str, *, dry_run: bool, text: str = "") -> None:
 
 @systemd.command()
 @click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="a model to serve; may be repeated")
-@click.option("--split", is_flag=True, help="broker, workers and frontends as services of their own")
+@click.option(
+    "--split/--no-split",
+    default=None,
+    help="broker, workers and frontends as services of their own, or all as one  [default: as it is; one at first]",
+)
 @click.option("--start/--no-start", default=True, help="start the server, or only enable it")
 @click.option("--force", is_flag=True, help="write over files that were edited")
 @_where
 def install(
-    models: tuple[str, ...], split: bool, start: bool, force: bool, user: bool, dry_run: bool, root: Path
+    models: tuple[str, ...], split: bool | None, start: bool, force: bool, user: bool, dry_run: bool, root: Path
 ) -> None:
     """Write the units and server.toml, enable the server and start it.
 
@@ -79,6 +83,7 @@ def install(
     if split and user:
         raise click.UsageError("--split needs the host's systemd: its services share a user of their own")
     where = units.places(user=user, root=root)
+    split = where.under_root(where.units / units.TARGET).exists() if split is None else split
     config = where.under_root(where.config)
     given = {name: os.path.abspath(path) for name, path in pairs(models, "NAME=PATH").items()}
     files: dict[Path, str] = {}
@@ -146,6 +151,7 @@ def upgrade(timeout: float, user: bool, dry_run: bool) -> None:
 
     \b
     /opt/ringserve/bin/pip install --upgrade ringserve
+    ringserve systemd install --no-start    # the units of this release
     ringserve systemd upgrade
     """
     ctl = _Systemctl(user=user, dry_run=dry_run, root=Path("/"))

@@ -353,7 +353,7 @@ def test_a_stop_of_the_target_stops_all_parts(parts: Host) -> None:
 
 
 def test_one_form_takes_the_place_of_the_other(parts: Host) -> None:
-    parts.run("ringserve", "systemd", "install")
+    parts.run("ringserve", "systemd", "install", "--no-split")
     wait_serving(parts)
     assert pids(parts, "rs-supervisor")
     assert "ringserve-broker.service" not in parts.run("ls", "/etc/systemd/system").split()

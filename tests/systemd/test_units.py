@@ -212,7 +212,10 @@ def test_the_parts_take_the_place_of_the_one_service_and_back(tmp_path: Path) ->
     assert "enable ringserve-frontend.socket ringserve-frontend-rest.socket ringserve-broker.service" in (
         tmp_path / "ran"
     ).read_text()
+    parts = files(root)
     assert install(root).exit_code == 0
+    assert files(root) == parts, "nobody has asked for another form"
+    assert install(root, "--no-split").exit_code == 0
     assert files(root) == one
 
 
