@@ -21,6 +21,8 @@ from ringserve.frontend.http2.turns import Turns
 from ringserve.frontend.tls_door import TlsDoor
 
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
+#: Within so many turns of the loop a connection that is accepted becomes known here (as in http1/server.py).
+_JOIN_TURNS: Final = 4
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
@@ -107,6 +109,8 @@ class NativeEngine:
         opened: list[asyncio.Server | TlsDoor] = [*self._servers, *self._doors]
         for server in opened:
             server.close()
+        for _ in range(_JOIN_TURNS):
+            await asyncio.sleep(0)
         for protocol in list(self._protocols):
             protocol.connection.drain()
         try:

@@ -1,4 +1,4 @@
-"""The units under a real systemd, in a container: RINGSERVE_TEST_SYSTEMD_ROOT=DIR names its root (see host.py).
+"""The units under a real systemd, in a container: TEST_SYSTEMD_ROOT=DIR names its root (see host.py).
 
 Held here, for the one service and for the parts: install, the sandbox that TensorFlow runs in, every process killed,
 the watchdog when processes are stopped, a reload, an upgrade to another protocol without a failed call, keys as
@@ -23,8 +23,8 @@ from tests.frontend.http2.certificates import HAS_OPENSSL, certificates
 from tests.systemd.caller import NO_WORKER
 from tests.systemd.host import Host, missing
 
-_ROOT = Path(os.environ.get("RINGSERVE_TEST_SYSTEMD_ROOT", "/nowhere"))
-_WHY = "RINGSERVE_TEST_SYSTEMD_ROOT is not set (.ci/real does it)" if str(_ROOT) == "/nowhere" else missing(_ROOT)
+_ROOT = Path(os.environ.get("TEST_SYSTEMD_ROOT", "/nowhere"))
+_WHY = "TEST_SYSTEMD_ROOT is not set (.ci/real does it)" if str(_ROOT) == "/nowhere" else missing(_ROOT)
 
 pytestmark = [pytest.mark.skipif(bool(_WHY), reason=f"no real systemd here: {_WHY}"), pytest.mark.timeout(600)]
 

@@ -289,6 +289,25 @@ def test_drain_finishes_what_runs_and_closes_what_idles() -> None:
     serving(test, answers=False)
 
 
+def test_who_was_accepted_just_before_the_drain_is_answered() -> None:
+    async def test(server: Http1Server, port: int, client: RestLoopback) -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(REQUEST)
+        loop = asyncio.get_running_loop()
+        joining = asyncio.create_task(loop.connect_accepted_socket(server._connection, ours))
+        draining = asyncio.create_task(server.drain(15.0))
+        await until(lambda: client.requests)
+        assert not draining.done()
+        lane, rows, payloads, _, reply = client.requests[0]
+        reply.answer(half_plus_two(lane, rows, payloads), 0, rows)
+        await draining
+        await joining
+        with theirs:
+            assert theirs.recv(4096).startswith(b"HTTP/1.1 200")
+
+    serving(test, answers=False)
+
+
 def test_the_end_of_the_drain_is_answered_503(caplog: pytest.LogCaptureFixture) -> None:
     async def test(server: Http1Server, port: int, client: RestLoopback) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
