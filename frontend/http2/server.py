@@ -20,9 +20,9 @@ from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
 from ringserve.frontend.http2.turns import Turns
 from ringserve.frontend.tls_door import TlsDoor
 
-#: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 #: Within so many turns of the loop a connection that is accepted becomes known here (as in http1/server.py).
 _JOIN_TURNS: Final = 4
+#: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
