@@ -24,6 +24,7 @@ REFUSED: Final = -2
 LOST: Final = -3
 _NAMES: Final = {CANCELLED: "CANCELLED", REFUSED: "REFUSED", LOST: "LOST", **{int(code): code.name for code in Code}}
 _HTTP_STATUS_MIN: Final = 100
+_RESOURCE_EXHAUSTED: Final = int(Code.RESOURCE_EXHAUSTED)
 
 
 class Ledger:
@@ -41,6 +42,12 @@ class Ledger:
         """A request is answered that never was in flight."""
         self.received += 1
         self.ended[end] += 1
+
+    def turn_away(self, count: int) -> None:
+        """So many requests came, and were refused because they had waited for too long to be read."""
+        self.received += count
+        self.unread += count
+        self.ended[_RESOURCE_EXHAUSTED] += count
 
 
 class Books(NamedTuple):

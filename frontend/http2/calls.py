@@ -22,6 +22,11 @@ _TURNED_AWAY: Final = frames.refusal_block(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT
 _TURNED_AWAY_HEAD: Final = frames.headers(0, _TURNED_AWAY, True, frames.FRAME_BYTES_DEFAULT)[:5]
 
 
+def turned_away(streams: Sequence[bytes]) -> bytes:
+    """The frames that refuse the calls on these streams, as identifiers are on the wire."""
+    return _TURNED_AWAY_HEAD + (_TURNED_AWAY + _TURNED_AWAY_HEAD).join(streams) + _TURNED_AWAY
+
+
 class Exchange:
     """An open stream.
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 from ringserve.frontend import request_ids
 from ringserve.frontend.handler import EngineLimits, Refused
 from ringserve.frontend.http2 import frames
-from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, Arriving
-from ringserve.frontend.http2.calls import Exchange, UnaryCall
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, NEVER_NS, Arriving
+from ringserve.frontend.http2.calls import Exchange, UnaryCall, turned_away
 from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import (
     DATA,
@@ -33,6 +33,7 @@ from ringserve.frontend.http2.frames import (
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
 from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Request
+from ringserve.frontend.http2.runs import run_of_calls
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
 
@@ -88,7 +89,8 @@ class Connection(Arriving):
         blocks = self._decoder.blocks
         is_plain = self._is_plain and self.is_short_way_on
         waited_ns = self.waited_ns()
-        is_late = waited_ns > self.wait_ns_max
+        if waited_ns > self.wait_ns_max:
+            waited_ns = NEVER_NS  # for longer than anybody's patience lasts
         calls = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
@@ -116,7 +118,7 @@ class Connection(Arriving):
                             call.is_fresh = False
                             call.is_half_closed = True
                             calls += 1
-                            if request.patience_ns and (is_late or waited_ns > request.patience_ns):
+                            if 0 < request.patience_ns < waited_ns:
                                 call.turn_away()  # type: ignore[attr-defined]
                                 at = stop
                                 continue
@@ -135,6 +137,9 @@ class Connection(Arriving):
                 ):
                     block = data[at + 9 : stop]
                     request = blocks.get(block) or self._decode(block)
+                    if 0 < request.patience_ns < waited_ns and (after := self._turn_away_run(data, at, request, waited_ns)):
+                        at = after
+                        continue
                     if request.unary is not None:
                         self.last_stream_id = stream_id
                         streams[stream_id] = UnaryCall(self, stream_id, request)
@@ -158,6 +163,31 @@ class Connection(Arriving):
         self._keep(data, at)
         if calls:
             self._noise.forgive(calls)
+
+    def _turn_away_run(self, data: bytes, at: int, request: Request, waited_ns: int) -> int:
+        """Refuses the calls from `at` on that are like this one, whose patience is over. Where they end; 0: no run."""
+        if request.unary is None or request.echo or self.told is not None or self.inline_bytes_max < 0:
+            return 0
+
+        def goes_on(block: bytes, body_bytes: int) -> bool:
+            other = self._decoder.alike(block) if self.work <= WORK_AT_ONCE_MAX else None
+            if other is None or other.unary is None or other.echo or other.body_bytes not in (-1, body_bytes):
+                return False
+            self.work += self._decoder.read_bytes
+            return 0 < other.patience_ns < waited_ns
+
+        message_bytes_max = self._limits.message_bytes_max
+        streams, call_bytes, body_bytes = run_of_calls(
+            data, at, request, self.last_stream_id, message_bytes_max, goes_on
+        )
+        if not streams:
+            return 0
+        self.last_stream_id = int.from_bytes(streams[-1], "big")
+        self._received_bytes += len(streams) * body_bytes
+        self._noise.forgive(len(streams))
+        self.calls.turn_away(len(streams))
+        self.out.append(turned_away(streams))
+        return at + len(streams) * call_bytes
 
     def _decode(self, block: bytes) -> Request:
         """The request of a header block that is not in the cache. ConnectionFault: it is not HPACK."""

@@ -127,6 +127,17 @@ class HeaderDecoder:
             cache.blocks[block] = request
         return request
 
+    def alike(self, block: bytes) -> Request | None:
+        """The request of a block of which all is known, or all but fields that leave the known ones as they are.
+
+        None: `decode` has to tell; nothing has happened.
+        """
+        self.read_bytes = 0
+        try:
+            return self.blocks.get(block) or (self._from_prefix(block) if self._stateless else None)
+        except (_NotPlain, BadHuffman, IndexError):
+            return None
+
     def decode_trailers(self, block: bytes) -> bool:
         """Reads a block of request trailers. True when it is well-formed."""
         fields = self._decode_by_library(block)
