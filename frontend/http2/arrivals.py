@@ -34,13 +34,14 @@ def bytes_unread(fd: int) -> int:
 class Arrivals:
     """The input of one connection. unread: how many bytes its socket holds.
 
-    is_standing: there is a queue in the socket that does not go away by itself.
+    is_standing: there is a queue in the socket that does not go away by itself. unread_bytes: what the last read left.
     """
 
-    __slots__ = ("_fresh_ns", "_late_ns", "_looks", "_taken", "_unread", "is_standing")
+    __slots__ = ("_fresh_ns", "_late_ns", "_looks", "_taken", "_unread", "is_standing", "unread_bytes")
 
     def __init__(self, unread: Callable[[], int]) -> None:
         self.is_standing = False
+        self.unread_bytes = 0
         self._unread = unread
         self._looks: deque[tuple[int, int]] = deque()  # bytes that had come by then, when
         self._taken = 0
@@ -54,12 +55,13 @@ class Arrivals:
         """
         looks = self._looks
         if nbytes < LONG_READ_BYTES and not looks:
+            self.unread_bytes = 0
             return now_ns
         since_ns = looks[0][1] if looks else now_ns
         self._taken += nbytes
         while looks and looks[0][0] <= self._taken:
             looks.popleft()
-        unread = self._unread()
+        unread = self.unread_bytes = self._unread()
         if not unread:
             looks.clear()
         elif not looks or looks[-1][0] < self._taken + unread:

@@ -15,7 +15,6 @@ from ringserve.frontend.http2.sending import Host
 
 #: Largest frame that we take. The least that RFC 9113 allows: a long message costs about a microsecond per frame.
 FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_DEFAULT
-NEVER_NS: Final = 1 << 63
 #: Pieces of a frame that are kept apart: a byte that comes alone takes forty.
 _PIECES_MAX: Final = 64
 
@@ -32,7 +31,6 @@ class Arriving(Control):
         self._block: list[bytes] = []  # fragments of a header block that CONTINUATION frames go on with
         self._rest = b""  # what is left of a read, from `_rest_at` on
         self._rest_at = 0
-        self.wait_ns_max = NEVER_NS  # what has waited longer is refused, if it has a deadline
 
     @property
     def has_rest(self) -> bool:

@@ -233,14 +233,20 @@ class UnaryCall(Exchange):
         if self._raw is None:
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
         patience_ns, connection = self.request.patience_ns, self.connection
-        if len(self._raw[1]) <= frames.FRAME_BYTES_DEFAULT:
-            patience_ns = min(patience_ns, connection.wait_ns_max)  # a longer one is a queue in the socket by itself
-        if patience_ns and connection.waited_ns() > patience_ns:
+        if patience_ns and (connection.waited_ns() > patience_ns or not self._has_room()):
+            connection.count_ordinary()
             self._turn_away_by_name()
         elif reader.is_long_work(self._raw):
             connection.host.aside(self._decode, self._decoded)
         else:
             self._run(reader.decoded(self._raw))
+
+    def _has_room(self) -> bool:
+        """Takes one of the read's places, but for a long message, which is a queue in the socket by itself."""
+        if self._raw is None or len(self._raw[1]) > frames.FRAME_BYTES_DEFAULT:
+            return True
+        had, self.connection.room_calls = self.connection.room_calls, max(0, self.connection.room_calls - 1)
+        return had > 0
 
     def _decode(self) -> bytes:
         """Runs on a thread. A call that is over by then has let go of its message."""

@@ -15,8 +15,8 @@ from typing import Any, Final
 from ringserve.frontend import request_ids
 from ringserve.frontend.handler import EngineLimits, Refused
 from ringserve.frontend.http2 import frames
-from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX, NEVER_NS, Arriving
-from ringserve.frontend.http2.calls import Exchange, UnaryCall, turned_away
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
+from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import (
     DATA,
@@ -25,47 +25,44 @@ from ringserve.frontend.http2.frames import (
     FRAME_HEADER,
     HEADERS,
     PRIORITY_FLAG,
+    RST_STREAM,
     ConnectionFault,
     ErrorCode,
     StreamFault,
     unpadded,
 )
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
-from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
+from ringserve.frontend.http2.headers import HeaderCache
+from ringserve.frontend.http2.refusing import NEVER_NS, WORK_AT_ONCE_MAX, Refusing
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Request
-from ringserve.frontend.http2.runs import run_of_calls
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
 
 _HEAD_MAX: Final = FRAME_BYTES_MAX << 8 | 255
 #: The head (length << 8 | type) of the shortest DATA frame that can hold a message's prefix.
 _HEAD_PREFIXED: Final = 5 << 8
+_HEAD_RESET: Final = 4 << 8 | RST_STREAM
 #: Input of unfinished and untaken messages that a connection may hold, however small `message_bytes_max` is.
 _HELD_BYTES_MIN: Final = 256 * 2**20
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
 #: DATA that come late for a stream that we have reset cost a client nothing when they are smaller.
 _LATE_BYTES_MIN: Final = 256
-#: What is taken of one read before others have their turn: so many frames, and so much work beside them, in the bytes
-#: of header blocks that no cache knows (about a microsecond each).
+#: What is taken of one read before others have their turn: so many frames, and so much work beside them.
 FRAMES_AT_ONCE_MAX: Final = 256
-WORK_AT_ONCE_MAX: Final = 2_048
 
 _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
 
 
-class Connection(Arriving):
+class Connection(Refusing):
     """The server's side of one connection. peer, names: `handler.Call`'s."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
-        super().__init__(host, limits.unsent_bytes_max)
+        super().__init__(host, cache, limits)
         self.peer = peer
         self.names: Sequence[str] = ()
         self.is_short_way_on = True
-        self._limits = limits
-        self._decoder = HeaderDecoder(cache)
-        self.told = cache.methods.refused
         self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
         self._block_stream_id = 0  # 0: none
         self._block_ends_stream = False
@@ -88,10 +85,10 @@ class Connection(Arriving):
         message_bytes_max = self._limits.message_bytes_max
         blocks = self._decoder.blocks
         is_plain = self._is_plain and self.is_short_way_on
-        waited_ns = self.waited_ns()
-        if waited_ns > self.wait_ns_max:
-            waited_ns = NEVER_NS  # for longer than anybody's patience lasts
-        calls = 0
+        room = self.room_calls
+        waited_ns = self.waited_ns() if room else NEVER_NS  # where there is no room nobody has the patience
+        sought_ns = NEVER_NS if self.is_in_rush else waited_ns  # who has less patience is looked for in runs
+        calls = resets = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
                 break
@@ -118,10 +115,14 @@ class Connection(Arriving):
                             call.is_fresh = False
                             call.is_half_closed = True
                             calls += 1
-                            if 0 < request.patience_ns < waited_ns:
-                                call.turn_away()  # type: ignore[attr-defined]
-                                at = stop
-                                continue
+                            if request.patience_ns:
+                                if request.patience_ns < waited_ns:
+                                    call.turn_away()  # type: ignore[attr-defined]
+                                    at = stop
+                                    continue
+                                room -= 1
+                                if not room:
+                                    waited_ns = sought_ns = NEVER_NS
                             try:
                                 request.unary(call, data[at + 14 : stop])  # type: ignore[misc, arg-type]
                             except Exception as error:
@@ -137,9 +138,15 @@ class Connection(Arriving):
                 ):
                     block = data[at + 9 : stop]
                     request = blocks.get(block) or self._decode(block)
-                    if 0 < request.patience_ns < waited_ns and (after := self._turn_away_run(data, at, request, waited_ns)):
-                        at = after
-                        continue
+                    if 0 < request.patience_ns < sought_ns:
+                        self.room_calls = room
+                        after = self._turn_away_run(data, at, request, waited_ns)
+                        sought_ns = waited_ns
+                        if after:
+                            at = after
+                            if self.work > WORK_AT_ONCE_MAX:
+                                break
+                            continue
                     if request.unary is not None:
                         self.last_stream_id = stream_id
                         streams[stream_id] = UnaryCall(self, stream_id, request)
@@ -149,51 +156,37 @@ class Connection(Arriving):
                     if self.work > WORK_AT_ONCE_MAX:
                         break
                     continue
+                elif (
+                    head == _HEAD_RESET and stream_id <= self.last_stream_id and stream_id & 1
+                    and stream_id not in streams
+                ):  # fmt: skip
+                    resets += 1  # it crossed our answer on its way
+                    at = stop
+                    continue
             if calls:
                 self._noise.forgive(calls)
                 calls = 0
+            if resets:
+                self._noise.add_late_resets(resets)
+                resets = 0
+            self.room_calls = room
             self._frame(head & 255, flags, stream_id & 0x7FFFFFFF, data[at + 9 : stop])
             if self.is_closing:
                 return
+            room = self.room_calls
+            if not room:
+                waited_ns = sought_ns = NEVER_NS
             at = stop
             if self.work > WORK_AT_ONCE_MAX:
                 break
             blocks = self._decoder.blocks
             is_plain = self._is_plain and self.is_short_way_on
+        self.room_calls = room
         self._keep(data, at)
         if calls:
             self._noise.forgive(calls)
-
-    def _turn_away_run(self, data: bytes, at: int, request: Request, waited_ns: int) -> int:
-        """Refuses the calls from `at` on that are like this one, whose patience is over. Where they end; 0: no run."""
-        if request.unary is None or request.echo or self.told is not None or self.inline_bytes_max < 0:
-            return 0
-
-        def goes_on(block: bytes, body_bytes: int) -> bool:
-            other = self._decoder.alike(block) if self.work <= WORK_AT_ONCE_MAX else None
-            if other is None or other.unary is None or other.echo or other.body_bytes not in (-1, body_bytes):
-                return False
-            self.work += self._decoder.read_bytes
-            return 0 < other.patience_ns < waited_ns
-
-        message_bytes_max = self._limits.message_bytes_max
-        streams, call_bytes, body_bytes = run_of_calls(
-            data, at, request, self.last_stream_id, message_bytes_max, goes_on
-        )
-        if not streams:
-            return 0
-        self.last_stream_id = int.from_bytes(streams[-1], "big")
-        self._received_bytes += len(streams) * body_bytes
-        self._noise.forgive(len(streams))
-        self.calls.turn_away(len(streams))
-        self.out.append(turned_away(streams))
-        return at + len(streams) * call_bytes
-
-    def _decode(self, block: bytes) -> Request:
-        """The request of a header block that is not in the cache. ConnectionFault: it is not HPACK."""
-        request = self._decoder.decode(block)
-        self.work += self._decoder.read_bytes
-        return request
+        if resets:
+            self._noise.add_late_resets(resets)
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """The long way: any frame, any circumstance."""
@@ -368,11 +361,15 @@ class Connection(Arriving):
         self.host.account.input_bytes += held - call.held_bytes
         call.held_bytes = held
 
+    def count_ordinary(self) -> None:
+        """A call has come whole, and gets an answer."""
+        self._noise.forgive(1)
+
     # Handlers.
 
     def run(self, call: UnaryCall, message: bytes) -> None:
         """Calls a unary handler."""
-        self._noise.forgive(1)
+        self.count_ordinary()
         try:
             call.request.unary(call, message)  # type: ignore[misc]
         except Exception as error:

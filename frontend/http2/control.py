@@ -42,7 +42,8 @@ class Control(Sending):
     """Settings, windows, closed streams and the end of a connection.
 
     is_closing: write what is in `out`, then close the socket. last_stream_id: the highest stream opened by the client.
-    work: what the present part of a read has cost beside the handling of its frames, see `connection.WORK_AT_ONCE_MAX`.
+    work: what the present part of a read has cost beside the handling of its frames, see `refusing.WORK_AT_ONCE_MAX`.
+    is_in_rush: more is asked of the event loop than it can do.
     """
 
     def __init__(self, host: Host, unsent_bytes_max: int) -> None:
@@ -50,6 +51,7 @@ class Control(Sending):
         self.is_closing = False
         self.is_draining = False
         self.work = 0
+        self.is_in_rush = False
         self.last_stream_id = 0
         self.held_bytes = 0
         self.received_ns = 0  # when the bytes came that are handled now
@@ -157,9 +159,9 @@ class Control(Sending):
         call = self.streams.get(stream_id)
         if call is None:
             self._must_not_be_idle(stream_id, "RST_STREAM")
-            self._noise.add()
+            self._noise.add_late_resets(1)
             return
-        self._noise.add(_weight(call, self.received_ns))
+        self._noise.add(1 if self.is_in_rush and call.request.timeout_ns else _weight(call, self.received_ns))
         self._forget_stream(call)
         call.gone()
 

@@ -23,12 +23,13 @@ _BYTES_PER_UPDATE: Final = 256
 class Noise:
     """The counts of one connection. The clock is read once every NOISE_MAX frames."""
 
-    __slots__ = ("_count", "_now", "_since", "_updates")
+    __slots__ = ("_answered", "_count", "_now", "_since", "_updates")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._count = 0
         self._updates = 0
+        self._answered = 0  # calls that may still be reset without harm, once each
         self._since = now()
 
     def add(self, weight: int = 1) -> None:
@@ -36,6 +37,14 @@ class Noise:
         self._count += weight
         if self._count > NOISE_MAX:
             self._look("too many frames without a purpose")
+
+    def add_late_resets(self, count: int) -> None:
+        """Resets of streams that are closed. Each crossed an answer on its way: one for each call that was forgiven.
+        ConnectionFault: too many."""
+        crossed = min(count, self._answered)
+        self._answered -= crossed
+        if count > crossed:
+            self.add(count - crossed)
 
     def add_update(self) -> None:
         """A window update. ConnectionFault: too many."""
@@ -51,6 +60,7 @@ class Noise:
 
     def forgive(self, calls: int) -> None:
         """`calls` calls went their ordinary way."""
+        self._answered += calls
         self._count = max(0, self._count - calls)
         self._updates = max(0, self._updates - _UPDATES_PER_CALL * calls)
 

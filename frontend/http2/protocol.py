@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2.account import Account
-from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals, bytes_unread
-from ringserve.frontend.http2.arriving import NEVER_NS
+from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, Arrivals, bytes_unread
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
+from ringserve.frontend.http2.refusing import ALL_CALLS
+from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
 from ringserve.frontend.http2.stalls import Stalls
 from ringserve.frontend.peer_names import names_of
@@ -88,6 +89,7 @@ class EngineProtocol(asyncio.Protocol):
         self.aside = engine.aside
         self._stalls = Stalls()
         self._written_bytes = 0
+        self._round = Round(engine.rush)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -111,14 +113,34 @@ class EngineProtocol(asyncio.Protocol):
             self.flush()
 
     def data_received(self, data: bytes) -> None:
-        connection, arrivals = self.connection, self._arrivals
+        connection, arrivals, rush = self.connection, self._arrivals, self._engine.rush
         connection.is_awake = True  # `flush` follows anyway
-        since_ns = arrivals.since_ns(len(data), self.clock_ns(), connection.held_bytes)
-        connection.wait_ns_max = STANDING_WAIT_NS if arrivals.is_standing else NEVER_NS
-        connection.receive(data, since_ns)
+        now_ns = self.clock_ns()
+        since_ns = arrivals.since_ns(len(data), now_ns, connection.held_bytes)
+        if arrivals.is_standing:
+            rush.seen(now_ns)
+        connection.is_in_rush = rush.is_on(now_ns)
+        if connection.is_in_rush:
+            must_wait = self._receive_in_rush(data, since_ns, now_ns)
+        else:
+            connection.room_calls = ALL_CALLS
+            connection.receive(data, since_ns)
+            must_wait = len(data) >= LONG_READ_BYTES
         self.flush()
-        if len(data) >= LONG_READ_BYTES or connection.has_rest:
+        if must_wait or connection.has_rest:
             self._wait_for_turn()
+
+    def _receive_in_rush(self, data: bytes, since_ns: int, now_ns: int) -> bool:
+        """Takes some calls of a read and refuses the others. False: it only refused, and may go on reading at once."""
+        connection, calls = self.connection, self.account.calls
+        unread_before = calls.unread
+        room = self._round.room_calls(len(data), self._arrivals.unread_bytes, self._engine.own_ns())
+        connection.room_calls = room
+        connection.receive(data, since_ns)
+        if calls.unread == unread_before:
+            return True
+        self._engine.rush.seen(now_ns)
+        return room > 0
 
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn and not self._is_full:
@@ -133,6 +155,8 @@ class EngineProtocol(asyncio.Protocol):
             connection.is_awake = True
             connection.go_on()
             self.flush()
+        if not connection.has_rest:
+            self._round.end(self._engine.own_ns())
         self._waits_for_turn = connection.has_rest and not self._is_full
         self._set_reading()
         return self._waits_for_turn

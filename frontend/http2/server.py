@@ -17,6 +17,7 @@ from ringserve.frontend.http2.aside import Aside
 from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
+from ringserve.frontend.http2.rush import Rush
 from ringserve.frontend.http2.turns import Turns
 from ringserve.frontend.tls_door import TlsDoor
 
@@ -43,11 +44,13 @@ class NativeEngine:
         self.cache = HeaderCache(methods, limits.header_list_bytes_max)
         self.bug = on_bug
         self.clock_ns = time.monotonic_ns
+        self.own_ns = time.thread_time_ns
         self.account = Account()
         self._loop = asyncio.get_running_loop()
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
         self.turns = Turns(self._loop)
+        self.rush = Rush()
         self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)
         self._servers: list[asyncio.Server] = []
         self._doors: list[TlsDoor] = []

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ringserve.broker.messages import Code
 from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Refused
 from ringserve.frontend.http2 import frames
-from ringserve.frontend.http2.arrivals import LONG_MESSAGES_BYTES, LONG_READ_BYTES, STANDING_WAIT_NS, Arrivals
+from ringserve.frontend.http2.arrivals import LONG_MESSAGES_BYTES, LONG_READ_BYTES, Arrivals
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.noise import NOISE_MAX
 from ringserve.frontend.http2.server import serve_native
@@ -157,17 +157,19 @@ def test_who_is_refused_unread_is_told_why_and_when_to_come_again(peer: Peer) ->
     assert fields[":status"] == "200"
 
 
-def test_where_a_queue_stands_a_short_wait_is_too_long(peer: Peer) -> None:
+def test_in_a_rush_no_more_calls_are_taken_of_a_read_than_there_is_room_for(peer: Peer) -> None:
     timeout = ("grpc-timeout", "1S")
-    peer.connection.wait_ns_max = STANDING_WAIT_NS
-    peer.send(peer.call(1, b"", ECHO, timeout) + peer.call(3, b""), STANDING_WAIT_NS + 1)
-    peer.send(peer.call(5, b"", ECHO, timeout), STANDING_WAIT_NS)
-    assert statuses(peer) == {1: Code.RESOURCE_EXHAUSTED, 3: 0, 5: 0}
+    peer.connection.is_in_rush = True
+    peer.connection.room_calls = 1
+    peer.send(peer.call(1, b"", ECHO, timeout) + peer.call(3, b"") + peer.call(5, b"", ECHO, timeout))
+    peer.send(peer.call(7, b"", HOLD, timeout) + peer.call(9, b"") + peer.call(11, b"", ECHO, timeout))
+    assert statuses(peer) == {1: 0, 3: 0, 5: Code.RESOURCE_EXHAUSTED, 9: 0, 11: Code.RESOURCE_EXHAUSTED}
+    assert list(peer.connection.streams) == [7]
 
 
 def test_a_long_call_is_not_refused_for_having_filled_its_own_socket() -> None:
     peer = Peer()
-    peer.connection.wait_ns_max = STANDING_WAIT_NS
+    peer.connection.room_calls = 0
     body = message(b"x" * (frames.FRAME_BYTES_DEFAULT + 1))
     for stream_id, waited_ns in ((1, 250 * MS), (3, 251 * MS)):
         fields = request_fields(ECHO, ("grpc-timeout", "1S"))
@@ -202,6 +204,29 @@ def test_clients_that_reset_what_is_over_are_no_attackers() -> None:
         peer.send(peer.call(stream_id, b"", HOLD, ("grpc-timeout", "50m")), 24 * MS)
         peer.send(frames.rst_stream(stream_id, ErrorCode.CANCEL))
     assert goaway(peer.read()) == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_in_a_rush_a_reset_after_a_deadline_is_no_attack_however_soon_it_was_read() -> None:
+    """What has waited in the socket for as long as its deadline is read together with its reset."""
+    for is_in_rush, found in ((True, None), (False, ErrorCode.ENHANCE_YOUR_CALM)):
+        peer = Peer()
+        peer.connection.is_in_rush = is_in_rush
+        for stream_id in range(1, 4 * NOISE_MAX, 2):
+            peer.send(peer.call(stream_id, b"", HOLD, ("grpc-timeout", "50m")))
+            peer.send(frames.rst_stream(stream_id, ErrorCode.CANCEL))
+        assert goaway(peer.read()) == found
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_reset_that_crosses_the_answer_is_no_attack_and_a_second_one_is(peer: Peer, times: int) -> None:
+    """However many come at once, behind as many calls."""
+    count = 2 * NOISE_MAX
+    for stream_id in range(1, 2 * count, 2):
+        peer.send(peer.call(stream_id, b"late", ECHO, ("grpc-timeout", "10m")), 9 * MS)
+    for _ in range(times):
+        for stream_id in range(1, 2 * count, 2):
+            peer.send(frames.rst_stream(stream_id, ErrorCode.CANCEL))
+    assert goaway(peer.read()) == (None if times == 1 else ErrorCode.ENHANCE_YOUR_CALM)
 
 
 def test_after_a_long_read_others_are_served_first() -> None:

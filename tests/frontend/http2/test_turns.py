@@ -13,9 +13,10 @@ import pytest
 from ringserve.frontend.handler import EngineLimits, Methods
 from ringserve.frontend.http2 import connection as connection_file
 from ringserve.frontend.http2 import frames
-from ringserve.frontend.http2.connection import FRAMES_AT_ONCE_MAX, WORK_AT_ONCE_MAX
+from ringserve.frontend.http2.connection import FRAMES_AT_ONCE_MAX
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.protocol import EngineProtocol
+from ringserve.frontend.http2.refusing import WORK_AT_ONCE_MAX
 from ringserve.frontend.http2.server import NativeEngine
 from tests.frontend.http2.peer import ECHO, Peer, answers, goaway, message, request_fields
 
