@@ -131,16 +131,23 @@ class EngineProtocol(asyncio.Protocol):
             self._wait_for_turn()
 
     def _receive_in_rush(self, data: bytes, since_ns: int, now_ns: int) -> bool:
-        """Takes some calls of a read and refuses the others. False: it only refused, and may go on reading at once."""
+        """Takes some calls of a read and refuses the others. Whether the next read must wait for its turn.
+
+        Not where it only refused what is old, and not where little came and all of it was taken: who asks for little
+        must not wait for those who ask for too much.
+        """
         connection, calls = self.connection, self.account.calls
         unread_before = calls.unread
         room = self._round.room_calls(len(data), self._arrivals.unread_bytes, self._engine.own_ns())
         connection.room_calls = room
         connection.receive(data, since_ns)
-        if calls.unread == unread_before:
-            return True
-        self._engine.rush.seen(now_ns)
-        return room > 0
+        if calls.unread != unread_before:
+            self._engine.rush.seen(now_ns)
+            return room > 0
+        if len(data) < LONG_READ_BYTES and not connection.has_rest:
+            self._round.forget()
+            return False
+        return True
 
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn and not self._is_full:

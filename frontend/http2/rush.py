@@ -78,6 +78,10 @@ class Round:
             return 0
         return self._rush.room_calls
 
+    def forget(self) -> None:
+        """There was nothing in it that anybody else waits for."""
+        self._began_ns = -1
+
     def end(self, own_ns: int) -> None:
         if self._began_ns >= 0:
             self._rush.round_took(own_ns - self._began_ns)

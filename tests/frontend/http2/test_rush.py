@@ -62,3 +62,12 @@ def test_a_round_lasts_from_its_first_read_to_its_end_and_counts_once() -> None:
     one.end(90 * ROUND_NS)
     like.round_took(2 * ROUND_NS)
     assert rush.room_calls == like.room_calls < Rush().room_calls
+
+
+def test_a_round_that_is_forgotten_does_not_count() -> None:
+    rush = Rush()
+    one = Round(rush)
+    one.room_calls(READ, 0, 1_000)
+    one.forget()
+    one.end(90 * ROUND_NS)
+    assert rush.room_calls == Rush().room_calls
