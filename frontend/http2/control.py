@@ -161,7 +161,10 @@ class Control(Sending):
             self._must_not_be_idle(stream_id, "RST_STREAM")
             self._noise.add_late_resets(1)
             return
-        self._noise.add(1 if self.is_in_rush and call.request.timeout_ns else _weight(call, self.received_ns))
+        if self.is_in_rush and call.is_half_closed and call.request.timeout_ns:
+            self._noise.add_late_resets(1)  # its deadline may have passed in the socket, which no look tells for sure
+        else:
+            self._noise.add(_weight(call, self.received_ns))
         self._forget_stream(call)
         call.gone()
 
