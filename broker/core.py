@@ -71,6 +71,7 @@ class Core:
         self._expected: frozenset[ModelVersion] | None = frozenset()
         self._served: set[ModelVersion] = set()
         self._replaced: set[ModelVersion] = set()  # they went, and their last worker before them: tell who asked late
+        self.was_asked_late = False  # for one of them since the caller last looked: a frontend's catalog is old
         self._expiry = Expiry()
         self._neighbours = Neighbours()
         self._waits: dict[int, dict[bytes, int]] = {}
@@ -329,6 +330,7 @@ class Core:
         """What a request is told that no worker can run now; None = it may wait for one."""
         servable = lane.servable
         if not self._known(servable):
+            self.was_asked_late |= servable in self._replaced
             return failures.replaced(servable) if servable in self._replaced else failures.not_found(servable)
         waited_ns = now_ns - self._orphaned_ns.get(servable, now_ns)
         return failures.no_worker(servable, waited_ns) if waited_ns >= lane.policy.no_worker_ns_max else None

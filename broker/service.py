@@ -262,7 +262,10 @@ class Service:
     def _tell_frontends(self, now_ns: int) -> int:
         """The catalog when they come and after every change, and their operators' answers. Returns when to try again;
         0 when nothing is left to be told."""
-        models, urgent = self.models, bool(self._strangers) or self._operators.answers_wait
+        models = self.models
+        # Who was just told to try again would find the same at once, as often as they try.
+        urgent = bool(self._strangers) or self._operators.answers_wait or self._core.was_asked_late
+        self._core.was_asked_late = False
         changed = models.epoch != self._catalog_epoch_sent
         if not (changed or urgent):
             return 0
