@@ -50,7 +50,7 @@ def main() -> int:
     wrong += [f"storm of {row.name}: {row.failed} failed" for row in rows.values() if row.failed != "0"]
     times = {case.name: Times(f"{outcomes[case.name].gap_s:.2f} s", f"{outcomes[case.name].slowest_s:.2f} s")
              for case in right}
-    where = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores that others kept busy, too"
+    where = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, with the clients on them"
     PAGE.write_text(page(Measured(where, {**before.cases, **times}, [rows[name] for name in STORMS if name in rows])))
     if wrong:
         print("\n".join(("NOT WHAT THE TABLE SAYS:", *wrong)))
