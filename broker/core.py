@@ -32,11 +32,12 @@ from ringserve.broker.observer import Observer
 from ringserve.broker.outcomes import Outcomes
 from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
 from ringserve.broker.policy import LanePolicy
+from ringserve.broker.servables import Servables
 from ringserve.broker.sizes import rows_fitting, rows_in_time
 from ringserve.broker.statistics import Queue, Usage, held, queues, usage
 from ringserve.broker.turn import Turn as Turn
 
-_AGAIN, _REPLACED_MAX = -1, 100
+_AGAIN = -1
 
 
 class Core:
@@ -61,17 +62,15 @@ class Core:
         self._running_max = default_policy.batches_at_once_max
         self._order = FairOrder()
         self._orphans: dict[Lane, None] = {}  # lanes with requests waiting and no worker; never in the order as well
-        self._orphaned_ns: dict[ModelVersion, int] = {}
         self._outcomes = Outcomes()
         #: By model, version, why and where: requests given up since the last call.
         self.take_given_up = self._outcomes.take_given_up
         self._fleet = Fleet(credit_max)
         self._leases = Leases()
         self._drains = Drains(self._fleet)
-        self._expected: frozenset[ModelVersion] | None = frozenset()
-        self._served: set[ModelVersion] = set()
-        self._replaced: set[ModelVersion] = set()  # they went, and their last worker before them: tell who asked late
-        self.was_asked_late = False  # for one of them since the caller last looked: a frontend's catalog is old
+        self._servables = Servables()
+        #: Whether anybody asked for a version that was replaced, since the last call.
+        self.take_asked_late = self._servables.take_asked_late
         self._expiry = Expiry()
         self._neighbours = Neighbours()
         self._waits: dict[int, dict[bytes, int]] = {}
@@ -93,13 +92,8 @@ class Core:
 
         Optional: a version that a worker has ever served counts as known until the next call of this.
         """
-        before = frozenset(self._orphaned_ns) if self._expected is None else self._expected
-        self._expected = None if versions is None else frozenset(ModelVersion(*version) for version in versions)
-        self._served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
-        for servable in [servable for servable in self._orphaned_ns if not self._known(servable)]:
-            del self._orphaned_ns[servable]
-        went = {servable for servable in before if not self._known(servable)}
-        self._replaced = went | (self._replaced if len(self._replaced) < _REPLACED_MAX else set())
+        served = {servable for worker in self._fleet.workers.values() for servable in worker.loaded}
+        self._servables.expect(versions, served)
 
     def frontend_joined(self, frontend_id: int) -> None:
         self._outcomes.frontends.add(frontend_id)
@@ -116,9 +110,7 @@ class Core:
             self._fleet.ready(worker, loaded)
         else:
             self._fleet.more(worker, loaded)
-        self._served |= worker.loaded
-        for servable in worker.loaded:
-            self._orphaned_ns.pop(servable, None)
+        self._servables.gained(worker.loaded)
         for lane in [lane for lane in self._orphans if lane.servable in worker.loaded]:
             del self._orphans[lane]
             self._order.add(lane)
@@ -321,25 +313,17 @@ class Core:
             self._order.add(lane)
         else:
             self._orphans[lane] = None
-            self._orphaned_ns.setdefault(lane.servable, now_ns)
-
-    def _known(self, servable: ModelVersion) -> bool:
-        return self._expected is None or servable in self._expected or servable in self._served
+            self._servables.orphaned(lane.servable, now_ns)
 
     def _unserved(self, lane: Lane, now_ns: int) -> Failure | None:
         """What a request is told that no worker can run now; None = it may wait for one."""
-        servable = lane.servable
-        if not self._known(servable):
-            self.was_asked_late |= servable in self._replaced
-            return failures.replaced(servable) if servable in self._replaced else failures.not_found(servable)
-        waited_ns = now_ns - self._orphaned_ns.get(servable, now_ns)
-        return failures.no_worker(servable, waited_ns) if waited_ns >= lane.policy.no_worker_ns_max else None
+        return self._servables.unserved(lane.servable, lane.policy.no_worker_ns_max, now_ns)
 
     def _note_orphans(self, servables: Iterable[ModelVersion], now_ns: int) -> None:
         """A worker stopped serving these: set apart the lanes that have none left."""
         lost = {servable for servable in servables if not self._fleet.serving(servable)}
         for servable in lost:
-            self._orphaned_ns.setdefault(servable, now_ns)
+            self._servables.orphaned(servable, now_ns)
         if lost:
             self._orphans.update(dict.fromkeys(self._order.remove(lambda lane: lane.servable in lost)))
 
@@ -353,7 +337,8 @@ class Core:
             if not lane.waiting:
                 del self._orphans[lane]
             else:
-                wake_ns = earliest(wake_ns, self._orphaned_ns[lane.servable] + lane.policy.no_worker_ns_max)
+                ends_ns = self._servables.ends_waiting_ns(lane.servable, lane.policy.no_worker_ns_max)
+                wake_ns = earliest(wake_ns, ends_ns)
         return wake_ns
 
     def _hung(self, worker_id: int, now_ns: int) -> bool:

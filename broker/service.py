@@ -264,8 +264,7 @@ class Service:
         0 when nothing is left to be told."""
         models = self.models
         # Who was just told to try again would find the same at once, as often as they try.
-        urgent = bool(self._strangers) or self._operators.answers_wait or self._core.was_asked_late
-        self._core.was_asked_late = False
+        urgent = self._core.take_asked_late() or bool(self._strangers) or self._operators.answers_wait
         changed = models.epoch != self._catalog_epoch_sent
         if not (changed or urgent):
             return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 #: Message bytes as an engine hands them over. Valid only during the handler call: copy what must live longer.
 Buffer = bytes | memoryview
@@ -93,6 +93,13 @@ class Refused(NamedTuple):
     request_id: str
     code: int
     text: str
+
+
+#: The part of its deadline that a call may have waited before it is read: it still must be decoded, queued and run.
+#: Who has waited for longer is told why it is refused, and when to come again.
+PATIENCE_PART: Final = 4
+TURNED_AWAY_TEXT: Final = "This server has more to do than it can do in time: the call waited too long to be read"
+TURNED_AWAY_RETRY_MS: Final = 10
 
 
 @dataclass(frozen=True)

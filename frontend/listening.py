@@ -9,6 +9,7 @@ with 200 connections: up to 17 % of those that came back were cut off, now none 
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import resource
 import socket
@@ -19,6 +20,8 @@ _BACKLOG: Final = 1024
 _NUMBER_MAX: Final = 16_384
 #: Room above the first of them for the others.
 _SOCKETS_MAX: Final = 64
+#: libuv's and asyncio's need two turns of the loop.
+_JOIN_TURNS: Final = 4
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -32,6 +35,13 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(fileno=fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, _number_min()))
     listener.setblocking(False)
     return listener
+
+
+async def let_accepted_join() -> None:
+    """Wait until connections that the event loop has accepted from a socket that was just closed are known to their
+    protocols, so that they, too, are told of what follows."""
+    for _ in range(_JOIN_TURNS):
+        await asyncio.sleep(0)
 
 
 def _number_min() -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.tensor_proto import Tensor, bools_valid, elements_count
+from ringserve.frontend.tensor_proto import STRINGS_MAX, Tensor, bools_valid, elements_count
 from ringserve.shm.dtype import BOOL, STRING, dtype_of, dtype_of_numpy
 
 CONTENT_TYPE: Final = b"application/x-npy"
@@ -34,8 +34,6 @@ _READERS: Final[dict[bytes, tuple[int, Any]]] = {
 _UNREADABLE: Final = (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, tokenize.TokenError)
 
 _HEADS_MAX: Final = 1_024
-#: Strings of one tensor; each takes forty bytes and more, however few it is sent with.
-STRINGS_MAX: Final = 8_000_000
 
 
 class _Head(NamedTuple):

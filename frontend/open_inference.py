@@ -17,7 +17,7 @@ import numpy as np
 from ringserve.broker.messages import Code, Failure
 from ringserve.frontend.json_parse import JsonError, SlowError, parse_object
 from ringserve.frontend.json_tensor import regular_tensor
-from ringserve.frontend.tensor_proto import Tensor, bools_valid, elements_count
+from ringserve.frontend.tensor_proto import STRINGS_MAX, Tensor, bools_valid, elements_count
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import STRING, dtype_of
 
@@ -40,8 +40,6 @@ DATATYPES: Final[dict[str, int]] = {
 }
 NAMES: Final = {number: name for name, number in DATATYPES.items()}
 
-#: Elements of one BYTES tensor; each takes forty bytes and more, however few it is sent with.
-STRINGS_MAX: Final = 8_000_000
 #: BYTES of more bytes are gone through elsewhere than in the event loop.
 _HURRY_STRINGS_BYTES: Final = 32_768
 #: Integers are read in the widest type of their kind, and must then fit.

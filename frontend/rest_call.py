@@ -15,13 +15,13 @@ from ringserve.config.process import of_request
 from ringserve.frontend import request_ids
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.deadlines import TIMED_OUT
-from ringserve.frontend.handler import Buffer
+from ringserve.frontend.handler import TURNED_AWAY_RETRY_MS, Buffer
 from ringserve.frontend.http1.exchange import JSON, Exchange
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Reply
 from ringserve.frontend.recorder import Recorder
-from ringserve.frontend.rest_timeout import RETRY_MS, TURNED_AWAY
+from ringserve.frontend.rest_timeout import TURNED_AWAY
 from ringserve.frontend.shedding import retry_after
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import REST, Tally
@@ -128,7 +128,7 @@ class RestCall:
 
     def turn_away(self) -> None:
         """Refuse what has waited for too long."""
-        self.add_header(retry_after(int(TURNED_AWAY.code), RETRY_MS))
+        self.add_header(retry_after(int(TURNED_AWAY.code), TURNED_AWAY_RETRY_MS))
         self.fail(TURNED_AWAY)
 
     def finish(self, body: bytes) -> None:

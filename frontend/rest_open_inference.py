@@ -7,7 +7,6 @@ JSON was found to mean: the same JSON needs no reading again.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -15,6 +14,7 @@ from ringserve import __version__
 from ringserve.broker.messages import Code, Failure, VersionState
 from ringserve.frontend.catalog import ServableView, SignatureView
 from ringserve.frontend.http1.exchange import JSON, Exchange, Head
+from ringserve.frontend.inflate import EITHER, DamagedError, TooLargeError, inflate
 from ringserve.frontend.json_predict import find_signature
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.json_write import NamedOutput
@@ -226,7 +226,7 @@ class OpenInference:
 
     async def _read_aside(self, route: Route, framing: Framing, body: _Text) -> _Bound | Failure:
         if framing.is_coded:
-            expanded = await self._side.quick(inflate, body, self._settings.gunzip_bytes_max)
+            expanded = await self._side.quick(_expanded, body, self._settings.gunzip_bytes_max)
             if isinstance(expanded, Failure):
                 return expanded
             body = expanded
@@ -313,13 +313,10 @@ class InferReply(RestReply):
         self._side.run(self._call, later())
 
 
-def inflate(data: _Text, bytes_max: int) -> bytes | Failure:
-    """A body of gzip or zlib, decompressed."""
-    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+def _expanded(data: _Text, bytes_max: int) -> bytes | Failure:
     try:
-        plain = inflater.decompress(data, bytes_max + 1)
-    except zlib.error as error:
+        return inflate(data, EITHER, bytes_max)
+    except DamagedError as error:
         return invalid(f"the body cannot be decompressed: {error}")
-    if len(plain) > bytes_max:
+    except TooLargeError:
         return invalid(f"the body has more than {bytes_max} bytes when it is decompressed")
-    return plain if inflater.eof else invalid("the compressed body is cut off")

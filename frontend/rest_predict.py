@@ -6,13 +6,13 @@ In TF Serving's order: the text, then the model, then its signature, then the te
 from __future__ import annotations
 
 import asyncio
-import zlib
 from typing import Final, NamedTuple
 
 from ringserve.broker.messages import Failure
 from ringserve.frontend import rest_npy
 from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, SignatureView
 from ringserve.frontend.examples import Kind, bind_examples
+from ringserve.frontend.inflate import GZIP, DamagedError, TooLargeError, inflate
 from ringserve.frontend.json_examples import read_examples
 from ringserve.frontend.json_predict import Body, Inputs, find_signature, read_body, read_inputs
 from ringserve.frontend.json_quick import Quick, quick_body, quick_inputs
@@ -336,9 +336,7 @@ def _examples(body: Body) -> _Examples | Failure:
 
 def gunzip(data: _Text, bytes_max: int) -> bytes:
     """The decompressed body; empty when it is corrupt or too large, which TF Serving answers as an empty document."""
-    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        plain = inflater.decompress(data, bytes_max + 1)
-    except zlib.error:
+        return inflate(data, GZIP, bytes_max)
+    except (DamagedError, TooLargeError):
         return b""
-    return plain if inflater.eof and len(plain) <= bytes_max else b""

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from ringserve.broker.messages import Code, Failure
+from ringserve.frontend.handler import PATIENCE_PART, TURNED_AWAY_TEXT
 
 HEADER: Final = b"x-request-timeout"
 BAD_TIMEOUT: Final = Failure(
@@ -18,21 +19,15 @@ _UNIT_NS: Final = {None: 1e9, b"s": 1e9, b"ms": 1e6, b"us": 1e3}
 #: Longer ones are no timeouts but mistakes: 30 years.
 _NS_MAX: Final = 1e18
 
-#: Nobody is refused who has waited in the socket for less than this part of its time. A look costs a system call, so
-#: nobody looks where that part is longer than anybody waits for a process that has not stopped.
-_PATIENCE_PART: Final = 4
+#: A look at how long a request has waited costs a system call, so nobody looks where it may wait for longer than
+#: anybody waits for a process that has not stopped.
 _PATIENCE_NS_MAX: Final = 1_000_000_000
-TURNED_AWAY: Final = Failure(
-    Code.RESOURCE_EXHAUSTED,
-    "This server has more to do than it can do in time: the request waited too long to be read",
-)
-#: When its client may try again.
-RETRY_MS: Final = 10
+TURNED_AWAY: Final = Failure(Code.RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT)
 
 
 def patience_of(timeout_ns: int) -> int:
     """A request that waited for longer before it was read is refused; 0: nobody looks. timeout_ns: 0 for none."""
-    patience_ns = max(timeout_ns, 0) // _PATIENCE_PART
+    patience_ns = max(timeout_ns, 0) // PATIENCE_PART
     return patience_ns if patience_ns < _PATIENCE_NS_MAX else 0
 
 

@@ -24,6 +24,8 @@ RANK_MAX: Final = 254
 #: So many elements of 16 bytes are more bytes than an int64 counts.
 _ELEMENTS_MAX: Final = 2**59 - 1
 _POINTER_BYTES: Final = 8
+#: Strings of one tensor that comes as bytes: each takes forty and more, however few it is sent with.
+STRINGS_MAX: Final = 8_000_000
 _SMALL_COUNT: Final = 32
 
 

@@ -125,7 +125,7 @@ def tell(series: dict[tuple[str, int], Series], report: Report) -> None:
     binary = [one.rate() for (name, n), one in series.items() if name != "json" and n == 128]
     report.budget("REST, JSON, 128 in flight", series["json", 128].rate(), RATE_MIN["json"], "requests/s",
                   at_least=True)  # fmt: skip
-    report.budget("REST, binary bodies, 128 in flight (0: not there)", max(binary, default=0.0), RATE_MIN["binary"],
+    report.budget("REST, binary bodies, 128 in flight", max(binary, default=0.0), RATE_MIN["binary"],
                   "requests/s", at_least=True)  # fmt: skip
 
 

@@ -18,14 +18,13 @@ from ringserve.frontend.http1.exchange import ErrorPage, Handler, Head, Http1Lim
 from ringserve.frontend.http1.heads import HeadTable
 from ringserve.frontend.http1.request import Peer
 from ringserve.frontend.ledger import Ledger
+from ringserve.frontend.listening import let_accepted_join
 from ringserve.frontend.tls_door import TlsDoor
 
 #: Connections beyond the limit that are told so with a 503; those beyond these are closed without a word.
 _REFUSED_MAX: Final = 128
 #: Connections that may wait to be accepted. The loop listens again with its own, smaller number if it is not told.
 _BACKLOG: Final = 1024
-#: Within so many turns of the loop a connection that is accepted becomes known here; libuv's and asyncio's need two.
-_JOIN_TURNS: Final = 4
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
@@ -128,8 +127,7 @@ class Http1Server:
             server.close()
         for connection in list(self._connections):
             connection.drain()
-        for _ in range(_JOIN_TURNS):
-            await asyncio.sleep(0)
+        await let_accepted_join()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ringserve.frontend import ledger
+from ringserve.frontend.handler import TURNED_AWAY_RETRY_MS, TURNED_AWAY_TEXT
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader, RawMessage
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, Request
@@ -15,10 +16,9 @@ if TYPE_CHECKING:
     from ringserve.frontend.http2.connection import Connection
 
 
-#: The whole answer to a call that has waited too long unread, and when its client may try again.
-_RETRY_MS: Final = 10
-_TURNED_AWAY_TEXT: Final = "This server has more to do than it can do in time: the call waited too long to be read"
-_TURNED_AWAY: Final = frames.refusal_block(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, frames.retry_pushback(_RETRY_MS))
+#: The whole answer to a call that has waited too long unread.
+_PUSHBACK: Final = frames.retry_pushback(TURNED_AWAY_RETRY_MS)
+_TURNED_AWAY: Final = frames.refusal_block(RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT, _PUSHBACK)
 _TURNED_AWAY_HEAD: Final = frames.headers(0, _TURNED_AWAY, True, frames.FRAME_BYTES_DEFAULT)[:5]
 
 
@@ -201,8 +201,8 @@ class UnaryCall(Exchange):
     def _turn_away_by_name(self) -> None:
         """The same, where somebody wants to know of this call."""
         self.connection.calls.unread += 1
-        self.connection.tell(self.request, RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT)
-        self.fail(RESOURCE_EXHAUSTED, _TURNED_AWAY_TEXT, _RETRY_MS)
+        self.connection.tell(self.request, RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT)
+        self.fail(RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT, TURNED_AWAY_RETRY_MS)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel = callback

@@ -5,9 +5,9 @@ Frames and messages do not line up, so a reader collects the pieces of a message
 
 from __future__ import annotations
 
-import zlib
 from typing import Final
 
+from ringserve.frontend import inflate
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED
 
 PREFIX_BYTES: Final = 5
@@ -15,7 +15,7 @@ PREFIX_BYTES: Final = 5
 _PIECE_BYTES: Final = 64
 #: Compressed messages up to this are decompressed at once: they hold 4 MiB at most, which take milliseconds.
 _QUICK_BYTES_MAX: Final = 4_096
-_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # zlib's: 16 + 15 expects gzip's wrapper, 15 zlib's
+_WRAPPERS: Final = {"gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 
 
 class MessageFault(Exception):
@@ -123,15 +123,13 @@ class MessageReader:
 
 def decompress(encoding: str, data: bytes, bytes_max: int) -> bytes:
     """`data` decompressed. MessageFault: damaged, or more than `bytes_max` (never produced to find that out)."""
-    if encoding not in _WINDOW_BITS:
+    wrapper = _WRAPPERS.get(encoding)
+    if wrapper is None:
         raise MessageFault(UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported")
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        message = stream.decompress(data, bytes_max + 1)
-    except zlib.error as error:
+        return inflate.inflate(data, wrapper, bytes_max)
+    except inflate.DamagedError as error:
         raise MessageFault(INTERNAL, f"damaged {encoding} message: {error}") from error
-    if len(message) > bytes_max:
-        raise MessageFault(RESOURCE_EXHAUSTED, f"Received message larger than max ({bytes_max}) after decompression")
-    if not stream.eof:
-        raise MessageFault(INTERNAL, f"truncated {encoding} message")
-    return message
+    except inflate.TooLargeError as error:
+        text = f"Received message larger than max ({bytes_max}) after decompression"
+        raise MessageFault(RESOURCE_EXHAUSTED, text) from error

@@ -162,8 +162,8 @@ class EngineProtocol(asyncio.Protocol):
             connection.is_awake = True
             connection.go_on()
             self.flush()
-        if not connection.has_rest:
-            self._round.end(self._engine.own_ns())
+        if self._round.has_begun and not connection.has_rest:
+            self._round.end(self._engine.own_ns())  # a system call, which only a rush is worth
         self._waits_for_turn = connection.has_rest and not self._is_full
         self._set_reading()
         return self._waits_for_turn

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ringserve.frontend import request_ids
-from ringserve.frontend.handler import Methods, StreamHandler, UnaryHandler
+from ringserve.frontend.handler import PATIENCE_PART, Methods, StreamHandler, UnaryHandler
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.status import grpc_text
 
@@ -26,8 +26,6 @@ Metadata = tuple[tuple[str, bytes], ...]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a token of RFC 9110 5.6.2 without capitals
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(?:[+;]|\Z)")
-#: The part of its deadline that a call may have waited before it is read: it still must be decoded, queued and run.
-_PATIENCE_PART: Final = 4
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _UNIT_NS: Final = {
     b"H": 3_600_000_000_000,
@@ -238,7 +236,7 @@ def build(fields: Iterable[Field], methods: Methods, list_bytes_max: int) -> Req
 
 def patience_of(timeout_ns: int, path: str, methods: Methods) -> int:
     """A request's patience_ns."""
-    return timeout_ns // _PATIENCE_PART if path in methods.heavy else 0
+    return timeout_ns // PATIENCE_PART if path in methods.heavy else 0
 
 
 def echo_of(field: Field) -> bytes:

@@ -78,11 +78,15 @@ class Round:
             return 0
         return self._rush.room_calls
 
+    @property
+    def has_begun(self) -> bool:
+        return self._began_ns >= 0
+
     def forget(self) -> None:
         """There was nothing in it that anybody else waits for."""
         self._began_ns = -1
 
     def end(self, own_ns: int) -> None:
-        if self._began_ns >= 0:
+        if self.has_begun:
             self._rush.round_took(own_ns - self._began_ns)
             self._began_ns = -1

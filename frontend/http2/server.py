@@ -19,10 +19,9 @@ from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
 from ringserve.frontend.http2.rush import Rush
 from ringserve.frontend.http2.turns import Turns
+from ringserve.frontend.listening import let_accepted_join
 from ringserve.frontend.tls_door import TlsDoor
 
-#: Within so many turns of the loop a connection that is accepted becomes known here (as in http1/server.py).
-_JOIN_TURNS: Final = 4
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
 _KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
@@ -112,8 +111,7 @@ class NativeEngine:
         opened: list[asyncio.Server | TlsDoor] = [*self._servers, *self._doors]
         for server in opened:
             server.close()
-        for _ in range(_JOIN_TURNS):
-            await asyncio.sleep(0)
+        await let_accepted_join()
         for protocol in list(self._protocols):
             protocol.connection.drain()
         try:

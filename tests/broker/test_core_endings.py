@@ -297,11 +297,12 @@ def test_who_asks_for_a_version_that_was_replaced_shows_that_a_frontend_knows_to
     bench.left(10)
     bench.core.set_versions({("m", 2)})
     assert told(bench.submit((1, 1), key=bench.lane(spec_of(version=5)))) == [(1, Code.NOT_FOUND)]
-    assert not bench.core.was_asked_late
+    assert not bench.core.take_asked_late()
     turn = bench.submit((2, 1))
     assert told(turn) == [(2, Code.UNAVAILABLE)]
     assert "was replaced while this request was on its way, try again" in turn.failed[FRONTEND][0][2]
-    assert bench.core.was_asked_late
+    assert bench.core.take_asked_late()
+    assert not bench.core.take_asked_late()
 
 
 def test_deadlines_hold_while_nobody_serves() -> None:
