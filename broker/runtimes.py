@@ -1,7 +1,7 @@
 """How long a lane's batches run, learned from the workers' `Done`: prediction by rows, and how far to trust it.
 
 One running mean for each power of two of rows, and a straight line (fixed time + time per row) through the smallest
-and the largest size seen. The means carry what is not straight (caches, vector widths, padding); the line carries
+size seen and the largest one of late. The means carry what is not straight (caches, vector widths, padding); the line carries
 predictions to sizes not seen yet and tells whether rows or the batch itself cost the time.
 """
 
@@ -33,8 +33,8 @@ _BATCH_NS = 600_000
 #: So many runs of a size tell what it takes; of the first ones each may be some worker's first.
 _KNOWN_RUNS = 8
 
-#: What a size was seen to take limits larger ones for so many batches of the lane; then this many times as many rows
-#: are tried again, as a batch that is never run is never measured.
+#: What a size was seen to take counts, and limits larger ones, for so many batches of the lane; then this many times as
+#: many rows are tried again, as a batch that is never run is never measured.
 _FRESH_BATCHES = 256
 _TRY_TIMES = 4
 
@@ -71,7 +71,7 @@ class RunTimes:
         self._samples += 1
         size = rows.bit_length()
         mean = self._means.get(size)
-        if mean is None:
+        if mean is None or self._samples - mean[3] > _FRESH_BATCHES:
             self._means[size] = [1.0, float(rows), float(run_ns), self._samples]
         else:
             predicted = mean[2] + self.row_ns * (rows - mean[1])
@@ -90,23 +90,26 @@ class RunTimes:
         self._fit()
 
     def _fit(self) -> None:
-        means = self._means
-        if len(means) == 1:
-            (only,) = means.values()
-            self.fixed_ns, self.row_ns = 0.0, only[2] / only[1]
+        # What one large batch once took, the first one perhaps, must not keep batches small for ever: so it would never
+        # be measured again.
+        stale, means = self._samples - _FRESH_BATCHES, self._means.values()
+        small = min(means, key=_mean_rows)
+        large = max((mean for mean in means if mean[3] > stale), key=_mean_rows)
+        if small is large:
+            self.fixed_ns, self.row_ns = 0.0, small[2] / small[1]
             return
-        small, large = means[min(means)], means[max(means)]
         self.row_ns = max(0.0, (large[2] - small[2]) / (large[1] - small[1]))
         self.fixed_ns = max(0.0, small[2] - self.row_ns * small[1])
 
     def predict(self, rows: int) -> int:
         """Predicted run time of a batch of `rows` in ns; 0 when nothing is known."""
         mean = self._means.get(rows.bit_length())
-        if mean is not None:
-            return max(1, int(mean[2] + self.row_ns * (rows - mean[1])))
-        if not self._means:
-            return 0
-        return max(1, int(self.fixed_ns + self.row_ns * rows))
+        line_ns = self.fixed_ns + self.row_ns * rows
+        if mean is None:
+            return max(1, int(line_ns)) if self._means else 0
+        mean_ns = mean[2] + self.row_ns * (rows - mean[1])
+        # Both are guesses where that size was not run lately, and what is taken for too slow is never run.
+        return max(1, int(mean_ns if self._samples - mean[3] < _FRESH_BATCHES else min(mean_ns, line_ns)))
 
     def rows_enough(self, batch_ns: int) -> int:
         """Rows beyond which a larger batch only takes longer: a row in it costs hardly less. ROWS_ANY = not known.
@@ -118,7 +121,8 @@ class RunTimes:
         to be gained, and so no harm in a bad guess.
         """
         known = [mean for mean in self._means.values() if mean[0] >= _KNOWN_RUNS]
-        fresh = [mean for mean in known if self._samples - mean[3] < _FRESH_BATCHES]
+        stale = self._samples - _FRESH_BATCHES
+        fresh = [mean for mean in known if mean[3] > stale]
         if not fresh:
             return ROWS_ANY
         small, large = min(known, key=_mean_rows), max(fresh, key=_mean_rows)

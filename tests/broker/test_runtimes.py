@@ -130,6 +130,18 @@ def test_larger_batches_are_tried_again_when_none_was_seen_for_long() -> None:
     assert times.rows_enough(ENOUGH) > 100
 
 
+def test_a_large_first_batch_that_was_slow_does_not_keep_batches_small_for_ever() -> None:
+    """A server that begins under load: its first batch is large and cold, and the next ones must be in time."""
+    times = times_of((100, 300 * MS))
+    run_ns = {rows: (300 + 50 * rows) * US for rows in (1, 2, 3, 20)}
+    for turn in range(300):
+        times.observe(1 + turn % 3, run_ns[1 + turn % 3], run_ns[1 + turn % 3])
+    assert times.row_ns == pytest.approx(50 * US, rel=0.2)
+    assert times.predict(100) < 10 * MS  # what it took once is no reason to refuse anybody now
+    times.observe(100, 5 * MS, 5 * MS)
+    assert times.predict(100) == pytest.approx(5 * MS, rel=0.1)  # and is forgotten when it runs again
+
+
 def test_what_small_batches_took_is_remembered() -> None:
     """Or a lane under load, whose batches are all large, would not know any more that small ones do as well."""
     times = times_of((1, 4 * MS), repeat=KNOWN)
