@@ -1,8 +1,8 @@
 """How long a lane's batches run, learned from the workers' `Done`: prediction by rows, and how far to trust it.
 
 One running mean for each power of two of rows, and a straight line (fixed time + time per row) through the smallest
-size seen and the largest one of late. The means carry what is not straight (caches, vector widths, padding); the line carries
-predictions to sizes not seen yet and tells whether rows or the batch itself cost the time.
+size seen and the largest one of late. The means carry what is not straight (caches, vector widths, padding); the line
+carries predictions to sizes not seen yet and tells whether rows or the batch itself cost the time.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
 from ringserve.frontend.returns import Returns
-from ringserve.frontend.shedding import note
+from ringserve.frontend.shedding import Pressure, note
 from ringserve.shm.ring import RingStatistics, RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.shm.tensor import string_record_bytes, write_strings
@@ -120,8 +120,9 @@ class Client:
             timeout_ns = self._timeout_ns_max
         if self.recorder is not None:
             self.recorder.see(lane, rows, payloads, getattr(reply, "api", ""))
-        if 0 < timeout_ns < lane.pressure.wait_ns and lane.pressure.is_believed(time.monotonic_ns()):
-            reply.fail(Code.RESOURCE_EXHAUSTED, lane.pressure.text)
+        pressure = lane.pressure
+        if timeout_ns and pressure.wait_ns and pressure.room(timeout_ns, time.monotonic_ns()) < rows:
+            reply.fail(Code.RESOURCE_EXHAUSTED, pressure.text)
             return -1
         if lane.heads is not None:
             payloads = lane.with_heads(rows, payloads)
@@ -149,6 +150,7 @@ class Client:
             reply.fail(Code.RESOURCE_EXHAUSTED, f"this frontend already holds {self._requests_max} requests")
             return -1
         self._next_id = request_id + 1
+        pressure.rows += rows
         bucket = self._deadlines.add(request_id, deadline_ns) if deadline_ns else None
         self._pending[request_id] = (reply, lane, rows, request, bucket)
         group = self._groups.get(lane)
@@ -263,13 +265,29 @@ class Client:
             if message.__class__ is Result:
                 self._on_result(message)
             elif message.__class__ is Failed:
-                if message.waits:
-                    lanes = (self._pending[one[0]][1] for one in message.requests if one[0] in self._pending)
-                    note(message, lanes, time.monotonic_ns())
-                for request_id, code, text in message.requests:
-                    self._fail(request_id, code, text)
+                self._on_failed(message)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
+
+    def _on_failed(self, failed: Failed) -> None:
+        lanes = (self._pending[one[0]][1] for one in failed.requests if one[0] in self._pending)
+        pressed = note(failed, lanes, time.monotonic_ns()) if failed.waits else ()
+        for request_id, code, text in failed.requests:
+            self._fail(request_id, code, text)
+        if pressed:
+            self._count_taken(pressed, max(one[0] for one in failed.requests))
+
+    def _count_taken(self, pressed: Sequence[Pressure], request_id: int) -> None:
+        """The broker has refused this request and knows of no later one: what does it have of these lanes?"""
+        undecided = dict.fromkeys(pressed, 0)
+        for later_id in reversed(self._pending):
+            if later_id <= request_id:
+                break
+            _, lane, rows, _, _ = self._pending[later_id]
+            if lane.pressure in undecided:
+                undecided[lane.pressure] += rows
+        for pressure, rows in undecided.items():
+            pressure.taken(pressure.rows - rows)
 
     def _on_result(self, result: Result) -> None:
         worker = self._link.workers.get(result.worker_id)
@@ -289,6 +307,7 @@ class Client:
                 self._join(entry, outputs, row_first, rows, row_start)
                 continue
             del pending[request_id]
+            lane.pressure.rows -= rows
             for offset in request[3:]:
                 self._ring.release(offset)
             if bucket is not None:
@@ -331,7 +350,8 @@ class Client:
                 entry[0].fail(code, text)
 
     def _forget(self, request_id: int) -> None:
-        _, _, _, request, bucket = self._pending.pop(request_id)
+        _, lane, rows, request, bucket = self._pending.pop(request_id)
+        lane.pressure.rows -= rows
         self._joins.pop(request_id, None)
         self._release_records(request)
         if bucket is not None:

@@ -77,19 +77,19 @@ class RecentFailures:
         for entry in _read(self._path):  # of the process that had this place before
             self._entries[_kind_of(_what_of(entry))] = entry
 
-    def again(self, known_as: Hashable) -> bool:
-        """One more of those that were noted as this since the last write; False when there was none."""
+    def again(self, known_as: Hashable, count: int = 1) -> bool:
+        """So many more of those that were noted as this since the last write; False when there was none."""
         entry = self._lately.get(known_as)
         if entry is None:
             return False
-        entry["count"] += 1
+        entry["count"] += count
         return True
 
-    def note(self, what: _What, now_s: float, known_as: Hashable = None) -> None:
-        """One more failure. The text in `what` must be one of `shown_text`."""
+    def note(self, what: _What, now_s: float, known_as: Hashable = None, count: int = 1) -> None:
+        """So many more failures. The text in `what` must be one of `shown_text`."""
         kind = _kind_of(what)
         entry = self._entries.pop(kind, None) or {"count": 0, "first_s": now_s}
-        entry.update(what=what, count=entry["count"] + 1, last_s=now_s)
+        entry.update(what=what, count=entry["count"] + count, last_s=now_s)
         self._entries[kind] = entry
         if known_as is not None and len(self._lately) < _LATELY_MAX:
             self._lately[known_as] = entry

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ringserve.frontend import grpc_health
+from ringserve.frontend.crowds import Crowds
 from ringserve.frontend.examples import Kind
 from ringserve.frontend.grpc_access import GrpcGuard, Need, with_access
 from ringserve.frontend.grpc_draining import Draining
@@ -96,9 +97,11 @@ def make_methods(
     # Not the decoder's: both keep pieces of their own kind of answer in their lanes.
     lanes = LaneTable()
     check, timeout_ns = settings.check_method_name, settings.timeout_ms * 1_000_000
+    # Where it matters who asks, nobody is told anything of a model before that is known.
+    crowds = Crowds(PREDICT, decoder.templates, tally) if guard is None else None
     methods = Methods(
         unary={
-            PREDICT: predict_method(client, decoder, encoder, tally, timeout_ns),
+            PREDICT: predict_method(client, decoder, encoder, tally, timeout_ns, crowds),
             CLASSIFY: examples_method(Kind.CLASSIFY, client, lanes, tally, timeout_ns, check_method_name=check),
             REGRESS: examples_method(Kind.REGRESS, client, lanes, tally, timeout_ns, check_method_name=check),
             MULTI_INFERENCE: multi_inference_method(client, lanes, tally, timeout_ns, check_method_name=check),
@@ -107,6 +110,7 @@ def make_methods(
             HANDLE_RELOAD_CONFIG_REQUEST: reload_method(client, tally),
         },
         heavy=frozenset((PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE)),
+        crowds=crowds.by_size if crowds is not None else {},
     )
     if settings.profiler:
         methods.unary.update(profiler_methods(client))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ringserve.broker.messages import Failure
+from ringserve.frontend.crowds import Crowds
 from ringserve.frontend.grpc_reply import GrpcReply, InferClient, refuse
 from ringserve.frontend.handler import Buffer, Call, UnaryHandler
 from ringserve.frontend.lanes import Lane
@@ -47,11 +48,16 @@ class _PredictReply(GrpcReply):
 
 
 def predict_method(
-    client: InferClient, decoder: PredictDecoder, encoder: PredictEncoder, tally: Tally, timeout_ns: int = 0
+    client: InferClient,
+    decoder: PredictDecoder,
+    encoder: PredictEncoder,
+    tally: Tally,
+    timeout_ns: int = 0,
+    crowds: Crowds | None = None,
 ) -> UnaryHandler:
     """The handler of Predict. `encoder` must be the only one that uses the decoder's lanes.
 
-    timeout_ns: of calls without a deadline; 0 = none.
+    timeout_ns: of calls without a deadline; 0 = none. crowds: hears which calls are refused.
     """
     decode, infer, clock_ns = decoder.decode, client.infer, tally.clock_ns
 
@@ -67,5 +73,7 @@ def predict_method(
         if request_id >= 0 and reply.call is not None:
             reply.request_id = request_id
             call.on_cancel(reply.cancel)
+        elif request_id < 0 and crowds is not None:
+            crowds.saw(message, lane, rows)
 
     return predict

@@ -102,18 +102,34 @@ TURNED_AWAY_TEXT: Final = "This server has more to do than it can do in time: th
 TURNED_AWAY_RETRY_MS: Final = 10
 
 
+class Crowd(Protocol):
+    """Messages of one length that would be refused now, known by how they begin and end. path: of their method."""
+
+    path: str
+    prefix: bytes
+    suffix: bytes
+
+    def room(self, timeout_ns: int) -> float:
+        """How many of them can be answered within that time; inf: it is over, forget them."""
+
+    def refuse(self, count: int) -> tuple[int, str, int]:
+        """So many are refused. What they are told: code, text, and in how many ms to come again (0: nothing)."""
+
+
 @dataclass(frozen=True)
 class Methods:
     """The methods of a server, by full path (`/package.Service/Method`). Others are answered UNIMPLEMENTED.
 
     heavy: unary ones that are refused when there is more to do than can be done in time.
     refused: is told of calls that no handler sees, as far as the engine knows of them.
+    crowds: by the length of a message, which ones an engine may refuse in their handlers' place; these change it.
     """
 
     unary: dict[str, UnaryHandler] = field(default_factory=dict)
     stream: dict[str, StreamHandler] = field(default_factory=dict)
     heavy: frozenset[str] = frozenset()
     refused: Callable[[Refused], None] | None = None
+    crowds: dict[int, list[Crowd]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,13 @@ class Ledger:
 
     def turn_away(self, count: int) -> None:
         """So many requests came, and were refused because they had waited for too long to be read."""
-        self.received += count
         self.unread += count
-        self.ended[_RESOURCE_EXHAUSTED] += count
+        self.refuse_all(_RESOURCE_EXHAUSTED, count)
+
+    def refuse_all(self, end: int, count: int) -> None:
+        """So many requests came and are answered that never were in flight."""
+        self.received += count
+        self.ended[end] += count
 
 
 class Books(NamedTuple):

@@ -113,6 +113,15 @@ class TemplateTable:
                 return template.lane, template.rows, [view[template.payloads[0]]]
         return None
 
+    def constants_of(self, message: Buffer) -> tuple[bytes, bytes] | None:
+        """How messages like this one begin and end, where all between is one payload of which any bytes are valid."""
+        view = memoryview(message)
+        for alike in self._by_length.get(len(message), ()):
+            for template in alike.by_prefix.get(view[alike.prefix_slice].tobytes(), ()):
+                if view[template.suffix_slice] == template.suffix and not template.gaps and not template.bools:
+                    return template.prefix, template.suffix
+        return None
+
     def learn(self, message: bytes, request: Request, tensors: dict[str, Tensor]) -> None:
         """Keep a template of `message`, which was parsed the long way as `request`, if it is of the plain kind."""
         length = len(message)

@@ -1,13 +1,18 @@
 """Pure: what a frontend does with the broker's word that a lane is overloaded: refuse at once who cannot be served in
 time, and tell clients when to come again.
 
-The word is believed for a few milliseconds, a part of the wait that it names: so long the queue cannot have become
-shorter by more than that part. Then the next request asks the broker again. Until then those that would be refused
-anyway cost neither a copy into the ring nor two messages.
+Whom the broker refuses would have waited too long behind what waits already, and it says how long. That is believed for
+a few milliseconds, a part of the wait: so long the queue cannot have become shorter by more than that part. And what
+this frontend has on its way in the lane at that moment is what it takes so long for: a part of it takes a part of the
+time. So who comes after that is refused here while there is too much on its way for the time that he has, which costs
+neither a copy into the ring nor two messages. The word fades, as the queue may move faster by now: more and more are
+let through until one is refused by the broker, which says it anew. It fades the sooner the fewer rows it is about, as
+it then costs little to find out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +21,14 @@ from ringserve.broker.messages import Code, Failed
 if TYPE_CHECKING:
     from ringserve.frontend.lanes import Lane
 
+#: So many rows a second are let through to find out whether the broker's word still holds, which fades within:
+_ASKED_ROW_NS: Final = 500_000
+_FADES_NS_MIN: Final = 20_000_000
+_FADES_NS_MAX: Final = 300_000_000
 _BELIEVED_PART: Final = 4
 _BELIEVED_NS_MAX: Final = 5_000_000
+#: Rows that are no queue.
+_ROWS_FEW: Final = 4
 #: So long after it a client is told when to come again.
 _TOLD_NS: Final = 1_000_000_000
 #: Not at once: of calls that are to be sent again within 1-2 ms grpcio's client (1.85) loses some, with any server.
@@ -27,16 +38,18 @@ _RETRY_CODES: Final = (int(Code.RESOURCE_EXHAUSTED), int(Code.UNAVAILABLE))
 
 
 class Pressure:
-    """What is known of a lane's load. wait_ns: in which time one more request can be promised an answer; a request of a
-    shorter timeout is refused while that is believed. text: the broker's, for those."""
+    """What is known of a lane's load. wait_ns: in which time one more request can be promised an answer, as the broker
+    said last. text: for those who are refused. rows: of this frontend's requests, on their way."""
 
-    __slots__ = ("_believed_until_ns", "_told_ns", "text", "wait_ns")
+    __slots__ = ("_fades_ns", "_rows_told", "_told_ns", "rows", "text", "wait_ns")
 
     def __init__(self) -> None:
         self.wait_ns = 0
         self.text = ""
+        self.rows = 0
+        self._fades_ns = _FADES_NS_MIN
+        self._rows_told = 0
         self._told_ns = -_TOLD_NS
-        self._believed_until_ns = 0
 
     def told(self, wait_ns: int, now_ns: int) -> None:
         """The broker has refused requests of this lane, and says so."""
@@ -46,11 +59,25 @@ class Pressure:
             f"{wait_ns / 1e6:.0f} ms at the earliest"
         )
         self._told_ns = now_ns
-        self._believed_until_ns = now_ns + min(wait_ns // _BELIEVED_PART, _BELIEVED_NS_MAX)
 
-    def is_believed(self, now_ns: int) -> bool:
-        """It was told a moment ago."""
-        return now_ns < self._believed_until_ns
+    def taken(self, rows: int) -> None:
+        """So many of `rows` the broker had taken when it said so."""
+        self._rows_told = rows
+        self._fades_ns = min(max(_FADES_NS_MIN, rows * _ASKED_ROW_NS), _FADES_NS_MAX)
+
+    def room(self, timeout_ns: int, now_ns: int) -> float:
+        """How many more rows can be answered within that time; inf where nothing is known against it."""
+        age_ns = now_ns - self._told_ns
+        if age_ns >= self._fades_ns or not self.wait_ns:
+            return math.inf
+        if timeout_ns < self.wait_ns and age_ns < min(self.wait_ns // _BELIEVED_PART, _BELIEVED_NS_MAX):
+            return 0.0
+        wait_ns = self.wait_ns * (1 - age_ns / self._fades_ns)
+        return timeout_ns / wait_ns * (self._rows_told + _ROWS_FEW) - _ROWS_FEW - self.rows
+
+    def is_crowded(self, now_ns: int) -> bool:
+        """Some are refused here."""
+        return self.wait_ns > 0 and now_ns - self._told_ns < self._fades_ns
 
     def retry_ms(self, code: int, now_ns: int) -> int:
         """When a request that failed with that code is best tried again; 0: nothing is known.
@@ -62,12 +89,13 @@ class Pressure:
         return min(max(_RETRY_MS_MIN, self.wait_ns // 1_000_000), _RETRY_MS_MAX)
 
 
-def note(failed: Failed, lanes: Iterable[Lane], now_ns: int) -> None:
-    """lanes: of the failed requests, some of them in `failed.waits`."""
+def note(failed: Failed, lanes: Iterable[Lane], now_ns: int) -> list[Pressure]:
+    """lanes: of the failed requests, some of them in `failed.waits`. Returns whom it concerns."""
     waits: dict[bytes, int] = dict(failed.waits)  # type: ignore[arg-type]
-    for lane in lanes:
-        if lane.key in waits:
-            lane.pressure.told(waits[lane.key], now_ns)
+    pressed = {lane.pressure: waits[lane.key] for lane in lanes if lane.key in waits}
+    for pressure, wait_ns in pressed.items():
+        pressure.told(wait_ns, now_ns)
+    return list(pressed)
 
 
 def retry_after(code: int, retry_ms: int) -> bytes:

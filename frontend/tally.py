@@ -105,12 +105,29 @@ class Tally:
     ) -> None:
         """A request as in `request` has failed, with this text."""
         self.request(entrypoint, api, model, code, started_ns, lane)
+        self._note(entrypoint, api, model, code, text, lane)
+
+    def refused(
+        self, entrypoint: str, api: str, model: str, code: int, text: str, lane: Lane, count: int
+    ) -> None:
+        """So many requests as in `failure` have failed alike, and at once."""
+        key = (entrypoint, api, model, code, lane)
+        counts = self._requests.get(key)
+        if counts is None:
+            self._plan_flush()
+            counts = self._requests[key] = [0] * (_REQUEST_SLOTS + 1)
+        counts[0] += count
+        self._note(entrypoint, api, model, code, text, lane, count)
+
+    def _note(
+        self, entrypoint: str, api: str, model: str, code: int, text: str, lane: Lane | None, count: int = 1
+    ) -> None:
         known_as = (entrypoint, api, model, code, lane, text[:_HEAD_CHARS])
-        if self._failures is not None and not self._failures.again(known_as):
+        if self._failures is not None and not self._failures.again(known_as, count):
             version = "" if lane is None else str(lane.spec.version)
             kept = shown_text(code, text, ran=lane is not None)
             what = (entrypoint, api, self._scope.label_of(model), version, Code(code).name, kept)
-            self._failures.note(what, time.time(), known_as)
+            self._failures.note(what, time.time(), known_as, count)
 
     def run(self, api: str, model: str, started_ns: int) -> None:
         """A model run for this request has ended well. api is capitalised for both entry points.

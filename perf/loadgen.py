@@ -42,8 +42,8 @@ class Load:
     `count`: measure so many calls instead of a duration. `compare`: exact, predict, json or floats; None: the
     generator's default. `tick_us`: wake for arrivals at most so often, which is cheaper. `slice_ms`: figures of each
     such slice of the duration as well. `deadline_ms`: of each call, from when it should have started; told to the
-    server, and kept here. `later_rate`: the rate from the second `later_s` of the measured window on. `extra`: further
-    options of the generator, as they are.
+    server, and kept here. `later_rate`: the rate from the second `later_s` of the measured window on. `cores`: those
+    that the generator may use; none: its parent's. `extra`: further options of the generator, as they are.
     """
 
     port: int
@@ -65,6 +65,7 @@ class Load:
     deadline_ms: float = 0.0
     later_s: float = 0.0
     later_rate: float = 0.0
+    cores: Sequence[int] = ()
     extra: Sequence[str] = ()
 
 
@@ -226,6 +227,8 @@ def run(
         command = [str(program), *arguments(load, Path(folder))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
+            if load.cores:
+                os.sched_setaffinity(process.pid, load.cores)
             assert process.stdout is not None
             for line in process.stdout:
                 event = json.loads(line)

@@ -2,6 +2,7 @@
 
     python -m perf.overload                 the MLP, the convolution net, starvation (about five minutes)
     python -m perf.overload --only conv     one of these: mlp, conv, starvation (--starvation is the last one alone)
+    python -m perf.overload --apart         the generator on a core of its own, the server on the others
     python -m perf.overload --quick         small and short: does it work
     python -m perf.overload --record        also appends a line per figure to perf/results/overload.tsv
 
@@ -13,8 +14,9 @@ deadline. Two models: the MLP, which is cheap, so that the frontend is what is o
 of such a piece is what it was in quiet. Starvation: model B under a light load, alone and beside model A at 400 % of
 its capacity.
 
-The generator takes its share of the same cores: what it cannot send in time counts as late, in the column `unsent` when
-every connection had as many calls in flight as the server allows.
+The generator takes its share of the same cores, the more the more it sends, unless it has one of its own: what it
+cannot send in time counts as late, in the column `unsent` when every connection had as many calls in flight as the
+server allows.
 Exit status: 1 if any answer was wrong or any call failed in another way than refused or late, 0 otherwise, targets met
 or not (`--strict`: 1 if missed).
 """
@@ -22,11 +24,12 @@ or not (`--strict`: 1 if missed).
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perf import loadgen, models, overload_starvation, processes
 from perf.loadgen import Exchange, Figures, Load
@@ -64,6 +67,7 @@ class Plan:
     recovery_share: int
     rate: float
     flags: tuple[str, ...]
+    generator_cores: tuple[int, ...] = ()
 
 
 def load_of(kind: Kind, server: Ringserve, exchanges: Sequence[Exchange], rate: float, plan: Plan, seed: int) -> Load:
@@ -71,14 +75,15 @@ def load_of(kind: Kind, server: Ringserve, exchanges: Sequence[Exchange], rate: 
     return Load(
         server.port, exchanges, connections=kind.connections, in_flight=IN_FLIGHT_MAX, rate=rate, tick_us=200.0,
         slice_ms=100.0, warmup_s=plan.warmup_s, duration_s=plan.duration_s, deadline_ms=kind.deadline_ms,
-        errors_allowed=True, extra=[f"--seed={seed}", "--reconnect"],
+        errors_allowed=True, cores=plan.generator_cores, extra=[f"--seed={seed}", "--reconnect"],
     )  # fmt: skip
 
 
-def capacity(kind: Kind, server: Ringserve, exchanges: Sequence[Exchange], seconds: float) -> float:
+def capacity(kind: Kind, server: Ringserve, exchanges: Sequence[Exchange], plan: Plan) -> float:
     """Calls a second, closed loop."""
+    seconds = plan.duration_s / 2
     load = Load(server.port, exchanges, connections=min(kind.connections, kind.in_flight), in_flight=kind.in_flight,
-                warmup_s=seconds / 2, duration_s=seconds)  # fmt: skip
+                warmup_s=seconds / 2, duration_s=seconds, cores=plan.generator_cores)  # fmt: skip
     return loadgen.run(load).calls_per_second
 
 
@@ -115,11 +120,12 @@ def recover(kind: Kind, server: Ringserve, load: Load, plan: Plan, full_rate: fl
 def run_kind(kind: Kind, plan: Plan, report: Report, options: argparse.Namespace) -> int:
     """Returns how many calls failed that were neither refused nor late."""
     model = models.prepared(kind.name)[kind.name]
+    name = f"{kind.name} apart" if plan.generator_cores else kind.name
     with ExitStack() as stack:
         server = stack.enter_context(Ringserve(kind.name, model.base_path, plan.flags))
         server.wait_ready(model.exchanges[0])
-        full_rate = plan.rate or capacity(kind, server, model.exchanges, plan.duration_s / 2)
-        print(f"\n{kind.name}: capacity {full_rate:,.0f} calls a second, deadline {kind.deadline_ms:g} ms", flush=True)
+        full_rate = plan.rate or capacity(kind, server, model.exchanges, plan)
+        print(f"\n{name}: capacity {full_rate:,.0f} calls a second, deadline {kind.deadline_ms:g} ms", flush=True)
         levels = []
         for seed, share in enumerate(plan.shares):
             load = load_of(kind, server, model.exchanges, full_rate * share / 100, plan, seed + 1)
@@ -127,8 +133,8 @@ def run_kind(kind: Kind, plan: Plan, report: Report, options: argparse.Namespace
         quiet = min(levels, key=lambda level: level.share).figures
         recovery = recover(kind, server, load, plan, full_rate, quiet)
         server.settle()
-    print_course(kind.name, kind.deadline_ms, full_rate, levels, recovery, report)
-    write_tables(kind.name, levels, recovery, options.output)
+    print_course(name, kind.deadline_ms, full_rate, levels, recovery, report)
+    write_tables(name, levels, recovery, options.output)
     return sum(level.failed for level in levels) + recovery.failed
 
 
@@ -142,6 +148,7 @@ def main() -> int:
     parser.add_argument("--duration_s", type=float, default=8.0, help="of each measured window")
     parser.add_argument("--rate", type=float, default=0.0, help="the capacity, calls a second; 0: measure it")
     parser.add_argument("--deadline_ms", type=float, default=0.0, help="0: the model's own")
+    parser.add_argument("--apart", action="store_true", help="the generator has the last core for itself")
     add_server_options(parser, "overload")
     options = parser.parse_args()
     only = "starvation" if options.starvation else options.only
@@ -149,6 +156,12 @@ def main() -> int:
     plan = Plan(shares, 1.5, options.duration_s, 4.0, 5.0, 200, options.rate, server_flags(options))
     if options.quick:
         plan = Plan((50, 200), 0.3, 0.7, 0.5, 0.7, 200, options.rate or 200.0, server_flags(options))
+    if options.apart:
+        *server_cores, last = sorted(os.sched_getaffinity(0))
+        if not server_cores:
+            parser.error("--apart needs two cores")
+        os.sched_setaffinity(0, server_cores)
+        plan = replace(plan, generator_cores=(last,))
     report = Report()
 
     def program() -> int:
@@ -160,7 +173,7 @@ def main() -> int:
             if only in (None, kind.name):
                 chosen = Kind(kind.name, kind.in_flight, options.deadline_ms or kind.deadline_ms, kind.connections)
                 failed += run_kind(chosen, plan, report, options)
-        if only in (None, "starvation"):
+        if only in (None, "starvation") and not options.apart:
             failed += overload_starvation.run(plan.duration_s, plan.rate, plan.flags, report)
         print(f"\n{time.monotonic() - began_s:.0f} s; tables in {options.output}")
         return failed

@@ -22,9 +22,10 @@ _TURNED_AWAY: Final = frames.refusal_block(RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT,
 _TURNED_AWAY_HEAD: Final = frames.headers(0, _TURNED_AWAY, True, frames.FRAME_BYTES_DEFAULT)[:5]
 
 
-def turned_away(streams: Sequence[bytes]) -> bytes:
-    """The frames that refuse the calls on these streams, as identifiers are on the wire."""
-    return _TURNED_AWAY_HEAD + (_TURNED_AWAY + _TURNED_AWAY_HEAD).join(streams) + _TURNED_AWAY
+def turned_away(streams: Sequence[bytes], block: bytes = _TURNED_AWAY) -> bytes:
+    """The frames that refuse the calls on these streams, as identifiers are on the wire. block: of their headers."""
+    head = frames.headers(0, block, True, frames.FRAME_BYTES_DEFAULT)[:5]
+    return head + (block + head).join(streams) + block
 
 
 class Exchange:

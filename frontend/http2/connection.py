@@ -88,7 +88,8 @@ class Connection(Refusing):
         room = self.room_calls
         waited_ns = self.waited_ns() if room else NEVER_NS  # where there is no room nobody has the patience
         sought_ns = NEVER_NS if self.is_in_rush else waited_ns  # who has less patience is looked for in runs
-        calls = resets = 0
+        crowds = self._crowds
+        calls = resets = spared_at = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
                 break
@@ -138,9 +139,9 @@ class Connection(Refusing):
                 ):
                     block = data[at + 9 : stop]
                     request = blocks.get(block) or self._decode(block)
-                    if 0 < request.patience_ns < sought_ns:
+                    if request.patience_ns and at >= spared_at and (request.patience_ns < sought_ns or crowds):
                         self.room_calls = room
-                        after = self._turn_away_run(data, at, request, waited_ns)
+                        after, spared_at = self._refuse_run(data, at, request, waited_ns, sought_ns)
                         sought_ns = waited_ns
                         if after:
                             at = after

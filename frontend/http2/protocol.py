@@ -81,6 +81,8 @@ class EngineProtocol(asyncio.Protocol):
         self._can_write = True
         self._is_full = False  # with answers that the client does not take
         self._waits_for_turn = False  # with the rest of a read, or with the next one
+        self._is_paused = False  # so that its next read holds more
+        self._paused_ns = 0  # since when; 0: it has been read after that
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -117,6 +119,8 @@ class EngineProtocol(asyncio.Protocol):
         connection.is_awake = True  # `flush` follows anyway
         now_ns = self.clock_ns()
         since_ns = arrivals.since_ns(len(data), now_ns, connection.held_bytes)
+        if self._paused_ns:
+            since_ns, self._paused_ns = min(since_ns, self._paused_ns), 0
         if arrivals.is_standing:
             rush.seen(now_ns)
         connection.is_in_rush = rush.is_on(now_ns)
@@ -129,6 +133,12 @@ class EngineProtocol(asyncio.Protocol):
         self.flush()
         if must_wait or connection.has_rest:
             self._wait_for_turn()
+        elif connection.was_crowded and len(data) < LONG_READ_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._paused_ns = now_ns
+            self._engine.pauses.ask(self)
+            self._set_reading()
+        connection.was_crowded = False
 
     def _receive_in_rush(self, data: bytes, since_ns: int, now_ns: int) -> bool:
         """Takes some calls of a read and refuses the others. Whether the next read must wait for its turn.
@@ -168,9 +178,14 @@ class EngineProtocol(asyncio.Protocol):
         self._set_reading()
         return self._waits_for_turn
 
+    def go_on(self) -> None:
+        """The pause is over."""
+        self._is_paused = False
+        self._set_reading()
+
     def _set_reading(self) -> None:
         """Reads while there is room for answers, and nothing of what was read waits."""
-        paused = self._is_full or self._waits_for_turn
+        paused = self._is_full or self._waits_for_turn or self._is_paused
         if paused != self._reading_paused and not self._transport.is_closing():
             self._reading_paused = paused
             if paused:

@@ -32,12 +32,15 @@ def run_of_calls(
     last_stream_id: int,
     message_bytes_max: int,
     goes_on: Callable[[bytes, int], bool],
+    begins: bytes = b"",
+    ends: bytes = b"",
 ) -> tuple[list[bytes], int, int]:
     """The whole calls from `at` on that are as long as the first, each one a HEADERS and a DATA frame.
 
     request: the first one's, whose HEADERS frame lies whole at `at` and is in order. goes_on: whether a call with these
-    other headers and so many bytes of DATA belongs to them. Returns their streams, as they are on the wire; how long
-    each is with both frames; and the bytes of DATA of each. No streams: this is no run.
+    other headers and so many bytes of DATA belongs to them. begins, ends: what each message does so with. Returns their
+    streams, as they are on the wire; how long each is with both frames; and the bytes of DATA of each. No streams: this
+    is no run.
     """
     none: tuple[list[bytes], int, int] = ([], 0, 0)
     body_at = at + 9 + (_frame_header(data, at)[0] >> 8)
@@ -48,16 +51,21 @@ def run_of_calls(
     size = body_bytes - _PREFIX_BYTES
     call_bytes = body_at + 9 + body_bytes - at
     count = (len(data) - at) // call_bytes
-    if count < RUN_CALLS_MIN or head & 255 != DATA or flags != END_STREAM or not 0 <= size <= message_bytes_max:
+    calls_min = 1 if begins else RUN_CALLS_MIN
+    rest_bytes = size - len(begins) - len(ends)
+    if count < calls_min or head & 255 != DATA or flags != END_STREAM or rest_bytes < 0 or size > message_bytes_max:
         return none
     if request.body_bytes not in (-1, body_bytes):
         return none
     begin, middle = data[at : at + _STREAM_AT], data[at + 9 : body_at + _STREAM_AT]
-    body_head, prefix = middle[-_STREAM_AT:], b"\x00" + size.to_bytes(4, "big")
+    body_head, prefix = middle[-_STREAM_AT:], b"\x00" + size.to_bytes(4, "big") + begins
     last, streams = last_stream_id.to_bytes(4, "big"), []
-    heads = Struct(f"{_STREAM_AT}s4s{len(middle)}s4s{_PREFIX_BYTES}s{size}x")
-    for first, stream, second, again, third in heads.iter_unpack(memoryview(data)[at : at + count * call_bytes]):
-        if first != begin or third != prefix or again != stream or not last < stream < _ID_END or not stream[3] & 1:
+    heads = Struct(f"{_STREAM_AT}s4s{len(middle)}s4s{len(prefix)}s{rest_bytes}x{len(ends)}s")
+    calls = memoryview(data)[at : at + count * call_bytes]
+    for first, stream, second, again, third, fourth in heads.iter_unpack(calls):
+        if first != begin or third != prefix or fourth != ends or again != stream:
+            break
+        if not last < stream < _ID_END or not stream[3] & 1:
             break
         if second != middle and not (
             second[-_STREAM_AT:] == body_head and goes_on(second[:-_STREAM_AT], body_bytes)

@@ -18,7 +18,7 @@ from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.heap import keep_freed_memory
 from ringserve.frontend.http2.protocol import EngineProtocol, HostOfTheGone
 from ringserve.frontend.http2.rush import Rush
-from ringserve.frontend.http2.turns import Turns
+from ringserve.frontend.http2.turns import Pauses, Turns
 from ringserve.frontend.listening import let_accepted_join
 from ringserve.frontend.tls_door import TlsDoor
 
@@ -49,6 +49,7 @@ class NativeEngine:
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
         self.turns = Turns(self._loop)
+        self.pauses = Pauses(self._loop)
         self.rush = Rush()
         self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)
         self._servers: list[asyncio.Server] = []

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
+
+_PAUSE_S: Final = 0.003
 
 
 class Waiting(Protocol):
@@ -40,3 +42,32 @@ class Turns:
             self._queue.append(first)
         if self._queue:
             self._loop.call_soon(self._next)
+
+
+class Paused(Protocol):
+    """Who waits for the end of a pause."""
+
+    def go_on(self) -> None: ...
+
+
+class Pauses:
+    """Connections that are not read for a moment, as most of what they send is refused: all go on at one time.
+
+    A read of one call costs as much as one of twenty. Whoever is refused has time, and so do those that are taken, as
+    they wait in a full queue anyway; but what reading costs is taken from the workers.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._paused: list[Paused] = []
+
+    def ask(self, paused: Paused) -> None:
+        """`paused` goes on when the pause is over."""
+        if not self._paused:
+            self._loop.call_later(_PAUSE_S, self._end)
+        self._paused.append(paused)
+
+    def _end(self) -> None:
+        paused, self._paused = self._paused, []
+        for each in paused:
+            each.go_on()

@@ -245,6 +245,28 @@ async def test_a_failure_of_the_broker_reaches_the_reply_once(tmp_path: Path) ->
         assert seen.failures == [(Code.UNAVAILABLE, "no")]
 
 
+async def test_while_a_lane_is_full_who_would_come_too_late_is_refused_here(tmp_path: Path) -> None:
+    lane = Lane(LANE.spec)
+    async with staged(tmp_path) as (stage, client, _):
+        worker_id = await stage.worker_joins()
+        taken, refused, late = Seen(), Seen(), Seen()
+        second_ns = 1_000_000_000
+        ids = [client.infer(lane, 1, [ROW], 60 * second_ns, reply) for reply in (taken, refused, late)]
+        stage.send(Failed([[ids[1], Code.RESOURCE_EXHAUSTED, "full"]], [[lane.key, 50 * second_ns]]))
+        await until(lambda: refused.failures)
+        # Of three rows the broker has taken one; the third came later, and nobody knows what becomes of it.
+        here = Seen()
+        assert client.infer(lane, 1, [ROW], 50 * second_ns, here) == -1
+        assert here.failures == [(Code.RESOURCE_EXHAUSTED, lane.pressure.text)]
+        assert client.infer(lane, 1, [ROW], 0, Seen()) > 0  # who has time is not asked
+        assert client.infer(lane, 1, [ROW], 100 * second_ns, Seen()) > 0
+        assert lane.pressure.rows == 4
+        stage.answer(worker_id, np.array([[4.0]]), [[ids[0], 0, 1, 0]])
+        await until(lambda: taken.answers)
+        assert lane.pressure.rows == 3
+    assert lane.pressure.rows == 0
+
+
 async def test_parts_of_a_split_request_are_joined_in_row_order(tmp_path: Path) -> None:
     async with staged(tmp_path) as (stage, client, _):
         worker_id = await stage.worker_joins()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from ringserve.broker.messages import Code, Failed, InputSpec, LaneSpec
@@ -12,14 +14,47 @@ MS = 1_000_000
 NOW = 1_000 * MS
 
 
+@pytest.mark.parametrize(("rows", "fades_ms"), [(0, 20), (40, 20), (100, 50), (600, 300), (9_000, 300)])
+def test_a_word_about_few_rows_fades_soon(rows: int, fades_ms: int) -> None:
+    pressure = Pressure()
+    pressure.told(40 * MS, NOW)
+    pressure.taken(rows)
+    assert pressure.is_crowded(NOW + fades_ms * MS - 1)
+    assert not pressure.is_crowded(NOW + fades_ms * MS)
+
+
 @pytest.mark.parametrize(
-    ("wait_ms", "after_ms", "believed"),
-    [(100, 0, True), (100, 4.9, True), (100, 5, False), (8, 1.9, True), (8, 2, False), (0, 0, False)],
+    ("rows", "timeout_ms", "after_ms", "room"),
+    [
+        (100, 40, 0, 0),  # what the broker has taken takes the time that it named
+        (60, 40, 0, 40),
+        (100, 20, 6, -44.9),
+        (100, 80, 0, 104),
+        (0, 1, 6, -1.05),  # a few rows are no queue, but they are not nothing
+        (0, 2, 6, 1.91),
+        (0, 39, 4, 0),  # the queue itself cannot be that much shorter yet
+        (0, 39, 5, 108.67),
+        (100, 40, 25, 104),  # the word has half faded
+        (100, 1, 50, inf),
+    ],
 )
-def test_the_word_is_believed_for_a_part_of_the_wait(wait_ms: int, after_ms: float, believed: bool) -> None:
+def test_there_is_room_for_what_fits_into_the_time(rows: int, timeout_ms: int, after_ms: int, room: float) -> None:
+    pressure = Pressure()
+    assert pressure.room(1, NOW) == inf
+    pressure.told(40 * MS, NOW)
+    pressure.taken(100)
+    pressure.rows = rows
+    assert pressure.room(timeout_ms * MS, NOW + after_ms * MS) == pytest.approx(room, abs=0.01)
+    assert pressure.is_crowded(NOW + after_ms * MS) == (room < inf)
+
+
+@pytest.mark.parametrize(("wait_ms", "believed_ms"), [(100, 5), (8, 2)])
+def test_the_word_is_believed_for_a_part_of_the_wait(wait_ms: int, believed_ms: int) -> None:
     pressure = Pressure()
     pressure.told(wait_ms * MS, NOW)
-    assert pressure.is_believed(NOW + int(after_ms * MS)) == believed
+    pressure.taken(1)
+    assert pressure.room((wait_ms - 1) * MS, NOW + believed_ms * MS - 1) == 0
+    assert pressure.room((wait_ms - 1) * MS, NOW + believed_ms * MS) > 0
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_overload(tmp_path: Path) -> None:
 
 
 def test_starvation(tmp_path: Path) -> None:
+    shown = run("overload", tmp_path, "--only", "mlp", "--apart")
+    assert "mlp apart: capacity" in shown
     shown = run("overload", tmp_path, "--starvation")
     assert judged(shown, "starvation: p99 of mlp beside conv at 400 %, times alone")
     assert len(re.findall(r"^  (?:alone|beside) +[\d,]+ ", shown, re.MULTILINE)) == 4

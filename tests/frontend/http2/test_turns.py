@@ -188,8 +188,8 @@ class Loop:
 
     def __init__(self) -> None:
         self.echoed = 0
-        methods = Methods({ECHO: self._echo}, {})
-        self.engine = NativeEngine(methods, EngineLimits(stall_ms_max=0), lambda error: None)
+        self.methods = Methods({ECHO: self._echo}, {}, frozenset((ECHO,)))
+        self.engine = NativeEngine(self.methods, EngineLimits(stall_ms_max=0), lambda error: None)
 
     def _echo(self, call: Any, data: Any) -> None:
         self.echoed += 1
