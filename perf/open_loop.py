@@ -26,8 +26,10 @@ from perf.servers import Ringserve
 
 SHARE = 70
 SHARES = (10, 30, 50, 60, 80, 90, 95)
-#: Above this rate the generator wakes for arrivals every TICK_US only, as a timer for each would take half a core.
-TICK_RATE, TICK_US = 10_000.0, 50.0
+#: Above this rate the generator wakes for arrivals every TICK_US only; what that makes them later counts as latency. A
+#: timer for each would take half a core, and every 50 us still 0.43 of one, where the closed loop takes 0.08: 36,000
+#: calls a second were answered in 160 ms in the middle then, with 200 us in 25 (four runs each, in turns).
+TICK_RATE, TICK_US = 10_000.0, 200.0
 
 
 @dataclass(frozen=True)
