@@ -121,7 +121,7 @@ class Client:
         if self.recorder is not None:
             self.recorder.see(lane, rows, payloads, getattr(reply, "api", ""))
         pressure = lane.pressure
-        if timeout_ns and pressure.wait_ns and pressure.room(timeout_ns, time.monotonic_ns()) < rows:
+        if timeout_ns and pressure.wait_ns and pressure.room(timeout_ns, time.monotonic_ns()) <= 0:
             reply.fail(Code.RESOURCE_EXHAUSTED, pressure.text)
             return -1
         if lane.heads is not None:

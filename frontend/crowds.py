@@ -8,6 +8,7 @@ decoded to find its lane. Clients that send much send alike, so the next ones ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, inf
 from typing import Final
 
 from ringserve.broker.messages import Code
@@ -19,7 +20,7 @@ from ringserve.frontend.tally import GRPC, Tally
 
 #: Of one length; each costs a comparison.
 _ALIKE_MAX: Final = 8
-_LENGTHS_MAX: Final = 512
+_LENGTHS_MAX: Final = 64
 
 
 class _Crowd:
@@ -37,7 +38,8 @@ class _Crowd:
         self._clock_ns: Callable[[], int] = tally.clock_ns
 
     def room(self, timeout_ns: int) -> float:
-        return self._lane.pressure.room(timeout_ns, self._clock_ns()) / self._rows
+        room = self._lane.pressure.room(timeout_ns, self._clock_ns())
+        return room if room == inf else max(0, ceil(room / self._rows))
 
     def refuse(self, count: int) -> tuple[int, str, int]:
         pressure, code = self._lane.pressure, int(Code.RESOURCE_EXHAUSTED)

@@ -66,7 +66,8 @@ class Pressure:
         self._fades_ns = min(max(_FADES_NS_MIN, rows * _ASKED_ROW_NS), _FADES_NS_MAX)
 
     def room(self, timeout_ns: int, now_ns: int) -> float:
-        """How many more rows can be answered within that time; inf where nothing is known against it."""
+        """How many more rows can go before one that is still answered within that time; 0 and less: it is too late;
+        inf: nothing is known against it."""
         age_ns = now_ns - self._told_ns
         if age_ns >= self._fades_ns or not self.wait_ns:
             return math.inf

@@ -70,6 +70,10 @@ class Arrivals:
         self._judge(now_ns, is_short or unfinished_bytes > LONG_MESSAGES_BYTES)
         return since_ns
 
+    def is_empty(self) -> bool:
+        """Nothing lies in the socket now."""
+        return self._unread() == 0
+
     def _judge(self, now_ns: int, is_fresh: bool) -> None:
         if is_fresh:
             self._fresh_ns = now_ns

@@ -82,7 +82,7 @@ class EngineProtocol(asyncio.Protocol):
         self._is_full = False  # with answers that the client does not take
         self._waits_for_turn = False  # with the rest of a read, or with the next one
         self._is_paused = False  # so that its next read holds more
-        self._paused_ns = 0  # since when; 0: it has been read after that
+        self._paused_ns = 0  # since when; 0: nothing came meanwhile, or it has been read
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -181,6 +181,8 @@ class EngineProtocol(asyncio.Protocol):
     def go_on(self) -> None:
         """The pause is over."""
         self._is_paused = False
+        if self._transport.is_closing() or self._arrivals.is_empty():
+            self._paused_ns = 0
         self._set_reading()
 
     def _set_reading(self) -> None:

@@ -260,10 +260,12 @@ async def test_while_a_lane_is_full_who_would_come_too_late_is_refused_here(tmp_
         assert here.failures == [(Code.RESOURCE_EXHAUSTED, lane.pressure.text)]
         assert client.infer(lane, 1, [ROW], 0, Seen()) > 0  # who has time is not asked
         assert client.infer(lane, 1, [ROW], 100 * second_ns, Seen()) > 0
-        assert lane.pressure.rows == 4
+        large = Seen()
+        assert client.infer(lane, 9, [ROW * 9], 100 * second_ns, large) > 0  # however many rows it has itself
+        assert lane.pressure.rows == 13
         stage.answer(worker_id, np.array([[4.0]]), [[ids[0], 0, 1, 0]])
         await until(lambda: taken.answers)
-        assert lane.pressure.rows == 3
+        assert lane.pressure.rows == 12
     assert lane.pressure.rows == 0
 
 

@@ -70,8 +70,10 @@ def test_messages_like_one_that_was_refused_are_a_crowd(tmp_path: Path) -> None:
     assert len(crowd.prefix) + 16 + len(crowd.suffix) == len(other)
     assert not message_of([5, 6, 7, 8], "n").startswith(crowd.prefix)
     assert crowd.room(40 * MS) == 3  # of two rows each
-    lane.pressure.rows = 2
-    assert crowd.room(40 * MS) == 2
+    lane.pressure.rows = 3
+    assert crowd.room(40 * MS) == 2  # there is room for half of the second one, and nothing else is before it
+    lane.pressure.rows = 7
+    assert crowd.room(40 * MS) == 0
     bench.now_ns += 300 * MS
     assert crowd.room(1) == inf
 

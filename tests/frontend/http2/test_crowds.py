@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code
+from ringserve.frontend.http2.arrivals import Arrivals
 from tests.frontend.http2.peer import ECHO, HOLD, Peer, answers, request_fields
 from tests.frontend.http2.test_runs import TIMEOUT, call, quiet_peer
 from tests.frontend.http2.test_turns import Loop
@@ -135,11 +136,13 @@ def test_calls_without_a_deadline_and_of_light_methods_wait() -> None:
     assert not crowd.count
 
 
-def test_whose_calls_were_refused_is_not_read_for_a_moment_and_that_counts_as_waiting() -> None:
+@pytest.mark.parametrize("has_come", [True, False])
+def test_whose_calls_were_refused_is_not_read_for_a_moment_and_what_comes_then_has_waited(has_come: bool) -> None:
     async def run() -> None:
         loop, crowd, clock_ns = Loop(), MadeUp(0), time.monotonic_ns
         loop.methods.crowds[5] = [crowd]
         clients = [loop.connect() for _ in range(3)]
+        clients[0][0]._arrivals = Arrivals(lambda: 100 if has_come else 0)
         (one, sock), (two, other), (_, theirs) = clients
         peer = Peer()
         peer.block(request_fields())
@@ -154,7 +157,10 @@ def test_whose_calls_were_refused_is_not_read_for_a_moment_and_that_counts_as_wa
                 await asyncio.sleep(0.001)  # a pause is of real time
         at_ns = clock_ns()
         one.data_received(peer.call(3, b"alike", ECHO, TIMEOUT))
-        assert crowd.timeouts_ns[-1] <= 100 * MS - (at_ns - paused_ns)
+        if has_come:
+            assert crowd.timeouts_ns[-1] <= 100 * MS - (at_ns - paused_ns)
+        else:
+            assert crowd.timeouts_ns[-1] >= 100 * MS - (clock_ns() - at_ns)
         assert (sock.pauses, other.pauses) == (2, 1)
         assert loop.echoed == 0
         one.data_received(peer.call(5, b"unlike", ECHO, TIMEOUT))
