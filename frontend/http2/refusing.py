@@ -100,8 +100,9 @@ class Refusing(Arriving):
             data, at, request, self.last_stream_id, self._limits.message_bytes_max, goes_on, crowd.prefix, crowd.suffix
         )
         end = at + len(streams) * call_bytes
-        if room >= 1:
-            del streams[-int(room) :]
+        taken = int(min(room, self.room_calls))
+        if taken > 0:
+            del streams[-taken:]
         if streams:
             self.was_crowded = True
             code, text, retry_ms = crowd.refuse(len(streams))

@@ -66,6 +66,14 @@ def test_all_but_the_newest_for_which_there_is_room_are_refused(room: float, cal
     assert peer.connection.was_crowded == bool(crowd.count)
 
 
+def test_in_a_rush_no_more_are_taken_than_of_others() -> None:
+    peer, crowd = crowded(7)
+    peer.connection.is_in_rush, peer.connection.room_calls = True, 3
+    peer.send(b"".join(peer.call(stream_id, b"alike", ECHO, TIMEOUT) for stream_id in range(1, 41, 2)))
+    assert len(peer.messages) == 3
+    assert (crowd.count, peer.host.account.calls.unread) == (17, 0)
+
+
 def test_what_is_left_of_the_timeouts_counts() -> None:
     peer, crowd = crowded(0)
     peer.send(peer.call(1, b"alike", ECHO, TIMEOUT), 20 * MS)
