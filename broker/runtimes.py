@@ -71,13 +71,14 @@ class RunTimes:
         self._samples += 1
         size = rows.bit_length()
         mean = self._means.get(size)
-        if mean is None or self._samples - mean[3] > _FRESH_BATCHES:
-            self._means[size] = [1.0, float(rows), float(run_ns), self._samples]
+        if mean is None:
+            mean = self._means[size] = [1.0, float(rows), float(run_ns), self._samples]
         else:
             predicted = mean[2] + self.row_ns * (rows - mean[1])
             if predicted > 0.0:
                 self._error += (min(abs(run_ns - predicted) / predicted, 1.0) - self._error) / _MEMORY_BATCHES
-            if mean[0] < _KNOWN_RUNS and run_ns < mean[2] / 2:
+            is_doubtful = mean[0] < _KNOWN_RUNS or self._samples - mean[3] > _FRESH_BATCHES
+            if is_doubtful and run_ns < mean[2] / 2:
                 mean[1:3] = [float(rows), float(run_ns)]  # the runs before were cold ones (one a worker), forget them
             else:
                 gain = max(1.0 / (mean[0] + 1.0), 1.0 / _MEMORY_BATCHES)
@@ -87,14 +88,19 @@ class RunTimes:
             mean[3] = self._samples
         beyond_ns = min(max(held_ns - run_ns, 0), 10 * MILLISECOND_NS)
         self.turnaround_ns += (beyond_ns - self.turnaround_ns) / min(self._samples, _MEMORY_BATCHES)
-        self._fit()
+        self._fit(mean)
 
-    def _fit(self) -> None:
+    def _fit(self, latest: list[float]) -> None:
+        """latest: the mean of the size that ran just now. Once a batch, so without the cost of `min` and `max`."""
         # What one large batch once took, the first one perhaps, must not keep batches small for ever: so it would never
         # be measured again.
-        stale, means = self._samples - _FRESH_BATCHES, self._means.values()
-        small = min(means, key=_mean_rows)
-        large = max((mean for mean in means if mean[3] > stale), key=_mean_rows)
+        stale = self._samples - _FRESH_BATCHES
+        small = large = latest
+        for mean in self._means.values():
+            if mean[1] < small[1]:
+                small = mean
+            elif mean[1] > large[1] and mean[3] > stale:
+                large = mean
         if small is large:
             self.fixed_ns, self.row_ns = 0.0, small[2] / small[1]
             return

@@ -130,6 +130,25 @@ def test_larger_batches_are_tried_again_when_none_was_seen_for_long() -> None:
     assert times.rows_enough(ENOUGH) > 100
 
 
+@pytest.mark.parametrize("runs", [1, 20])
+def test_a_size_that_was_slow_long_ago_is_learned_anew(runs: int) -> None:
+    times = times_of((100, 300 * MS), repeat=runs)
+    for _ in range(300):
+        times.observe(1, 350 * US, 350 * US)
+    times.observe(100, 5 * MS, 5 * MS)
+    assert times.predict(100) == pytest.approx(5 * MS, rel=0.1)
+
+
+def test_a_size_that_comes_again_after_long_is_still_known() -> None:
+    """Or one small batch among hundreds of large ones would undo what limits these."""
+    times = times_of((1, 4 * MS), (16, 64 * MS), repeat=KNOWN)
+    for _ in range(3):
+        for _ in range(300):
+            times.observe(16, 64 * MS, 64 * MS)
+        times.observe(1, 4 * MS, 4 * MS)
+        assert times.rows_enough(ENOUGH) == 3
+
+
 def test_a_large_first_batch_that_was_slow_does_not_keep_batches_small_for_ever() -> None:
     """A server that begins under load: its first batch is large and cold, and the next ones must be in time."""
     times = times_of((100, 300 * MS))
