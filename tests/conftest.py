@@ -1,9 +1,11 @@
-"""What all tests have in common: nothing is compiled or looked through twice, and the long files come first."""
+"""What all tests have in common: nothing is compiled or looked through twice, the long files come first, and a test
+that failed shows what the servers said that ran then."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _HERE = Path(__file__).parent
+_LOG_CHARS_MAX = 10_000
 #: Folders whose tests start servers, or TensorFlow, the longest first. The thousands of quick tests come last, and fill
 #: the time until every process of the run is done.
 _LONG_FIRST = ("perf", "faults", "docs", "e2e", "systemd", "workers", "deploy", "cli", "fuzz", "commands", "sim")
@@ -33,6 +36,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A server that several tests share outlives the one that failed, so nobody else would print its log."""
+    report = yield
+    servers = sys.modules.get("tests.e2e.server")  # imported by whoever starts one
+    if report.failed and servers is not None:
+        for server in servers.Server.running:
+            report.sections.append((f"server {server.process.pid}", server.log[-_LOG_CHARS_MAX:]))
+    return report
 
 
 def _rank(path: Path) -> int:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psutil
 
@@ -39,6 +39,8 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = _PAT
 
 class Server:
     """One server under test. Use it as a context manager; leaving it asserts that it stops cleanly."""
+
+    running: ClassVar[set[Server]] = set()
 
     def __init__(
         self, directory: Path, *arguments: str, environment: dict[str, str] | None = None, uid: int | None = None
@@ -65,6 +67,7 @@ class Server:
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
+        self.running.add(self)
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -167,6 +170,7 @@ class Server:
             else:
                 print(self.log)
         finally:
+            self.running.discard(self)
             for process in self.family():
                 process.kill()
             self.process.wait(10)

@@ -21,9 +21,11 @@ _INNOCENT = 6
 
 @pytest.fixture(scope="module")
 def stage(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with Stage(tmp_path_factory.mktemp("stage"), models) as stage:
+    # A broker that got no time for two seconds, on a loaded host, would be taken to hang: nothing here is about that.
+    with Stage(tmp_path_factory.mktemp("stage"), models, hang_ms_max="30000") as stage:
         stage.wait_ready()
         yield stage
+    assert stage.log.count("supervisor: started ") == 4  # the pool replaced workers, and nobody else was ever replaced
 
 
 def test_poison_ends_two_workers_and_its_batch_mates_are_answered(stage: Stage) -> None:
