@@ -143,6 +143,9 @@ def _text(output: NamedOutput, gently: bool) -> bytes | Failure:
 
 # ----------------------------------------------------------------------------------------------------------- metadata
 
+#: TensorFlow's own, which every SavedModel of Keras has and nobody can ask for.
+_INIT_SIGNATURE: Final = "__saved_model_init_op"
+
 
 def server_body(version: str) -> bytes:
     """What `GET /v2` says."""
@@ -168,6 +171,6 @@ def model_body(servable: ServableView, signature: SignatureView, versions: Seque
             "versions": [str(version) for version in versions],
             "platform": "tensorflow_savedmodel",
             **found,
-            "properties": {"signatures": ",".join(servable.signatures)},
+            "properties": {"signatures": ",".join(name for name in servable.signatures if name != _INIT_SIGNATURE)},
         }
     )

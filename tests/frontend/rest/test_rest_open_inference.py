@@ -297,6 +297,14 @@ def test_health_and_metadata() -> None:
     assert call(ready, "GET", "/v2/health/ready").json == {"ready": True}
 
 
+def test_a_signature_that_nobody_can_ask_for_is_not_told() -> None:
+    signature = signature_def({"x": (dt.FLOAT, [-1])}, {"y": (dt.FLOAT, [-1])})
+    signatures = {"serving_default": signature, "__saved_model_init_op": signature_def({}, {}), "other": signature}
+    app = make_app(RestLoopback(catalog_of(version_info(signatures=signatures))))
+    told = call(app, "GET", "/v2/models/default").json["properties"]["signatures"]
+    assert sorted(told.split(",")) == ["other", "serving_default"]
+
+
 def test_what_is_not_there_is_told_in_json() -> None:
     assert (call(None, "GET", "/v2/nothing").status, call(None, "GET", "/v2/nothing").error) == (404, "Not Found")
     answer = call(None, "PUT", INFER)
