@@ -18,7 +18,8 @@ enum {
 };
 
 #define FRAME_HEAD_BYTES 9
-#define FRAME_BYTES_MAX 16384 /* what we accept: the protocol's default */
+#define FRAME_BYTES_DEFAULT 16384 /* until the server says that it takes more */
+#define FRAME_BYTES_MAX 131072 /* what we accept: official clients 4 MiB, but a frame must fit into half of IN_BYTES */
 #define WINDOW_MAX 0x7fffffff
 
 struct http2 {
@@ -357,7 +358,7 @@ static size_t http2_receive(struct connection *c, const uint8_t *data, size_t by
         size_t frame_bytes = (size_t)head[0] << 16 | (size_t)head[1] << 8 | head[2];
         char text[TEXT_BYTES];
         if (frame_bytes > FRAME_BYTES_MAX) {
-            connection_break(c, OUTCOME_PROTOCOL, "a frame larger than 16384 bytes, or no HTTP/2 at all");
+            connection_break(c, OUTCOME_PROTOCOL, "a frame larger than we take, or no HTTP/2 at all");
             return used;
         }
         if (bytes - used - FRAME_HEAD_BYTES < frame_bytes) break;
@@ -372,7 +373,8 @@ static size_t http2_receive(struct connection *c, const uint8_t *data, size_t by
 }
 
 static void http2_opened(struct connection *c) {
-    static const uint8_t settings[] = {0, ENABLE_PUSH, 0, 0, 0, 0, 0, INITIAL_WINDOW_SIZE, 0x7f, 0xff, 0xff, 0xff};
+    static const uint8_t settings[] = {0, ENABLE_PUSH, 0, 0, 0, 0, 0, INITIAL_WINDOW_SIZE, 0x7f, 0xff, 0xff, 0xff,
+                                       0, MAX_FRAME_SIZE, 0, FRAME_BYTES_MAX >> 16, 0, 0};
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     struct http2 *h = allocate(NULL, sizeof *h);
     memset(h, 0, sizeof *h);
@@ -381,7 +383,7 @@ static void http2_opened(struct connection *c) {
     h->stream_next = 1;
     h->request_table_bytes = HPACK_TABLE_BYTES;
     h->window_bytes = h->stream_window_bytes = 65535;
-    h->frame_bytes_max = FRAME_BYTES_MAX;
+    h->frame_bytes_max = FRAME_BYTES_DEFAULT;
     h->streams_mask = 1023;
     h->streams = allocate(NULL, 1024 * sizeof *h->streams);
     memset(h->streams, 0, 1024 * sizeof *h->streams);
