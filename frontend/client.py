@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 #: Time given to Results of a dead worker that may still be on their way before its requests are submitted again.
 _RESUBMIT_AFTER_S = 0.02
-_TIDY_S = 1.0
+_TIDY_S = 10.0  # see `buffers.py`, where the same is said of other memory
 
 #: As a request's deadline: it was cancelled. Whoever is sent it from then on refuses it.
 _CANCELLED_NS = 1
@@ -236,7 +236,7 @@ class Client:
             self._returns.send()
 
     def _tidy(self) -> None:
-        """Once a second: give back the ring's pages that a burst has left behind."""
+        """Now and then: give back the ring's pages that a burst has left behind."""
         shrunk = self._ring.take_shrunk()
         if shrunk is not None:
             self._segment.free_pages(*shrunk)

@@ -137,8 +137,8 @@ class RingWriter:
     def take_shrunk(self) -> tuple[int, int] | None:
         """(start, bytes) of what the owner may give back to the system (`Segment.free_pages`), told once; or None.
 
-        It is what lies beyond the largest extent since the last call, so call this at a calm, regular pace (about
-        once a second): then only memory that was not needed for that long goes, and bursts keep theirs.
+        It is what lies beyond the largest extent since the last call, so call this at a calm, regular pace (some
+        seconds): then only memory that was not needed for that long goes, and bursts keep theirs.
         """
         kept = self._extent_recent
         self._extent_recent = self._extent

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 #: How long the records of a frontend that left are kept.
 _LEFT_KEPT_NS = 5_000_000_000
-_TIDY_NS = 1_000_000_000
-#: How often to look, while there is something to keep or to tidy.
+_TIDY_NS = 10_000_000_000
+#: How often to look, while there is something to keep, or to tidy.
 _LOOK_MS = 1000
+_LOOK_TIDY_MS = 10_000
 
 #: Answers an operator's call, at once or, when it returns None, later through the worker's `told`.
 Answer = Callable[[Ask], Told | None]
@@ -162,7 +163,7 @@ class Worker:
             self._work()
             if not mail and self._stopping() and self._batch is None:
                 return
-            link.wait(_LOOK_MS if self._leaving or self._untidy else None)
+            link.wait(_LOOK_MS if self._leaving else _LOOK_TIDY_MS if self._untidy else None)
             if self._untidy:
                 self._tidy()
 
@@ -228,7 +229,7 @@ class Worker:
             self._batch = None
 
     def _tidy(self) -> None:
-        """About once a second, and once more after the last batch: give back pages that a burst has left behind."""
+        """Every ten seconds, and once more after the last batch: give back pages that a burst has left behind."""
         now_ns = self._clock()
         if now_ns - self._tidied_ns >= _TIDY_NS:
             self._tidied_ns = now_ns
