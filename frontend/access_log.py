@@ -316,7 +316,7 @@ class LoggedCall(PassedCall):
     def over(self, code: int, text: str) -> None:
         self._logger.ended(self._record, code, text)
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         self._record.response_bytes = len(message)
         self._end(0, "")
         self._call.finish(message, made_id or self._record.made_id)

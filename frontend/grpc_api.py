@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ringserve.frontend import grpc_health
+from ringserve.frontend.buffers import Buffers
 from ringserve.frontend.crowds import Crowds
 from ringserve.frontend.examples import Kind
 from ringserve.frontend.grpc_access import GrpcGuard, Need, with_access
@@ -78,10 +79,11 @@ def make_methods(
     tally: Tally | None = None,
     draining: Draining | None = None,
     guard: GrpcGuard | None = None,
+    buffers: Buffers | None = None,
 ) -> Methods:
     """The methods, for either gRPC engine. tally: where calls are counted. draining: tells when the server stops.
 
-    guard: judges who may ask for what; None: everybody may.
+    guard: judges who may ask for what; None: everybody may. buffers: where long answers lie.
     """
     settings, tally, draining = settings or GrpcSettings(), tally or Tally(), draining or Draining()
     whole_catalog = client.catalog
@@ -93,7 +95,7 @@ def make_methods(
         tensor_bytes_max=settings.tensor_bytes_max,
         check_method_name=settings.check_method_name,
     )
-    encoder = PredictEncoder(tensor_content=settings.tensor_content)
+    encoder = PredictEncoder(tensor_content=settings.tensor_content, buffers=buffers)
     # Not the decoder's: both keep pieces of their own kind of answer in their lanes.
     lanes = LaneTable()
     check, timeout_ns = settings.check_method_name, settings.timeout_ms * 1_000_000

@@ -18,7 +18,15 @@ from urllib.parse import unquote
 from ringserve.config.tls import SslConfig
 from ringserve.frontend import request_ids
 from ringserve.frontend.grpc_relay import Relay
-from ringserve.frontend.handler import EngineLimits, Methods, Refused, StreamFailure, StreamHandler, UnaryHandler
+from ringserve.frontend.handler import (
+    Buffer,
+    EngineLimits,
+    Methods,
+    Refused,
+    StreamFailure,
+    StreamHandler,
+    UnaryHandler,
+)
 from ringserve.frontend.http2.request import RESERVED_FIELDS
 from ringserve.frontend.http2.server import report_bug
 from ringserve.frontend.ledger import CANCELLED, Ledger
@@ -101,10 +109,10 @@ class UnaryCall(_Call):
         self._outcome: asyncio.Future[tuple[bytes, int, str]] = asyncio.get_running_loop().create_future()
         self._on_cancel: Callable[[], None] | None = None
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         if not self._outcome.done():
             self.trailers(made_id)
-            self._outcome.set_result((message, _OK, ""))
+            self._outcome.set_result((bytes(message), _OK, ""))
 
     def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         if not self._outcome.done():

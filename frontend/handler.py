@@ -34,7 +34,7 @@ class Call(Protocol):
     def names(self) -> Sequence[str]:
         """Names of the client's verified certificate (`dns:client.example`, `cn:client`); none without one."""
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         """Answer with one message and status OK. Harmless when the client has gone.
 
         made_id: what the call is called from now on, where the client sent no id that could be used; it is told so.

@@ -19,7 +19,7 @@ class TooLargeError(Exception):
     """It would become more than is allowed; that much was never made."""
 
 
-def inflate(data: bytes | bytearray, wrapper: int, bytes_max: int) -> bytes:
+def inflate(data: bytes | bytearray | memoryview, wrapper: int, bytes_max: int) -> bytes:
     """`data` decompressed. wrapper: GZIP, ZLIB or EITHER. What follows the end of the stream is ignored.
 
     Raises DamagedError or TooLargeError.

@@ -48,7 +48,7 @@ class PassedCall:
     def names(self) -> Sequence[str]:
         return self._call.names
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         self._end(0, "")
         self._call.finish(message, made_id)
 

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.protos import ModelSpec, PredictRequest
+from ringserve.frontend.buffers import LONG_BYTES, Buffers
 from ringserve.frontend.catalog import Catalog, ServableView, SignatureView
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.lanes import Lane, LaneTable, Request, check_names, find_signature
@@ -111,13 +112,15 @@ _ANSWERS_PER_LANE_MAX: Final = 64
 class PredictEncoder:
     """A lane's outputs -> PredictResponse bytes. tensor_content: TF Serving's enable_serialization_as_tensor_content.
 
-    It keeps its pieces in `lane.answers`, so the lanes must be of one LaneTable that no other encoder uses.
+    buffers: where long answers lie, if given. It keeps its pieces in `lane.answers`, so the lanes must be of one
+    LaneTable that no other encoder uses.
     """
 
-    def __init__(self, *, tensor_content: bool = False) -> None:
+    def __init__(self, *, tensor_content: bool = False, buffers: Buffers | None = None) -> None:
         self._tensor_content = tensor_content
+        self._buffers = buffers
 
-    def encode(self, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int) -> bytes:
+    def encode(self, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int) -> Buffer:
         """Rows [row_first, row_first + rows) of `outputs`, which are in the lane's output order."""
         if len(outputs) == 1:
             output = outputs[0]
@@ -128,7 +131,10 @@ class PredictEncoder:
             heads, suffix = answer
             head = heads[0]
             if type(head) is bytes:
-                return b"".join((head, output.raw(row_first, rows), suffix))
+                raw = output.raw(row_first, rows)
+                if len(raw) >= LONG_BYTES and self._buffers is not None:
+                    return self._buffers.join((head, raw, suffix))
+                return b"".join((head, raw, suffix))
         else:
             shapes = [(output.dtype, output.shape_of(rows)) for output in outputs]
             key = tuple(shapes)
@@ -144,7 +150,7 @@ class PredictEncoder:
             else:
                 parts.append(self._coded(head, output, row_first, rows))
         parts.append(suffix)
-        return b"".join(parts)
+        return self._buffers.join(parts) if self._buffers is not None else b"".join(parts)
 
     def _coded(self, head: tuple[bytes, bytes], output: Output, row_first: int, rows: int) -> bytes:
         key, tensor_header = head

@@ -20,6 +20,7 @@ from ringserve.config.schema import Server, Settings
 from ringserve.config.tls import GRPC_ALPN, REST_ALPN, Source, source_of_grpc, source_of_rest
 from ringserve.frontend.access import Access
 from ringserve.frontend.access_log import AccessLogger, make_maker
+from ringserve.frontend.buffers import Buffers
 from ringserve.frontend.client import Client
 from ringserve.frontend.console import Overview
 from ringserve.frontend.grpc_access import GrpcGuard
@@ -317,7 +318,10 @@ class Service:
         tally, guard = self._metrics.tally, None
         if self._access is not None:
             guard = GrpcGuard(self._access, tally, self._metrics.refused)
-        methods = make_methods(self._seen, settings, tally=tally, draining=self._draining, guard=guard)
+        buffers = Buffers(server.held_bytes_max + server.unsent_bytes_max, asyncio.get_running_loop().call_later)
+        methods = make_methods(
+            self._seen, settings, tally=tally, draining=self._draining, guard=guard, buffers=buffers
+        )
         if self._access_log is not None:
             methods = self._access_log.methods(methods)
         if self._tracer is not None:
@@ -341,7 +345,7 @@ class Service:
                 sockets = [listen(server.host, server.port)]
             sockets += [shared] if shared is not None else []
             context = tls.contexts[GRPC_ALPN] if tls else None
-            engine = await serve_native(methods, sockets, limits, tls=context)
+            engine = await serve_native(methods, sockets, limits, tls=context, buffers=buffers)
             self._connections["grpc"] = lambda: engine.connections_count
             self._books["grpc"] = [Books(engine.account.calls, engine.in_flight)]
             self._refusals["grpc"] = engine.account.refusals

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ringserve.frontend import ledger
-from ringserve.frontend.handler import TURNED_AWAY_RETRY_MS, TURNED_AWAY_TEXT
+from ringserve.frontend.handler import TURNED_AWAY_RETRY_MS, TURNED_AWAY_TEXT, Buffer
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader, RawMessage
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, Request
@@ -130,7 +130,7 @@ class UnaryCall(Exchange):
         self._on_cancel: Callable[[], None] | None = None
         connection.calls.received += 1
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         if self.is_done:
             return
         self.is_done = True
@@ -157,7 +157,7 @@ class UnaryCall(Exchange):
         """What tells the client its call's id: the one that it sent, or the one that was made for it."""
         return frames.request_id(made_id.encode()) if made_id else self.request.echo
 
-    def _finish_slowly(self, message: bytes, name: bytes) -> None:
+    def _finish_slowly(self, message: Buffer, name: bytes) -> None:
         connection = self.connection
         if not connection.has_room(len(message)):
             self._refuse(RESOURCE_EXHAUSTED, "too many answers wait for their clients to take them", name)
@@ -249,12 +249,12 @@ class UnaryCall(Exchange):
         had, self.connection.room_calls = self.connection.room_calls, max(0, self.connection.room_calls - 1)
         return had > 0
 
-    def _decode(self) -> bytes:
+    def _decode(self) -> Buffer:
         """Runs on a thread. A call that is over by then has let go of its message."""
         raw, reader = self._raw, self.reader
         return b"" if raw is None or reader is None else reader.decoded(raw)
 
-    def _decoded(self, message: bytes | None, error: Exception | None) -> None:
+    def _decoded(self, message: Buffer | None, error: Exception | None) -> None:
         if self.is_done:
             return
         if message is None:
@@ -263,7 +263,7 @@ class UnaryCall(Exchange):
         else:
             self._run(message)
 
-    def _run(self, message: bytes) -> None:
+    def _run(self, message: Buffer) -> None:
         self._raw = None
         self.unread_bytes = 0
         self.connection.count_held(self)

@@ -8,22 +8,24 @@ case of the long way and is tested against it (`is_short_way_on`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-from ringserve.frontend import request_ids
-from ringserve.frontend.handler import EngineLimits, Refused
+from ringserve.frontend.handler import Buffer, EngineLimits
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
+from ringserve.frontend.http2.bodies import Bodies
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    FRAME_BYTES_DEFAULT,
     FRAME_HEADER,
     HEADERS,
+    PADDED,
     PRIORITY_FLAG,
     RST_STREAM,
     ConnectionFault,
@@ -31,23 +33,19 @@ from ringserve.frontend.http2.frames import (
     StreamFault,
     unpadded,
 )
-from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
 from ringserve.frontend.http2.headers import HeaderCache
-from ringserve.frontend.http2.refusing import NEVER_NS, WORK_AT_ONCE_MAX, Refusing
-from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Request
+from ringserve.frontend.http2.refusing import NEVER_NS, WORK_AT_ONCE_MAX
+from ringserve.frontend.http2.request import Request
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
 
-_HEAD_MAX: Final = FRAME_BYTES_MAX << 8 | 255
-#: The head (length << 8 | type) of the shortest DATA frame that can hold a message's prefix.
+#: The head (length << 8 | type) of the longest frame that needs no look at what it is.
+_HEAD_USUAL: Final = FRAME_BYTES_DEFAULT << 8 | 255
+#: Of the shortest DATA frame that can hold a message's prefix.
 _HEAD_PREFIXED: Final = 5 << 8
 _HEAD_RESET: Final = 4 << 8 | RST_STREAM
-#: Input of unfinished and untaken messages that a connection may hold, however small `message_bytes_max` is.
-_HELD_BYTES_MIN: Final = 256 * 2**20
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
-#: DATA that come late for a stream that we have reset cost a client nothing when they are smaller.
-_LATE_BYTES_MIN: Final = 256
 #: What is taken of one read before others have their turn: so many frames, and so much work beside them.
 FRAMES_AT_ONCE_MAX: Final = 256
 
@@ -55,15 +53,12 @@ _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
 
 
-class Connection(Refusing):
-    """The server's side of one connection. peer, names: `handler.Call`'s."""
+class Connection(Bodies):
+    """The server's side of one connection."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
-        super().__init__(host, cache, limits)
-        self.peer = peer
-        self.names: Sequence[str] = ()
+        super().__init__(host, cache, limits, peer)
         self.is_short_way_on = True
-        self._held_bytes_max = max(_HELD_BYTES_MIN, limits.message_bytes_max + limits.message_bytes_max // 8)
         self._block_stream_id = 0  # 0: none
         self._block_ends_stream = False
         self.out.append(
@@ -72,6 +67,7 @@ class Connection(Refusing):
                     frames.SETTINGS_HEADER_TABLE_SIZE: 0,
                     frames.SETTINGS_MAX_CONCURRENT_STREAMS: limits.concurrent_streams_max,
                     frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+                    frames.SETTINGS_MAX_FRAME_SIZE: FRAME_BYTES_MAX,
                     frames.SETTINGS_MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
                 }
             )
@@ -94,8 +90,8 @@ class Connection(Refusing):
             if at + 9 > end:
                 break
             head, flags, stream_id = _frame_header(data, at)
-            if head > _HEAD_MAX:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {head >> 8} bytes")
+            if head > _HEAD_USUAL:
+                self._check_length(head, flags)
             stop = at + 9 + (head >> 8)
             if stop > end:
                 break
@@ -125,7 +121,8 @@ class Connection(Refusing):
                                 if not room:
                                     waited_ns = sought_ns = NEVER_NS
                             try:
-                                request.unary(call, data[at + 14 : stop])  # type: ignore[misc, arg-type]
+                                whole = data if head <= _HEAD_USUAL else memoryview(data)
+                                request.unary(call, whole[at + 14 : stop])  # type: ignore[misc, arg-type]
                             except Exception as error:
                                 self._bug(call, error)
                             at = stop
@@ -171,7 +168,8 @@ class Connection(Refusing):
                 self._noise.add_late_resets(resets)
                 resets = 0
             self.room_calls = room
-            self._frame(head & 255, flags, stream_id & 0x7FFFFFFF, data[at + 9 : stop])
+            whole = data if head <= _HEAD_USUAL else memoryview(data)
+            self._frame(head & 255, flags, stream_id & 0x7FFFFFFF, whole[at + 9 : stop])
             if self.is_closing:
                 return
             room = self.room_calls
@@ -189,13 +187,27 @@ class Connection(Refusing):
         if resets:
             self._noise.add_late_resets(resets)
 
-    def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        """The long way: any frame, any circumstance."""
+    def _check_length(self, head: int, flags: int) -> None:
+        """ConnectionFault: a frame that is longer than every server takes is too long for us, too."""
+        nbytes, kind = head >> 8, head & 255
+        if nbytes > FRAME_BYTES_MAX:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {nbytes} bytes")
+        if kind in (HEADERS, frames.CONTINUATION):
+            if nbytes > 2 * self._limits.header_list_bytes_max:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
+        elif kind != DATA or flags & PADDED:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"frame of {nbytes} bytes that is not plain DATA")
+
+    def _check_order(self, kind: int, flags: int, stream_id: int) -> None:
         if self._block_stream_id:
             if kind != frames.CONTINUATION or stream_id != self._block_stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
         elif not self._settings_seen and (kind != frames.SETTINGS or flags & frames.ACK):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+
+    def _frame(self, kind: int, flags: int, stream_id: int, payload: Buffer) -> None:
+        """The long way: any frame, any circumstance. payload: a view only of a long frame."""
+        self._check_order(kind, flags, stream_id)
         rule = _RULES.get(kind)
         if rule is None:
             self._noise.add()
@@ -207,10 +219,10 @@ class Connection(Refusing):
 
     # HEADERS and CONTINUATION.
 
-    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _on_headers(self, flags: int, stream_id: int, payload: Buffer) -> None:
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        block = unpadded(flags, payload)
+        block = bytes(unpadded(flags, payload))
         if flags & PRIORITY_FLAG:
             if len(block) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
@@ -223,10 +235,10 @@ class Connection(Refusing):
         self._block_stream_id = stream_id
         self._is_plain = False
 
-    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _on_continuation(self, flags: int, stream_id: int, payload: Buffer) -> None:
         if not self._block_stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self._block.append(payload)
+        self._block.append(bytes(payload))
         if len(self._block) > _FRAGMENTS_MAX or sum(map(len, self._block)) > 2 * self._limits.header_list_bytes_max:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
         if flags & END_HEADERS:
@@ -293,97 +305,8 @@ class Connection(Refusing):
     def _table_is_off(self) -> None:
         self._decoder.table_is_off()
 
-    # DATA.
 
-    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
-        self._received_bytes += len(payload)  # padding and all, and whatever becomes of the stream
-        data = unpadded(flags, payload)
-        call = self.streams.get(stream_id)
-        if call is None:
-            self._must_not_be_idle(stream_id, "DATA")
-            if stream_id in self._reset_streams or 0 <= self._final_stream_id < stream_id:
-                if len(payload) < _LATE_BYTES_MIN:
-                    self._noise.add()
-                return
-            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
-        if call.is_half_closed:
-            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of the stream")
-        call.unreturned_bytes += len(payload)
-        if call.unreturned_bytes > STREAM_WINDOW_BYTES:
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is overrun")
-        if not data and not flags & END_STREAM:
-            self._noise.add()
-        self._input(call, data, bool(flags & END_STREAM))
-
-    def _input(self, call: Exchange, data: bytes, ends_stream: bool) -> None:
-        """Input of an open stream: its bytes, its end, or both."""
-        reader = call.reader
-        if reader is None:
-            limits = self._limits
-            encoding = call.request.details.encoding
-            reader = call.reader = MessageReader(encoding, limits.message_bytes_max, limits.inflated_bytes_max)
-            call.is_fresh = False
-        call.is_half_closed = ends_stream
-        call.body_bytes += len(data)
-        declared = call.request.body_bytes
-        if declared >= 0 and (call.body_bytes > declared or (ends_stream and call.body_bytes < declared)):
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "content-length differs from the data")
-        try:
-            messages = reader.feed(data) if data else []
-            call.take(messages)
-        except MessageFault as fault:
-            self.refuse(call, fault.code, fault.text)
-        if call.is_done:
-            return
-        self.count_held(call)
-        if self.held_bytes > self._held_bytes_max or self.host.account.input_bytes > self._limits.held_bytes_max:
-            self.refuse(call, RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
-        else:
-            self.return_stream_window(call)
-
-    def refuse(self, call: Exchange, code: int, text: str) -> None:
-        """Fails a call for what its client has sent."""
-        if call.request.unary is not None and not call.is_done:  # of streams their handlers know
-            self.tell(call.request, code, text)
-        call.fail(code, text)
-
-    def tell(self, request: Request, code: int, text: str) -> None:
-        """Says, to whoever wants to know, that no handler has seen this call."""
-        if self.told is not None:
-            request_id = request_ids.sent(request.metadata)
-            self.told(Refused(request.details.path, self.peer, request_id, code, text))
-
-    def count_held(self, call: Exchange) -> None:
-        """Brings the account of held input up to date with one stream."""
-        held = call.unread_bytes + (call.reader.held_bytes if call.reader is not None else 0)
-        self.held_bytes += held - call.held_bytes
-        self.host.account.input_bytes += held - call.held_bytes
-        call.held_bytes = held
-
-    def count_ordinary(self) -> None:
-        """A call has come whole, and gets an answer."""
-        self._noise.forgive(1)
-
-    # Handlers.
-
-    def run(self, call: UnaryCall, message: bytes) -> None:
-        """Calls a unary handler."""
-        self.count_ordinary()
-        try:
-            call.request.unary(call, message)  # type: ignore[misc]
-        except Exception as error:
-            self._bug(call, error)
-
-    def _bug(self, call: Exchange, error: Exception) -> None:
-        """A handler raised: this call fails, and the host decides what becomes of the process."""
-        call.fail(INTERNAL, "internal error")
-        error.add_note(request_ids.noted(call.request.details.path, call.metadata))
-        self.host.bug(error)
-
-
-_RULES: Final[dict[int, Callable[[Any, int, int, bytes], None]]] = {
+_RULES: Final[dict[int, Callable[[Any, int, int, Any], None]]] = {
     frames.DATA: Connection._on_data,
     frames.HEADERS: Connection._on_headers,
     frames.PRIORITY: Connection._on_priority,

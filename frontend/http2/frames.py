@@ -92,7 +92,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
-def unpadded(flags: int, payload: bytes) -> bytes:
+def unpadded(flags: int, payload: bytes | memoryview) -> bytes | memoryview:
     """The payload of a received frame without its padding (RFC 9113 6.1). ConnectionFault: there is none such."""
     if not flags & PADDED:
         return payload

@@ -1,6 +1,7 @@
 """gRPC messages inside DATA frames: the five-byte prefix (compressed flag, length), and compression.
 
-Frames and messages do not line up, so a reader collects the pieces of a message and joins them once.
+Frames and messages do not line up, so a reader collects the pieces of a message and joins them once. The bytes of a
+long message go to their place at once (`buffers.py`), where the host may read them to, too (`room`).
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from ringserve.frontend import inflate
+from ringserve.frontend.buffers import LONG_BYTES, Buffers
+from ringserve.frontend.handler import Buffer
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED
 
 PREFIX_BYTES: Final = 5
+#: Room behind a long message: for the head of the frame that follows, which is read with the bytes before it.
+_BEHIND_BYTES: Final = 9
 #: What a held piece costs beside its bytes; it is counted, so that tiny frames cannot hold much memory.
 _PIECE_BYTES: Final = 64
 #: Compressed messages up to this are decompressed at once: they hold 4 MiB at most, which take milliseconds.
@@ -28,42 +33,93 @@ class MessageFault(Exception):
 
 
 #: The compressed flag and the bytes of a message as they came. Decompressing waits until somebody takes it.
-RawMessage = tuple[int, bytes]
+RawMessage = tuple[int, Buffer]
 
 
 class MessageReader:
     """The incoming messages of one stream.
 
-    held_bytes: memory that the pieces of the incomplete message take.
+    held_bytes: memory that the pieces of the incomplete message take. buffers: where long messages lie; without it, or
+    where it has no room, they are joined like others.
     """
 
     __slots__ = (
+        "_buffers",
+        "_came_bytes",
         "_encoding",
+        "_flag",
         "_inflated_bytes_max",
         "_message_bytes_max",
         "_need_bytes",
         "_piece_bytes",
         "_pieces",
+        "_place",
         "held_bytes",
     )
 
-    def __init__(self, encoding: str, message_bytes_max: int, inflated_bytes_max: int) -> None:
+    def __init__(
+        self, encoding: str, message_bytes_max: int, inflated_bytes_max: int, buffers: Buffers | None = None
+    ) -> None:
         self._encoding = encoding
         self._message_bytes_max = message_bytes_max
         self._inflated_bytes_max = min(inflated_bytes_max, message_bytes_max)
         self._pieces: list[bytes] = []
         self._piece_bytes = 0
         self._need_bytes = PREFIX_BYTES
+        self._buffers = buffers
+        self._place: memoryview | None = None  # of the long message that comes
+        self._flag = 0
+        self._came_bytes = 0
         self.held_bytes = 0
 
-    def feed(self, piece: bytes) -> list[RawMessage]:
+    def feed(self, piece: Buffer) -> list[RawMessage]:
         """Takes the next bytes of the stream; the messages that they complete. MessageFault: one is too large."""
+        if self._place is not None:
+            return self._feed_place(self._place, piece)
+        if not isinstance(piece, bytes):
+            piece = bytes(piece)
         self._pieces.append(piece)
         self._piece_bytes += len(piece)
         self.held_bytes += len(piece) + _PIECE_BYTES
         if self._piece_bytes < self._need_bytes:
             return []
         return self._cut()
+
+    def room(self, nbytes: int) -> memoryview | None:
+        """Where the next `nbytes` of the stream can be read to, and the head of a frame behind them. Feed them then.
+
+        None: they do not all belong to a long message.
+        """
+        place, at = self._place, self._came_bytes
+        if place is None or at + nbytes > len(place) - _BEHIND_BYTES:
+            return None
+        return place[at : at + nbytes + _BEHIND_BYTES]
+
+    def _feed_place(self, place: memoryview, piece: Buffer) -> list[RawMessage]:
+        at = self._came_bytes
+        size = len(place) - _BEHIND_BYTES
+        count = min(len(piece), size - at)
+        if not isinstance(piece, memoryview) or piece.obj is not place.obj:  # else it was read into `room`
+            place[at : at + count] = piece[:count]
+        self._came_bytes = at + count
+        self.held_bytes += count
+        if self._came_bytes < size:
+            return []
+        message = (self._flag, place[:size])
+        self._place = None
+        self._hold(b"")
+        return [message, *(self.feed(piece[count:]) if count < len(piece) else ())]
+
+    def _begin_place(self, flag: int, size: int, beginning: bytes) -> bool:
+        """Whether the message that begins so goes to a block of its own from now on."""
+        place = self._buffers.take(size + _BEHIND_BYTES) if self._buffers is not None else None
+        if place is None:
+            return False
+        self._hold(b"")
+        self._place, self._flag, self._came_bytes = place, flag, len(beginning)
+        place[: len(beginning)] = beginning
+        self.held_bytes = len(beginning) + _PIECE_BYTES
+        return True
 
     def _cut(self) -> list[RawMessage]:
         messages: list[RawMessage] = []
@@ -87,6 +143,8 @@ class MessageReader:
                 )
             need = PREFIX_BYTES + size
             if len(data) - at < need:
+                if size >= LONG_BYTES and self._begin_place(data[at], size, data[at + PREFIX_BYTES :]):
+                    return messages
                 break
             messages.append((data[at], data[at + PREFIX_BYTES : at + need]))
             at += need
@@ -103,13 +161,13 @@ class MessageReader:
 
     @property
     def is_inside_message(self) -> bool:
-        return self._piece_bytes > 0
+        return self._piece_bytes > 0 or self._place is not None
 
     def is_long_work(self, raw: RawMessage) -> bool:
         """Whether `decoded` may take so long that others would have to wait for it."""
         return bool(raw[0]) and len(raw[1]) > _QUICK_BYTES_MAX
 
-    def decoded(self, raw: RawMessage) -> bytes:
+    def decoded(self, raw: RawMessage) -> Buffer:
         """The message itself. MessageFault: it cannot be decompressed, or not within the limit."""
         flag, message = raw
         if flag == 0:
@@ -121,7 +179,7 @@ class MessageReader:
         return decompress(self._encoding, message, self._inflated_bytes_max)
 
 
-def decompress(encoding: str, data: bytes, bytes_max: int) -> bytes:
+def decompress(encoding: str, data: Buffer, bytes_max: int) -> bytes:
     """`data` decompressed. MessageFault: damaged, or more than `bytes_max` (never produced to find that out)."""
     wrapper = _WRAPPERS.get(encoding)
     if wrapper is None:

@@ -22,6 +22,7 @@ from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, Arrivals, bytes_unread
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
+from ringserve.frontend.http2.in_place import IN_PLACE_BYTES_MIN, InPlace
 from ringserve.frontend.http2.refusing import ALL_CALLS
 from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
@@ -92,6 +93,7 @@ class EngineProtocol(asyncio.Protocol):
         self._stalls = Stalls()
         self._written_bytes = 0
         self._round = Round(engine.rush)
+        self._in_place: InPlace | None = None  # while the rest of a long frame is read to where it belongs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -115,6 +117,32 @@ class EngineProtocol(asyncio.Protocol):
             self.flush()
 
     def data_received(self, data: bytes) -> None:
+        self.read(data)
+        if self.connection.part_bytes >= IN_PLACE_BYTES_MIN and not self.connection.is_closing:
+            self.read_in_place()
+
+    def read_in_place(self) -> None:
+        """Reads what comes next to where it belongs, if that is known."""
+        if self.connection.room() is not None:
+            self._in_place = InPlace(self)
+            self._set_protocol(self._in_place)
+
+    def read_as_usual(self) -> None:
+        """Ends `read_in_place`."""
+        self._in_place = None
+        self._set_protocol(self)
+
+    def _set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        if self._transport.is_closing():
+            return
+        if not self._reading_paused:
+            self._transport.pause_reading()  # how to read is looked up when it begins
+        self._transport.set_protocol(protocol)
+        if not self._reading_paused:
+            self._transport.resume_reading()
+
+    def read(self, data: bytes | memoryview) -> None:
+        """Handles what was read; a view: of bytes that are in their place."""
         connection, arrivals, rush = self.connection, self._arrivals, self._engine.rush
         connection.is_awake = True  # `flush` follows anyway
         now_ns = self.clock_ns()
@@ -124,7 +152,10 @@ class EngineProtocol(asyncio.Protocol):
         if arrivals.is_standing:
             rush.seen(now_ns)
         connection.is_in_rush = rush.is_on(now_ns)
-        if connection.is_in_rush:
+        if isinstance(data, memoryview):
+            connection.receive_part(data, since_ns)
+            must_wait = len(data) >= LONG_READ_BYTES
+        elif connection.is_in_rush:
             must_wait = self._receive_in_rush(data, since_ns, now_ns)
         else:
             connection.room_calls = ALL_CALLS
@@ -249,6 +280,7 @@ class EngineProtocol(asyncio.Protocol):
         self.connection.disconnected()
         # The connection and its host refer to each other, and the process may run without a cyclic collector.
         self.connection.host = self._engine.host_of_the_gone
+        self._in_place = None
         self._engine.left(self)
 
     def look_for_stalls(self) -> None:

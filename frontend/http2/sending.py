@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ringserve.frontend.handler import Buffer
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.frames import (
@@ -67,7 +68,7 @@ class Transfer:
 
     __slots__ = ("_at", "_body", "_prefix", "call", "is_parked", "left_bytes", "on_sent", "tail")
 
-    def __init__(self, call: Exchange, message: bytes, tail: bytes, on_sent: Callable[[], None] | None) -> None:
+    def __init__(self, call: Exchange, message: Buffer, tail: bytes, on_sent: Callable[[], None] | None) -> None:
         self.call = call
         self._prefix = b"\x00" + len(message).to_bytes(4, "big")
         self._body = memoryview(message)
@@ -77,15 +78,26 @@ class Transfer:
         self.on_sent = on_sent
         self.is_parked = False
 
-    def take(self, nbytes: int, out: list[Piece]) -> None:
-        """Adds the next `nbytes` of prefix and message to `out`. The message is not copied."""
+    def take(self, nbytes: int, frame_bytes_max: int, out: list[Piece]) -> None:
+        """Adds the next `nbytes` of prefix and message to `out`, in frames. The message is not copied."""
+        stream_id = self.call.stream_id
         self.left_bytes -= nbytes
         start = self._at
         stop = self._at = start + nbytes
         if start < 5:
-            out.append(self._prefix[start:stop])
-        if stop > 5:
-            out.append(self._body[max(0, start - 5) : stop - 5])
+            size = min(nbytes, frame_bytes_max)
+            out += (FRAME_HEADER.pack(size << 8 | DATA, 0, stream_id), self._prefix[start : start + size])
+            start += size
+            if start > 5:
+                out.append(self._body[: start - 5])
+        body = self._body
+        last = start + (stop - start) // frame_bytes_max * frame_bytes_max
+        if start < last:
+            head = FRAME_HEADER.pack(frame_bytes_max << 8 | DATA, 0, stream_id)
+            for at in range(start - 5, last - 5, frame_bytes_max):
+                out += (head, body[at : at + frame_bytes_max])
+        if last < stop:
+            out += (FRAME_HEADER.pack(stop - last << 8 | DATA, 0, stream_id), body[last - 5 : stop - 5])
 
 
 class Sending:
@@ -173,6 +185,7 @@ class Sending:
         """Moves up to PUMP_BYTES_MAX of the queued transfers into `out`, a frame of each in turn."""
         queue = self._queue
         room = PUMP_BYTES_MAX
+        frame_bytes_max = min(self.peer_frame_bytes_max, _FRAME_BYTES_MAX)
         sent = 0
         while queue and self.send_window > 0 and room > 0:
             transfer = queue.popleft()
@@ -181,14 +194,12 @@ class Sending:
                 transfer.left_bytes,
                 self.send_window,
                 self.peer_initial_window + call.credit,
-                self.peer_frame_bytes_max,
-                _FRAME_BYTES_MAX,
+                frame_bytes_max if queue else max(room, frame_bytes_max),
             )
             if nbytes <= 0:
                 transfer.is_parked = True  # until its stream's window opens
                 continue
-            self.out.append(FRAME_HEADER.pack(nbytes << 8 | DATA, 0, call.stream_id))
-            transfer.take(nbytes, self.out)
+            transfer.take(nbytes, frame_bytes_max, self.out)
             self.send_window -= nbytes
             call.credit -= nbytes
             room -= nbytes

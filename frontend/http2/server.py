@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ringserve.frontend.addresses import Addresses
+from ringserve.frontend.buffers import Buffers
 from ringserve.frontend.handler import EngineLimits, Methods
 from ringserve.frontend.http2.account import Account
 from ringserve.frontend.http2.aside import Aside
@@ -38,14 +39,20 @@ def report_bug(error: BaseException) -> None:
 class NativeEngine:
     """A serving engine. Make one with `serve_native`."""
 
-    def __init__(self, methods: Methods, limits: EngineLimits, on_bug: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        methods: Methods,
+        limits: EngineLimits,
+        on_bug: Callable[[BaseException], None],
+        buffers: Buffers | None = None,
+    ) -> None:
         self.limits = limits
         self.cache = HeaderCache(methods, limits.header_list_bytes_max)
         self.bug = on_bug
         self.clock_ns = time.monotonic_ns
         self.own_ns = time.thread_time_ns
-        self.account = Account()
         self._loop = asyncio.get_running_loop()
+        self.account = Account(buffers or Buffers(limits.held_bytes_max, self._loop.call_later))
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
         self.turns = Turns(self._loop)
@@ -141,12 +148,14 @@ async def serve_native(
     limits: EngineLimits,
     on_bug: Callable[[BaseException], None] = report_bug,
     tls: ssl.SSLContext | None = None,
+    buffers: Buffers | None = None,
 ) -> NativeEngine:
     """Starts serving on bound sockets (TCP or UNIX). `on_bug` is told of every exception that a handler lets out.
 
-    tls: a server's context, for all of the sockets. Sets the process's C allocator to keep freed memory, see `heap.py`.
+    tls: a server's context, for all of the sockets. buffers: where long messages lie, its own if not given. Sets the
+    process's C allocator to keep freed memory, see `heap.py`.
     """
     keep_freed_memory()
-    engine = NativeEngine(methods, limits, on_bug)
+    engine = NativeEngine(methods, limits, on_bug, buffers)
     await engine.listen(sockets, tls)
     return engine

@@ -70,7 +70,7 @@ class StreamingCall(Exchange):
         try:
             if self.reader.is_long_work(raw):
                 return await self._decoded_aside(self.reader, raw)
-            return self.reader.decoded(raw)
+            return bytes(self.reader.decoded(raw))  # a long one is a view
         except MessageFault as fault:
             raise StreamFailure(fault.code, fault.text) from fault
 

@@ -34,9 +34,9 @@ def headers(stream_id: int, header_block: bytes, flags: int = END_HEADERS) -> by
     return frames.frame(frames.HEADERS, flags, stream_id, header_block)
 
 
-def data(stream_id: int, payload: bytes, flags: int = END_STREAM) -> bytes:
+def data(stream_id: int, payload: bytes, flags: int = END_STREAM, frame_bytes: int = 16_384) -> bytes:
     """A payload in as many DATA frames as it takes."""
-    pieces = [payload[at : at + 16_384] for at in range(0, len(payload), 16_384)] or [b""]
+    pieces = [payload[at : at + frame_bytes] for at in range(0, len(payload), frame_bytes)] or [b""]
     written = [frames.frame(frames.DATA, 0, stream_id, piece) for piece in pieces[:-1]]
     return b"".join((*written, frames.frame(frames.DATA, flags, stream_id, pieces[-1])))
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.frames import CONTINUATION, END_HEADERS, PRIORITY, ErrorCode, frame
 from ringserve.frontend.http2.noise import NOISE_MAX
 from tests.e2e.attackers import MIB, Attacker, arguments, block, bounded, data, headers, message
@@ -197,14 +198,24 @@ def test_answers_in_crumbs(server: Server) -> None:
         assert not attacker.flood(frames.window_update(1, 1) * 1_000)
 
 
-def test_requests_that_are_never_complete(server: Server) -> None:
+@pytest.mark.parametrize("frame_bytes", [16_384, FRAME_BYTES_MAX])
+def test_requests_that_are_never_complete(server: Server, frame_bytes: int) -> None:
     """50 requests of 2 MiB, each but for its last byte: 32 MiB of them are held, and not for long."""
     request = call_bytes(2)
     with Traffic(server, "half", 2), bounded(server, 80 * MIB), Attacker(server.grpc_target, {}) as attacker:
         for stream_id in IDS[:50]:
-            assert attacker.send(headers(stream_id, block()) + data(stream_id, request[:-1], 0))
+            assert attacker.send(headers(stream_id, block()) + data(stream_id, request[:-1], 0, frame_bytes))
         wait_until(lambda: _statuses(attacker).count(8) >= 30, "requests beyond the limit to be refused")
         wait_until(lambda: _statuses(attacker).count(4) >= 10, "requests that do not come to be given up")
+
+
+def test_messages_that_are_only_announced(server: Server) -> None:
+    """4,000 MiB in 200 calls, a hundred bytes of each: memory is taken as bytes come, not as they are promised."""
+    announced = message(bytes(20 * MIB))[:100]
+    with Traffic(server, "half", 2), bounded(server, 40 * MIB), Attacker(server.grpc_target, {}) as attacker:
+        for stream_id in IDS[:200]:
+            assert attacker.send(headers(stream_id, block()) + data(stream_id, announced, 0))
+        wait_until(lambda: _statuses(attacker).count(4) == 200, "requests that do not come to be given up")
 
 
 @pytest.mark.parametrize("dribbles", [True, False])
@@ -214,8 +225,9 @@ def test_requests_that_are_never_complete(server: Server) -> None:
         frame(frames.HEADERS, 0, 1, block()[:20]),
         frame(frames.HEADERS, END_HEADERS, 1, block())[:-5],
         headers(1, block()) + data(1, bytes(100))[:50],
+        headers(1, block()) + data(1, message(bytes(100_000)), frame_bytes=FRAME_BYTES_MAX)[:500],
     ],
-    ids=["headers without end", "half a HEADERS frame", "half a DATA frame"],
+    ids=["headers without end", "half a HEADERS frame", "half a DATA frame", "some of a long DATA frame"],
 )
 def test_slow_frames(server: Server, start: bytes, dribbles: bool) -> None:
     """The beginning of something that never ends: the connection is ended."""

@@ -112,10 +112,10 @@ class FakeCall:
         self.made_id = ""
         self.cancel: Callable[[], None] | None = None
 
-    def finish(self, message: bytes, made_id: str = "") -> None:
+    def finish(self, message: Buffer, made_id: str = "") -> None:
         assert self.message is None
         assert self.failure is None
-        self.message, self.made_id = message, made_id
+        self.message, self.made_id = bytes(message), made_id
 
     def fail(self, code: int, text: str, retry_ms: int = 0, made_id: str = "") -> None:
         assert self.message is None

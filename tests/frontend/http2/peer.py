@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import hpack
 
+from ringserve.frontend.buffers import Buffers
 from ringserve.frontend.handler import Buffer, Call, EngineLimits, Methods, Refused, Stream
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.account import Account
@@ -43,7 +44,7 @@ class Host:
         self.wakes = 0
         self.seconds = 1.0
         self.bugs: list[BaseException] = []
-        self.account = Account()
+        self.account = Account(Buffers(2**30))
 
     def wake(self) -> None:
         self.wakes += 1
@@ -157,6 +158,25 @@ class Peer:
         while self.connection.has_rest:
             self.connection.go_on()
         self.connection.is_awake = False
+
+    def deliver(self, data: bytes, *sizes: int) -> None:
+        """Delivers the bytes in reads of these sizes, over and over, as a loop that reads in place where it may."""
+        connection, at, turn = self.connection, 0, 0
+        while at < len(data):
+            room = connection.room()
+            piece = data[at : at + min(sizes[turn % len(sizes)], len(room) if room is not None else len(data))]
+            at += len(piece)
+            turn += 1
+            if room is not None:
+                inside = min(len(piece), connection.part_bytes)
+                room[: len(piece)] = piece
+                behind = bytes(room[inside : len(piece)])
+                connection.is_awake = True
+                connection.receive_part(room[:inside], self.host.clock_ns())
+                connection.is_awake = False
+                piece = behind
+            if piece:
+                self.send(piece)
 
     def raw(self) -> bytes:
         """What the server has written since the last look, transfers included."""

@@ -10,6 +10,7 @@ import pytest
 
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.frames import (
     ACK,
     CONTINUATION,
@@ -151,9 +152,10 @@ def test_the_server_speaks_first_and_announces_its_limits() -> None:
     peer = Peer(EngineLimits(concurrent_streams_max=77, header_list_bytes_max=1_234), begun=False)
     first, second = peer.read()
     assert first.kind == SETTINGS
-    pairs = {int.from_bytes(first.payload[i : i + 2], "big"): first.payload[i + 2 : i + 6] for i in range(0, 24, 6)}
+    pairs = {int.from_bytes(first.payload[i : i + 2], "big"): first.payload[i + 2 : i + 6] for i in range(0, 30, 6)}
     assert pairs[1] == u32(0)
     assert pairs[3] == u32(77)
+    assert pairs[5] == u32(FRAME_BYTES_MAX)
     assert pairs[6] == u32(1_234)
     assert second.kind == WINDOW_UPDATE
 

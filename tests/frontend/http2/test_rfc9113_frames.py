@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.frames import (
     ACK,
     CONTINUATION,
@@ -30,6 +31,7 @@ from tests.frontend.http2.outcomes import Case, outcome
 from tests.frontend.http2.peer import HOLD, Peer, answers, goaway, message, request_fields, u32
 
 BIG = 2**31 - 1
+LARGEST = FRAME_BYTES_MAX
 
 
 def setting(*pairs: tuple[int, int]) -> bytes:
@@ -54,8 +56,24 @@ CASES: dict[str, Case] = {
     "4.1 undefined flags are ignored": (None, lambda p: frame(PING, 0xFE & ~ACK, 0, bytes(8))),
     "4.1 the reserved bit of a stream is ignored": (None, lambda p: frame(PRIORITY, 0, 1 | 1 << 31, bytes(5))),
     "4.2 a frame of the largest size": (None, lambda p: frame(0x0A, 0, 0, bytes(16_384))),
-    "4.2 a frame one byte larger": ((E.FRAME_SIZE_ERROR, 0), lambda p: frame(0x0A, 0, 0, bytes(16_385))),
-    "4.2 HEADERS one byte larger": ((E.FRAME_SIZE_ERROR, 0), lambda p: frame(HEADERS, END_HEADERS, 1, bytes(16_385))),
+    "4.2 a frame one byte too large": ((E.FRAME_SIZE_ERROR, 0), lambda p: frame(0x0A, 0, 0, bytes(LARGEST + 1))),
+    "4.2 HEADERS one byte too large": (
+        (E.FRAME_SIZE_ERROR, 0),
+        lambda p: frame(HEADERS, END_HEADERS, 1, bytes(LARGEST + 1)),
+    ),
+    "4.2 DATA of the largest size": (
+        None,
+        lambda p: p.headers(1, request_fields(HOLD)) + p.data(1, message(bytes(LARGEST - 5))),
+    ),
+    "10.5.1 a header block beyond all reason": (
+        (E.ENHANCE_YOUR_CALM, 0),
+        lambda p: frame(HEADERS, END_HEADERS, 1, bytes(2 * p.limits.header_list_bytes_max + 1)),
+    ),
+    "10.5 a long frame that is not plain DATA": ((E.ENHANCE_YOUR_CALM, 0), lambda p: frame(0x0A, 0, 0, bytes(16_385))),
+    "10.5 a long padded frame": (
+        (E.ENHANCE_YOUR_CALM, 0),
+        lambda p: p.headers(1) + frame(DATA, PADDED, 1, bytes(16_385)),
+    ),
     "4.3 a block in CONTINUATION frames": (None, lambda p: split(p, 5) + p.data(1, message(b""))),
     "4.3 a block in empty frames": (
         None,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.frames import (
     ACK,
     CONTINUATION,
@@ -39,8 +40,8 @@ def setting(number: int, value: int) -> bytes:
 
 
 CONNECTION_FAULTS: dict[str, tuple[ErrorCode, Write]] = {
-    "frame too large": (E.FRAME_SIZE_ERROR, lambda p: p.headers(1) + p.data(1, bytes(16_385))),
-    "frame too large, not yet complete": (E.FRAME_SIZE_ERROR, lambda p: p.data(1, bytes(70_000))[:20]),
+    "frame too large": (E.FRAME_SIZE_ERROR, lambda p: p.headers(1) + p.data(1, bytes(FRAME_BYTES_MAX + 1))),
+    "frame too large, not yet complete": (E.FRAME_SIZE_ERROR, lambda p: p.data(1, bytes(FRAME_BYTES_MAX + 1))[:20]),
     "DATA on stream 0": (E.PROTOCOL_ERROR, lambda p: p.data(0, b"")),
     "DATA on an idle stream": (E.PROTOCOL_ERROR, lambda p: p.data(1, b"")),
     "DATA on a stream of the server": (E.PROTOCOL_ERROR, lambda p: p.data(2, b"")),

@@ -13,6 +13,7 @@ import pytest
 from ringserve.frontend.handler import EngineLimits, Methods
 from ringserve.frontend.http2 import connection as connection_file
 from ringserve.frontend.http2 import frames
+from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.connection import FRAMES_AT_ONCE_MAX
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.protocol import EngineProtocol
@@ -126,7 +127,7 @@ def test_parts_change_nothing(make: Callable[[int], bytes], monkeypatch: pytest.
 def test_an_oversized_frame_behind_the_first_part_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_file, "FRAMES_AT_ONCE_MAX", 1)
     peer = Peer()
-    peer.send(frames.ping(bytes(8), False) + frames.frame(frames.DATA, 0, 1, bytes(16_385))[:100])
+    peer.send(frames.ping(bytes(8), False) + frames.frame(frames.DATA, 0, 1, bytes(FRAME_BYTES_MAX + 1))[:100])
     assert goaway(peer.read()) == ErrorCode.FRAME_SIZE_ERROR
 
 
