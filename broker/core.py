@@ -22,13 +22,15 @@ from ringserve.broker.admission import admit, promised_ns
 from ringserve.broker.batcher import FairOrder, due_ns
 from ringserve.broker.drains import Drains
 from ringserve.broker.expiry import Expiry, cancel, expire
-from ringserve.broker.fleet import Fleet, WorkerState
+from ringserve.broker.fleet import Fleet, Worker, WorkerState
 from ringserve.broker.lane_table import LaneTable
-from ringserve.broker.lanes import Lane
-from ringserve.broker.leases import Leases
-from ringserve.broker.messages import Done, Execute, Failure, LaneSpec, ModelVersion
+from ringserve.broker.lanes import Entry, Lane, whole
+from ringserve.broker.leases import Lease, Leases
+from ringserve.broker.loans import LOAN_IDS, Loan, Loans
+from ringserve.broker.messages import Done, Execute, Handed, LaneSpec, ModelVersion
 from ringserve.broker.neighbours import Neighbours, runs
 from ringserve.broker.observer import Observer
+from ringserve.broker.orphans import Orphans
 from ringserve.broker.outcomes import Outcomes
 from ringserve.broker.placement import earliest, late_by_prediction, place, soonest_answer
 from ringserve.broker.policy import LanePolicy
@@ -61,22 +63,26 @@ class Core:
         self._lanes = LaneTable(unpack_lane, default_policy, lanes_max)
         self._running_max = default_policy.batches_at_once_max
         self._order = FairOrder()
-        self._orphans: dict[Lane, None] = {}  # lanes with requests waiting and no worker; never in the order as well
         self._outcomes = Outcomes()
         #: By model, version, why and where: requests given up since the last call.
         self.take_given_up = self._outcomes.take_given_up
         self._fleet = Fleet(credit_max)
         self._leases = Leases()
+        self._loans = Loans()
+        #: A frontend gives a loan back: (its id, the last batch's id).
+        self.returned = self._loans.returned
         self._drains = Drains(self._fleet)
         self._servables = Servables()
         #: Whether anybody asked for a version that was replaced, since the last call.
         self.take_asked_late = self._servables.take_asked_late
         self._expiry = Expiry()
+        self._orphans = Orphans(self._order, self._fleet, self._servables, self._outcomes, self._expiry)
         self._neighbours = Neighbours()
         self._waits: dict[int, dict[bytes, int]] = {}
         self.ran_last = -1  # the worker whose batch ended last
         self._counters = dict.fromkeys(
-            ("submitted", "batches", "rows", "kills", "dones_ignored", "submits_ignored", "resubmits_known"), 0
+            ("submitted", "submits_ignored", "resubmits_known", "handed", "batches", "rows", "kills", "dones_ignored"),
+            0,
         )
 
     # ------------------------------------------------------------------------------------------------ membership
@@ -85,6 +91,7 @@ class Core:
         """From now on lanes of a model follow `by_model[name]`, or `default`. What waits already stays admitted."""
         self._lanes.set_policies(default, by_model)
         self._running_max = default.batches_at_once_max
+        self._loans.recall_all()
 
     def set_versions(self, versions: Iterable[tuple[str, int]] | None) -> None:
         """Which model versions are to be served; None: that is not known yet, so requests for any may wait. Requests
@@ -100,6 +107,7 @@ class Core:
 
     def frontend_left(self, frontend_id: int) -> None:
         """What it has waiting vanishes; what runs is left to run, and is not tried again."""
+        self._loans.frontend_left(frontend_id)
         self._outcomes.frontend_left(frontend_id, self._lanes)
 
     def worker_joined(self, worker_id: int, index: int, loaded: Iterable[tuple[str, int]]) -> None:
@@ -111,18 +119,17 @@ class Core:
         else:
             self._fleet.more(worker, loaded)
         self._servables.gained(worker.loaded)
-        for lane in [lane for lane in self._orphans if lane.servable in worker.loaded]:
-            del self._orphans[lane]
-            self._order.add(lane)
+        self._orphans.found(worker.loaded)
 
     def worker_draining(self, worker_id: int, now_ns: int, kept: Iterable[tuple[str, int]] | None = ()) -> None:
         """Send it only what no other has loaded; `Turn.drained` will name it when it has finished what it holds and
         nothing more comes. kept: it stays for these, until this is called without. None: send it nothing more."""
         worker = self._fleet.workers.get(worker_id)
         if worker is not None and not worker.retired:
+            self._loans.recall(worker)
             wanted = frozenset(ModelVersion(*version) for version in kept or ())
             self._drains.start(worker, wanted, now_ns, at_once=kept is None)
-            self._note_orphans(worker.loaded if kept is None else (), now_ns)
+            self._orphans.lost(worker.loaded if kept is None else (), now_ns)
 
     def worker_left(self, worker_id: int, now_ns: int, *, blameless: bool = False) -> None:
         """Its process is gone, however that came. One that never took batches is ignored.
@@ -134,12 +141,13 @@ class Core:
             return
         self._fleet.left(worker)
         self._drains.left(worker_id)
+        self._loans.worker_left(worker, blameless=blameless)
         # The last lease first: each goes to the very front of its lane.
         for position, lease in reversed(list(enumerate(self._leases.revoke(worker_id)))):
             self._outcomes.take_back(lease, blamed=position == 0 and not blameless)
-            self._list(lease.lane, now_ns)
+            self._orphans.list(lease.lane, now_ns)
         self._lanes.worker_left(worker_id)
-        self._note_orphans(worker.loaded, now_ns)
+        self._orphans.lost(worker.loaded, now_ns)
 
     # -------------------------------------------------------------------------------------------------- requests
 
@@ -157,7 +165,7 @@ class Core:
                     outcomes.tell(frontend_id, request[0], failures.TOO_MANY_LANES, "refused")
                 continue
             workers = self._fleet.serving(lane.servable, lane.policy.workers_max)
-            refusal = None if workers else self._unserved(lane, now_ns)
+            refusal = None if workers else self._orphans.told(lane, now_ns)
             if refusal is not None:
                 for request in requests:
                     outcomes.tell(frontend_id, request[0], refusal, "refused")
@@ -170,7 +178,7 @@ class Core:
                 outcomes.refuse(lane, frontend_id, request_id, failure)
             if refused and soonest[0]:
                 self._waits.setdefault(frontend_id, {})[lane.key] = promised_ns(lane, soonest) - now_ns
-            self._list(lane, now_ns)
+            self._orphans.list(lane, now_ns)
 
     def resubmit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
         """Requests that may have been submitted before: only those neither queued nor leased are taken."""
@@ -178,9 +186,7 @@ class Core:
         for key, requests in groups:
             lane = self._lanes.get(key)
             if lane is not None:
-                entries = [entry for source in (lane.queue, lane.solo) for entry in source]
-                entries += [entry for lease in self._leases if lease.lane is lane for entry in lease.entries]
-                held = {part[1] for part, _, _ in entries if part[0] == frontend_id}
+                held = self._leases.requests_of(lane, frontend_id) | lane.requests_of(frontend_id)
                 taken = [request for request in requests if request[0] not in held]
                 self._counters["resubmits_known"] += len(requests) - len(taken)
                 requests = taken
@@ -192,12 +198,32 @@ class Core:
         """The clients of these are gone: [[lane_key, request_id], ...]. Those that run are left to run."""
         cancel(self._lanes, self._orphans, self._leases, self._outcomes, frontend_id, requests, now_ns)
 
+    def handed(self, handed: Handed, now_ns: int) -> None:
+        """A request went straight to the worker that its frontend was lent, and is not answered yet."""
+        lane = self._lanes.get(handed.lane_key) or self._lanes.open(handed.lane_key)
+        if lane is None or handed.frontend_id not in self._outcomes.frontends or self._loans.is_over(handed.batch_id):
+            return
+        entry = whole(handed.frontend_id, handed.request, handed.handed_ns)
+        worker = self._fleet.workers.get(handed.worker_id)
+        self._count_handed(lane, worker, entry, now_ns)
+        if worker is None:  # which it may have ended
+            lease = Lease(handed.batch_id, handed.worker_id, lane, [entry], entry[0][2], 0, solo=False)
+            self._outcomes.take_back(lease, blamed=self._loans.blames(handed.worker_id))
+            self._orphans.list(lane, now_ns)
+            return
+        expected_ns = lane.predict(entry[0][2])
+        lease = self._leases.handed(handed.batch_id, handed.worker_id, lane, entry, handed.handed_ns, expected_ns)
+        lease.charged_ns = self._order.charge(lane, expected_ns)
+
     def done(self, done: Done, now_ns: int) -> None:
         """A batch is over. One that was revoked, or is not known, is counted and otherwise ignored."""
         lease = self._leases.settle(done.batch_id, done.worker_id, now_ns)
+        loan = self._loans.done(done.batch_id) if done.batch_id > LOAN_IDS else None
         if lease is None:
-            self._counters["dones_ignored"] += 1
-            return
+            if loan is None:
+                self._counters["dones_ignored"] += 1
+                return
+            lease = self._unseen(loan, done, now_ns)
         lane = lease.lane
         if done.run_ns > 0:
             # What a batch that waited behind another was held for is known from when it became the head.
@@ -207,6 +233,32 @@ class Core:
         if self.observer is not None:
             self.observer.batch_done(lane.spec, lease.rows, done.run_ns)
         self._outcomes.settle(lease)
+        if not (self._leases or self._order) and loan is None:
+            self._loans.was_alone(lease)
+
+    def _unseen(self, loan: Loan, done: Done, now_ns: int) -> Lease:
+        """A request of which nobody told before it was over."""
+        lease = loan.unseen(done, now_ns)
+        lease.charged_ns = self._order.charge(loan.lane, done.run_ns)
+        self._leases.ran_unseen(done.worker_id, done.run_ns)
+        self._count_handed(loan.lane, loan.worker, lease.entries[0], now_ns)
+        return lease
+
+    def _count_handed(self, lane: Lane, worker: Worker | None, entry: Entry, now_ns: int) -> None:
+        lane.used_ns = now_ns
+        if worker is not None:
+            worker.quiet_since_ns = now_ns
+            lane.granted(worker.worker_id, [])
+        self._neighbours.saw(lane, now_ns)
+        self._counters["submitted"] += 1
+        self._counters["handed"] += 1
+        self._count_batch(lane, entry[0][2], [entry[0]], [0])
+
+    def _count_batch(self, lane: Lane, rows: int, parts: list[list[int]], waits_ns: list[int]) -> None:
+        self._counters["batches"] += 1
+        self._counters["rows"] += rows
+        if self.observer is not None:
+            self.observer.batch_granted(lane.spec, rows, lane.rows_run(rows), parts, waits_ns)
 
     # ------------------------------------------------------------------------------------------------------ turn
 
@@ -216,7 +268,7 @@ class Core:
         if expiry.look_ns and now_ns >= expiry.look_ns:
             expiry.look([*self._order.lanes(), *self._orphans], self._orphans, self._outcomes, now_ns)
         kills = [worker_id for worker_id in self._leases.expire(now_ns) if self._hung(worker_id, now_ns)]
-        wake_ns = self._expire_orphans(now_ns) if self._orphans else 0
+        wake_ns = self._orphans.expire(now_ns) if self._orphans else 0
         executes: list[tuple[int, Execute]] = []
         order = self._order
         declined: list[Lane] = []
@@ -243,7 +295,9 @@ class Core:
             drained, drains_wake_ns = self._drains.look(self._lanes, now_ns)
             wake_ns = earliest(wake_ns, drains_wake_ns)
         waits, self._waits = self._waits, {}
-        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained, waits)
+        calm = not (executes or declined or self._leases or self._orphans or self._running_max)
+        self._loans.lend(self._fleet.workers, self._outcomes.frontends, calm=calm)
+        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained, waits, self._loans.take_told())
 
     def _grant(self, lane: Lane, now_ns: int, taken: set[int]) -> tuple[tuple[int, Execute] | None, int]:
         """One batch of `lane`, if it is due and a worker is to be had: (what to send or None, when to ask again).
@@ -269,6 +323,9 @@ class Core:
             taken.update(waited_for.worker_id for waited_for in placement.waits_for)
             if at_limit:
                 taken.update(self._leases.busy_workers())
+            if lane.solo:  # it waits for one that does nothing for certain
+                for lent in workers:
+                    self._loans.recall(lent)
             return None, earliest(placement.ask_ns, keep_off_ns)
         solo = bool(lane.solo)
         if solo:
@@ -292,54 +349,11 @@ class Core:
         lease.has_parts = lane.granted(worker.worker_id, entries)
         lane.pace.granted(rows, now_ns, leaves_some=bool(lane.queue))
         worker.quiet_since_ns = now_ns
-        counters = self._counters
-        counters["batches"] += 1
-        counters["rows"] += rows
+        if worker.lent:
+            self._loans.recall(worker)
         parts = [part for part, _, _ in entries]
-        if self.observer is not None:
-            waits_ns = [now_ns - arrived_ns for _, _, arrived_ns in entries]
-            self.observer.batch_granted(lane.spec, rows, lane.rows_run(rows), parts, waits_ns)
+        self._count_batch(lane, rows, parts, [now_ns - arrived_ns for _, _, arrived_ns in entries])
         return (worker.worker_id, Execute(lease.batch_id, lane.key, parts)), 0
-
-    # ------------------------------------------------------------------------------------------- lanes and workers
-
-    def _list(self, lane: Lane, now_ns: int) -> None:
-        """See to it that what a lane has waiting is thought of in every turn, and when its first deadline comes."""
-        if lane.deadline_min_ns:
-            self._expiry.by(lane.deadline_min_ns)
-        if lane.listed or not lane.waiting:
-            return
-        if self._fleet.serving(lane.servable):
-            self._order.add(lane)
-        else:
-            self._orphans[lane] = None
-            self._servables.orphaned(lane.servable, now_ns)
-
-    def _unserved(self, lane: Lane, now_ns: int) -> Failure | None:
-        """What a request is told that no worker can run now; None = it may wait for one."""
-        return self._servables.unserved(lane.servable, lane.policy.no_worker_ns_max, now_ns)
-
-    def _note_orphans(self, servables: Iterable[ModelVersion], now_ns: int) -> None:
-        """A worker stopped serving these: set apart the lanes that have none left."""
-        lost = {servable for servable in servables if not self._fleet.serving(servable)}
-        for servable in lost:
-            self._servables.orphaned(servable, now_ns)
-        if lost:
-            self._orphans.update(dict.fromkeys(self._order.remove(lambda lane: lane.servable in lost)))
-
-    def _expire_orphans(self, now_ns: int) -> int:
-        """Fail what has waited too long for any worker at all; return when the next will have, 0 = none."""
-        wake_ns = 0
-        for lane in list(self._orphans):
-            failure = self._unserved(lane, now_ns)
-            if failure is not None:
-                self._outcomes.fail(lane, lane.remove(lambda _: True), failure, "failed")
-            if not lane.waiting:
-                del self._orphans[lane]
-            else:
-                ends_ns = self._servables.ends_waiting_ns(lane.servable, lane.policy.no_worker_ns_max)
-                wake_ns = earliest(wake_ns, ends_ns)
-        return wake_ns
 
     def _hung(self, worker_id: int, now_ns: int) -> bool:
         """This worker let a lease run out. True the first time: it is to be ended."""
@@ -351,8 +365,9 @@ class Core:
         if worker.state is WorkerState.READY:
             self._fleet.drain(worker)
         self._fleet.retire(worker)
+        self._loans.recall(worker)
         self._drains.left(worker_id)
-        self._note_orphans(worker.loaded, now_ns)
+        self._orphans.lost(worker.loaded, now_ns)
         return True
 
     # ------------------------------------------------------------------------------------------------- statistics
@@ -369,6 +384,7 @@ class Core:
             **held(self._lanes, self._leases),
             "workers": len(self._fleet.workers),
             "frontends": len(self._outcomes.frontends),
+            "loans": len(self._loans),
         }
 
     def usage(self, now_ns: int) -> Usage:

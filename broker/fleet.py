@@ -41,10 +41,22 @@ class Worker:
     """One worker process. leases: what it holds, oldest first; kept by `Leases`.
 
     killed: it was ordered to end because its head lease ran out. kept: versions for which it stays while it drains.
-    quiet_since_ns: when it was last sent something while it drains.
+    quiet_since_ns: when it was last sent something while it drains. lent: a frontend may send it batches that the
+    broker does not know of yet; kept by `Loans`.
     """
 
-    __slots__ = ("index", "kept", "killed", "leases", "loaded", "quiet_since_ns", "retired", "state", "worker_id")
+    __slots__ = (
+        "index",
+        "kept",
+        "killed",
+        "leases",
+        "lent",
+        "loaded",
+        "quiet_since_ns",
+        "retired",
+        "state",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: int, index: int, leases: list[Lease]) -> None:
         self.worker_id = worker_id
@@ -53,6 +65,7 @@ class Worker:
         self.loaded: frozenset[ModelVersion] = frozenset()
         self.state = WorkerState.JOINING
         self.killed = False
+        self.lent = False
         self.retired = False
         self.kept: frozenset[ModelVersion] = frozenset()
         self.quiet_since_ns = 0

@@ -12,7 +12,7 @@ everything that is decided about it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ringserve.broker.messages import Failure, LaneSpec, ModelVersion
 from ringserve.broker.pace import Pace
@@ -22,6 +22,12 @@ from ringserve.broker.runtimes import RunTimes
 
 #: (part as Execute carries it: [frontend_id, request_id, rows, row_start, offset, ...], deadline_ns, arrived_ns)
 Entry = tuple[list[int], int, int]
+
+
+def whole(frontend_id: int, request: Sequence[int], arrived_ns: int) -> Entry:
+    """The entry of a whole request, which is as in Submit."""
+    request_id, rows, deadline_ns, *offsets = request
+    return [frontend_id, request_id, rows, 0, *offsets], deadline_ns, arrived_ns
 
 
 class Split:
@@ -285,6 +291,10 @@ class Lane:
         if removed and not self.waiting:
             self.deadline_min_ns = 0
         return removed
+
+    def requests_of(self, frontend_id: int) -> set[int]:
+        """Ids of this frontend's requests that wait."""
+        return {part[1] for source in (self.queue, self.solo) for part, _, _ in source if part[0] == frontend_id}
 
     def remove_requests(self, frontend_id: int, request_ids: set[int]) -> list[Entry]:
         return self.remove(lambda entry: entry[0][0] == frontend_id and entry[0][1] in request_ids)

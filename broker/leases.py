@@ -17,9 +17,10 @@ RUN_TIMES_MAX = 10
 class Lease:
     """One batch of one lane, granted to one worker.
 
-    started_ns: when it became its worker's head; 0 while it waits behind another. expected_ns: predicted run time when
-    it was granted, 0 = unknown. charged_ns: what the fair order charged the lane for it. solo: the worker must hold
-    nothing else, so that a death is this request's and nobody else's. has_parts: some entries are parts of a Split.
+    granted_ns: when it was sent to its worker. started_ns: when it became its worker's head; 0 while it waits behind
+    another. expected_ns: predicted run time when it was granted, 0 = unknown. charged_ns: what the fair order charged
+    the lane for it. solo: the worker must hold nothing else, so that a death is this request's and nobody else's.
+    has_parts: some entries are parts of a Split.
     """
 
     __slots__ = (
@@ -28,6 +29,7 @@ class Lease:
         "deadline_ns",
         "entries",
         "expected_ns",
+        "granted_ns",
         "has_parts",
         "lane",
         "rows",
@@ -48,6 +50,7 @@ class Lease:
         self.solo = solo
         self.charged_ns = 0
         self.has_parts = False
+        self.granted_ns = 0
         self.started_ns = 0
         self.deadline_ns = 0
 
@@ -101,10 +104,34 @@ class Leases:
         held = self._by_worker[worker_id]
         held.append(lease)
         lane.leases_count += 1
+        lease.granted_ns = now_ns
         if len(held) == 1:
             self.running_count += 1
             self._start(lease, now_ns)
         return lease
+
+    def handed(
+        self, batch_id: int, worker_id: int, lane: Lane, entry: Entry, handed_ns: int, expected_ns: int
+    ) -> Lease:
+        """The lent worker was handed this request at that time, as a batch of its own (see `loans.py`)."""
+        lease = Lease(batch_id, worker_id, lane, [entry], entry[0][2], expected_ns, solo=False)
+        self._by_batch[batch_id] = lease
+        held = self._by_worker[worker_id]
+        lane.leases_count += 1
+        lease.granted_ns = handed_ns
+        position = sum(other.granted_ns <= handed_ns for other in held)
+        held.insert(position, lease)
+        if position == 0:
+            if len(held) == 1:
+                self.running_count += 1
+            else:
+                held[1].started_ns = 0
+            self._start(lease, handed_ns)
+        return lease
+
+    def ran_unseen(self, worker_id: int, run_ns: int) -> None:
+        """The lent worker ran a batch that was never leased."""
+        self._busy_ns[worker_id] += run_ns
 
     def settle(self, batch_id: int, worker_id: int, now_ns: int) -> Lease | None:
         """The worker says the batch is over. None when it holds no such lease (it was revoked, or never was)."""
@@ -141,6 +168,11 @@ class Leases:
             del self._by_batch[lease.batch_id]
             lease.lane.leases_count -= 1
         return held
+
+    def requests_of(self, lane: Lane, frontend_id: int) -> set[int]:
+        """Ids of this frontend's requests that a worker holds."""
+        leases = [lease for lease in self if lease.lane is lane]
+        return {part[1] for lease in leases for part, _, _ in lease.entries if part[0] == frontend_id}
 
     def busy_workers(self) -> list[int]:
         """Ids of the workers that hold a lease."""

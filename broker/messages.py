@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 class Code(IntEnum):
@@ -92,6 +92,10 @@ class Kind(IntEnum):
     DONE = 5
     RELEASE = 6
     FAILED = 7
+    LEND = 8
+    RECALL = 9
+    HANDED = 10
+    RETURNED = 11
 
 
 # ---------------------------------------------------------------------------------------------------- hot messages
@@ -126,7 +130,7 @@ class Cancel(NamedTuple):
 
 
 class Execute(NamedTuple):
-    """broker -> worker: run these parts together, once.
+    """broker -> worker, or frontend -> worker (one part, see Lend): run these parts together, once.
 
     part: [frontend_id, request_id, rows, row_start, offset, ...]. A whole request has row_start 0; a split request's
     part starts `row_start` rows into the records at `offset`.
@@ -188,6 +192,45 @@ class Failed(NamedTuple):
 
     requests: list[list[Any]]
     waits: Sequence[Sequence[Any]] = ()
+
+
+class Lend(NamedTuple):
+    """broker -> frontend: this worker is lent to you. A request of this lane that is alone in your hands, and has no
+    more than `rows_max` rows, may go straight to it as an Execute, one at a time, with the batch ids loan_id + 1,
+    loan_id + 2, and so on. The worker's Done tells the broker of each.
+    """
+
+    loan_id: int
+    lane_key: bytes
+    worker_id: int
+    rows_max: int
+
+
+class Recall(NamedTuple):
+    """broker -> frontend: hand that worker nothing more, and answer with Returned."""
+
+    loan_id: int
+
+
+class Handed(NamedTuple):
+    """frontend -> broker: this request went straight to the lent worker as this batch, at that time, and has no answer
+    yet. Sent before anything else that the broker must see beside it (another Submit, its Cancel, Returned), when the
+    answer is not there after some milliseconds, and when the worker has left. request: as in Submit.
+    """
+
+    frontend_id: int
+    worker_id: int
+    batch_id: int
+    lane_key: bytes
+    handed_ns: int
+    request: list[int]
+
+
+class Returned(NamedTuple):
+    """frontend -> broker: that loan is over. batch_id: the last one that was used, loan_id when none was."""
+
+    loan_id: int
+    batch_id: int
 
 
 # ------------------------------------------------------------------------------------------------ control messages

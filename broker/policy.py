@@ -53,6 +53,8 @@ class LanePolicy:
       well, and never the only one waiting, so that a wrong prediction corrects itself).
     keep_free_ns: a model whose batches run longer than `spread_ns` leaves one worker to the others for so long after
       the last request of one of them (see `neighbours.py`); 0 = it need not.
+    lend_after_requests: after so many batches in a row of one request each, of one lane and one frontend and with
+      nothing else to do, that frontend is lent the worker (see `loans.py`); 0 = never.
     no_worker_ns_max: how long requests wait when no worker serves their model version (one is being replaced). Longer
       than a new pool needs to import TensorFlow, which on a busy host is above ten seconds.
     """
@@ -77,6 +79,7 @@ class LanePolicy:
     prefetch_full_ns: int = 5 * MILLISECOND_NS
     refuse_late: bool = True
     keep_free_ns: int = 100 * MILLISECOND_NS
+    lend_after_requests: int = 4
     no_worker_ns_max: int = 30 * SECOND_NS
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class LanePolicy:
             "queue_ns_max",
             "queue_batches_max",
             "keep_free_ns",
+            "lend_after_requests",
             "workers_max",
             "spread_ns",
             "prefetch_ns",

@@ -26,6 +26,7 @@ from ringserve.broker.messages import (
     Failed,
     Forget,
     Fork,
+    Handed,
     Kill,
     Loaded,
     Loading,
@@ -34,6 +35,7 @@ from ringserve.broker.messages import (
     ModelVersion,
     PoolState,
     Ready,
+    Returned,
     Role,
     Stop,
     Submit,
@@ -168,6 +170,8 @@ class Service:
             outbox = self._outboxes.get(frontend_id)
             if outbox is not None:
                 outbox.send(wire.pack(Failed(requests, list(turn.waits.get(frontend_id, {}).items()))))
+        for frontend_id, message in turn.loans:
+            self._cables.send(frontend_id, wire.pack(message))
         if turn.kills or turn.drained:
             self._end_workers(turn, now_ns)
         metrics_ns = self._metrics.tick(now_ns, self._core.ends, self._core.take_given_up)
@@ -344,6 +348,10 @@ class Service:
             self._core.done(message, now_ns)
         elif isinstance(message, Cancel):
             self._core.cancel(message.frontend_id, message.requests, now_ns)
+        elif isinstance(message, Handed):
+            self._core.handed(message, now_ns)
+        elif isinstance(message, Returned):
+            self._core.returned(*message)
         else:
             self.messages_dropped_count += 1
             log.error("dropped a %s, which no broker takes", type(message).__name__)

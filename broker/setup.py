@@ -49,6 +49,7 @@ def lane_policy(batching: Batching, workers: Workers, request_ring_bytes: int) -
         queue_bytes_max=queue_bytes_max,
         queue_ns_max=batching.queue_ms_max * 1_000_000,
         keep_free_ns=batching.keep_free_ms * 1_000_000,
+        lend_after_requests=batching.lend_after_requests,
         queue_batches_max=batching.queue_batches_max,
         split=batching.split,
         spread_ns=batching.spread_us * 1_000,

@@ -16,15 +16,19 @@ from ringserve.broker.messages import (
     Done,
     Execute,
     Failed,
+    Handed,
     InputSpec,
     Kind,
     LaneSpec,
+    Lend,
+    Recall,
     Release,
     Result,
+    Returned,
     Submit,
 )
 
-HotMessage = Submit | Cancel | Execute | Result | Done | Release | Failed
+HotMessage = Submit | Cancel | Execute | Result | Done | Release | Failed | Lend | Recall | Handed | Returned
 
 _MESSAGE_OF_KIND: dict[int, type[HotMessage]] = {
     Kind.SUBMIT: Submit,
@@ -34,6 +38,10 @@ _MESSAGE_OF_KIND: dict[int, type[HotMessage]] = {
     Kind.DONE: Done,
     Kind.RELEASE: Release,
     Kind.FAILED: Failed,
+    Kind.LEND: Lend,
+    Kind.RECALL: Recall,
+    Kind.HANDED: Handed,
+    Kind.RETURNED: Returned,
 }
 _KIND_OF_MESSAGE = {message: int(kind) for kind, message in _MESSAGE_OF_KIND.items()}
 _FIELDS_COUNT = {kind: len(message._fields) for kind, message in _MESSAGE_OF_KIND.items()}

@@ -110,6 +110,11 @@ class Batching:
         "a model whose batches run longer than spread_us leaves one worker free so long after another asked; 0: off",
         flag="batching_keep_free_ms",
     )
+    lend_after_requests: int = setting(
+        4,
+        "after so many lone requests a frontend hands the next ones straight to the worker, past the broker; 0: never",
+        flag="batching_lend_after_requests",
+    )
     split: bool = setting(
         True, "cut a request of more rows than a batch holds, and join its answers", flag="batching_split"
     )

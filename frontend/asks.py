@@ -19,7 +19,7 @@ class Asks:
         self._next_id = 1
         self._waiting: dict[int, asyncio.Future[tuple[int, str, bytes]]] = {}
 
-    async def ask(self, verb: str, body: bytes, timeout_s: float | None) -> tuple[int, str, bytes]:
+    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]:
         """(code, text, body); never raises but when the caller is cancelled."""
         ask_id = self._next_id
         self._next_id += 1

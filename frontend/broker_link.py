@@ -38,9 +38,10 @@ _REFUSED_S = 1.0
 
 
 class WorkerPeer:
-    """A worker as a frontend sees it: its result ring, read-only, and the line to it."""
+    """A worker as a frontend sees it: its result ring, read-only, and the line to it. left: nobody reads that now."""
 
     def __init__(self, segment: Segment, line: Line) -> None:
+        self.left = False
         self.segment = segment
         self.data = segment.data
         self.send = line.send
@@ -61,8 +62,8 @@ class LinkUser(Protocol):
     def on_connected(self, frontend_id: int) -> None:
         """Registered, for the first time or again: this broker knows nothing of earlier requests."""
 
-    def on_worker_left(self) -> None:
-        """A worker is gone; Results it was sending may be lost."""
+    def on_worker_left(self, worker_id: int) -> None:
+        """This worker is gone; Results it was sending may be lost."""
 
     def on_catalog(self, catalog: Catalog) -> None:
         """The whole catalog, after every change."""
@@ -183,8 +184,9 @@ class BrokerLink:
     def _worker_left(self, peer_id: int) -> None:
         worker = self.workers.get(peer_id)
         if worker is not None:
+            worker.left = True
             self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)
-            self._user.on_worker_left()
+            self._user.on_worker_left(peer_id)
 
     def _forget(self, peer_id: int) -> None:
         worker = self.workers.pop(peer_id, None)

@@ -12,24 +12,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ringserve.broker import wire
-from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Result, Submit, Told
+from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Lend, Recall, Result, Submit
 from ringserve.broker.wire import WireError
 from ringserve.frontend import catalog
 from ringserve.frontend.asks import Asks
 from ringserve.frontend.broker_link import BrokerLink
 from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT, NO_BROKER_TEXT, RUNNING_TEXT, DeadlineWheel, Grace
+from ringserve.frontend.direct import Direct
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
 from ringserve.frontend.returns import Returns
-from ringserve.frontend.shedding import Pressure, note
-from ringserve.shm.ring import RingStatistics, RingWriter
+from ringserve.frontend.shedding import count_taken, note
+from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.shm.tensor import string_record_bytes, write_strings
 
@@ -72,6 +73,7 @@ class Client:
         self._segment = segment
         self._data = segment.data
         self._ring = RingWriter(segment.data_bytes)
+        self.ring_statistics = self._ring.statistics
         self._requests_max = requests_max
         self._timeout_ns_max = timeout_ns_max
         self._loop = asyncio.get_running_loop()
@@ -87,15 +89,15 @@ class Client:
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
         self._returns = Returns(self._loop, self._link, self._plan_flush)
         self._asks = Asks(self._link.ask)
+        #: An operator's call to the broker: (verb, body, timeout_s) -> (code, text, body); verbs: broker/admin.py.
+        self.ask = self._asks.ask
+        self.on_told = self._asks.told  # an operator's call has been answered
+        self._direct = Direct(self._loop, self._link, self._pending, time.monotonic_ns)
 
     @property
     def pending_count(self) -> int:
         """Requests that wait for their terminal message."""
         return len(self._pending)
-
-    def ring_statistics(self) -> RingStatistics:
-        """The request ring now."""
-        return self._ring.statistics()
 
     @property
     def connected(self) -> bool:
@@ -173,10 +175,6 @@ class Client:
             self._cancels.append([lane.key, request_id])
             self._plan_flush()
 
-    async def ask(self, verb: str, body: bytes = b"", timeout_s: float | None = None) -> tuple[int, str, bytes]:
-        """An operator's call to the broker (verbs: broker/admin.py). Returns (code, text, body)."""
-        return await self._asks.ask(verb, body, timeout_s)
-
     def _refuse(self, request: list[int], size: int, reply: Reply) -> None:
         self._release_records(request)
         if size > self._ring.record_bytes_max:
@@ -227,10 +225,12 @@ class Client:
         if self._cancels:
             # First, so that what is new finds the places that they leave.
             cancels, self._cancels = self._cancels, []
+            self._direct.tell()
             link.send(wire.pack(Cancel(link.frontend_id, cancels)))
-        if self._groups:
+        if self._groups and not self._direct.take(self._groups):
             groups, self._groups = self._groups, {}
             # Without a broker nothing is sent: all that is pending is submitted when there is one again.
+            self._direct.tell()
             link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
         if self._returns.is_due:
             self._returns.send()
@@ -244,6 +244,7 @@ class Client:
 
     def _resubmit(self) -> None:
         """Submit again whatever is pending; the broker takes only what it does not hold."""
+        self._direct.tell()
         groups: dict[bytes, list[list[int]]] = {}
         for _, lane, _, request, _ in self._pending.values():
             groups.setdefault(lane.key, []).append(request)
@@ -266,28 +267,27 @@ class Client:
                 self._on_result(message)
             elif message.__class__ is Failed:
                 self._on_failed(message)
+            elif message.__class__ is Lend:
+                self._direct.on_lend(message)
+            elif message.__class__ is Recall:
+                self._direct.on_recall(message)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
 
     def _on_failed(self, failed: Failed) -> None:
         lanes = (self._pending[one[0]][1] for one in failed.requests if one[0] in self._pending)
         pressed = note(failed, lanes, time.monotonic_ns()) if failed.waits else ()
-        for request_id, code, text in failed.requests:
-            self._fail(request_id, code, text)
+        for request in failed.requests:
+            self._fail(*request)
         if pressed:
-            self._count_taken(pressed, max(one[0] for one in failed.requests))
+            count_taken(pressed, self._after(max(one[0] for one in failed.requests)))
 
-    def _count_taken(self, pressed: Sequence[Pressure], request_id: int) -> None:
-        """The broker has refused this request and knows of no later one: what does it have of these lanes?"""
-        undecided = dict.fromkeys(pressed, 0)
+    def _after(self, request_id: int) -> Iterator[tuple[Lane, int]]:
+        """(lane, rows) of the requests that came later than this one."""
         for later_id in reversed(self._pending):
             if later_id <= request_id:
-                break
-            _, lane, rows, _, _ = self._pending[later_id]
-            if lane.pressure in undecided:
-                undecided[lane.pressure] += rows
-        for pressure, rows in undecided.items():
-            pressure.taken(pressure.rows - rows)
+                return
+            yield self._pending[later_id][1:3]
 
     def _on_result(self, result: Result) -> None:
         worker = self._link.workers.get(result.worker_id)
@@ -364,20 +364,18 @@ class Client:
         log.info("registered with the broker as frontend %d", frontend_id)
         self._resubmit()
 
-    def on_worker_left(self) -> None:
+    def on_worker_left(self, worker_id: int) -> None:
         """Its unsent Results are lost although the broker may have settled their leases: ask again for what is left."""
+        self._direct.on_worker_left(worker_id)
         self._loop.call_later(_RESUBMIT_AFTER_S, self._resubmit)
 
     def on_catalog(self, catalog: Catalog) -> None:
         """The catalog changed."""
         self.catalog.update(catalog.versions, catalog.labels, catalog.models, catalog.pads, catalog.starting)
 
-    def on_told(self, told: Told) -> None:
-        """An operator's call has been answered."""
-        self._asks.told(told)
-
     def on_disconnected(self) -> None:
         """The broker that would have answered is gone."""
+        self._direct.forget()
         self._asks.lost()
 
     def on_outdated(self, reason: str) -> None:
@@ -391,6 +389,7 @@ class Client:
         """Fail what is pending and leave."""
         self._deadlines.close()
         self._grace.close()
+        self._direct.close()
         self._tidy_timer.cancel()
         self._returns.close()
         for request_id in list(self._pending):

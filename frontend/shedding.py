@@ -99,6 +99,16 @@ def note(failed: Failed, lanes: Iterable[Lane], now_ns: int) -> list[Pressure]:
     return list(pressed)
 
 
+def count_taken(pressed: Iterable[Pressure], later: Iterable[tuple[Lane, int]]) -> None:
+    """What has the broker of these lanes? later: (lane, rows) of requests that it did not know when it said so."""
+    undecided = dict.fromkeys(pressed, 0)
+    for lane, rows in later:
+        if lane.pressure in undecided:
+            undecided[lane.pressure] += rows
+    for pressure, rows in undecided.items():
+        pressure.taken(pressure.rows - rows)
+
+
 def retry_after(code: int, retry_ms: int) -> bytes:
     """REST's header line for a failed request: Retry-After, in whole seconds."""
     if code == Code.UNAVAILABLE or (retry_ms and code in _RETRY_CODES):

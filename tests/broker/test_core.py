@@ -218,8 +218,8 @@ def test_a_done_of_a_batch_nobody_holds_is_counted_and_ignored() -> None:
 
 def test_an_idle_core_needs_no_waking() -> None:
     bench = Bench()
-    assert bench.turn() == ([], {}, [], 0, [], {})
+    assert bench.turn() == ([], {}, [], 0, [], {}, [])
     ((_, execute),) = bench.submit((1, 1)).executes
     bench.done(10, execute.batch_id)
     bench.turn(60_000 * MS)  # the lease's time passes
-    assert bench.turn() == ([], {}, [], 0, [], {})
+    assert bench.turn() == ([], {}, [], 0, [], {}, [])

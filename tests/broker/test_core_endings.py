@@ -244,7 +244,7 @@ def test_a_draining_worker_takes_nothing_that_others_can_and_is_named_when_it_ho
 
 def test_a_worker_that_never_took_batches_may_leave() -> None:
     bench = Bench()
-    assert bench.left(99) == ([], {}, [], 0, [], {})
+    assert bench.left(99) == ([], {}, [], 0, [], {}, [])
 
 
 # -------------------------------------------------------------------------------------------------- nobody serves it

@@ -10,6 +10,7 @@ no worker over its credit   and none that hangs or is gone is sent anything, nor
 no slot lost                at the end nothing is queued, leased, split or told
 the sum holds               submitted = ended + queued + leased + split, after every turn
 no late run                 what has expired is not sent to a worker; what waits is told within a sweep's time
+no third worker             is given a request that has ended two
 no run for nobody           what was cancelled is not sent to a worker, not even when the one that ran it is lost
 no busy loop                a wake-up lies in the future
 """
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ringserve.broker.core import Core, Turn
-from ringserve.broker.messages import Code, Execute, LaneSpec
+from ringserve.broker.loans import LOAN_IDS
+from ringserve.broker.messages import Code, Execute, Handed, LaneSpec
 from ringserve.broker.outcomes import ENDS
 from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
 
@@ -47,6 +49,7 @@ class Watched:
     resubmitted: bool = False
     cancelled: bool = False  # and the broker knows
     leases: set[int] = field(default_factory=set)
+    poison: bool = False  # it ends every worker
     workers_lost: int = 0
     blamed: int = 0
     free_since_ns: int = 0  # since when it is not leased
@@ -56,6 +59,8 @@ class Watched:
 class HeldBatch:
     worker_id: int
     execute: Execute
+    unseen: bool = False  # a frontend handed it straight to the worker, and the broker has not heard of it
+    handed: bool = False  # likewise, and the broker may have heard
 
 
 class Checks:
@@ -88,6 +93,33 @@ class Checks:
 
     def frontend_left(self, frontend_id: int) -> None:
         self.frontends.discard(frontend_id)
+        for batches in self.held.values():
+            batches[:] = [batch for batch in batches if not (batch.handed and batch.execute.parts[0][0] == frontend_id)]
+
+    def pending(self, frontend_id: int) -> int:
+        """Requests of this frontend that have not ended."""
+        return sum(owner == frontend_id and not watched.ends for (owner, _), watched in self.requests.items())
+
+    def handed(self, worker_id: int, execute: Execute) -> None:
+        """A frontend sends a lone request straight to a worker that it was lent."""
+        (part,) = execute.parts
+        watched = self.requests[part[0], part[1]]
+        watched.arrived = True
+        watched.leases.add(execute.batch_id)
+        if worker_id in self.held:
+            self.held[worker_id].append(HeldBatch(worker_id, execute, unseen=True, handed=True))
+        else:  # it has ended, and the frontend will hear of it
+            self._lost(execute, blamed=True)
+
+    def seen(self, handed: Handed, now_ns: int) -> None:
+        """The broker hears of it."""
+        watched = self.requests[handed.frontend_id, handed.request[0]]
+        for batches in self.held.values():
+            for batch in batches:
+                if batch.execute.batch_id == handed.batch_id:
+                    batch.unseen = False
+                    return
+        watched.free_since_ns = now_ns  # not before
 
     def worker_joined(self, worker_id: int) -> None:
         self.held[worker_id] = []
@@ -102,12 +134,15 @@ class Checks:
         self.open_to.discard(worker_id)
         self.draining.discard(worker_id)
         for position, batch in enumerate(self.held.pop(worker_id)):
-            for part in batch.execute.parts:
-                watched = self.requests[part[0], part[1]]
-                watched.leases.discard(batch.execute.batch_id)
-                watched.workers_lost += 1
-                watched.blamed += position == 0
-                watched.free_since_ns = self.now_ns
+            self._lost(batch.execute, blamed=position == 0 or batch.unseen)
+
+    def _lost(self, execute: Execute, *, blamed: bool) -> None:
+        for part in execute.parts:
+            watched = self.requests[part[0], part[1]]
+            watched.leases.discard(execute.batch_id)
+            watched.workers_lost += 1
+            watched.blamed += blamed
+            watched.free_since_ns = self.now_ns
 
     def submitted(self, frontend_id: int, key: bytes, request: list[int]) -> None:
         request_id, rows, deadline_ns, _ = request
@@ -133,7 +168,8 @@ class Checks:
         watched.cancelled = watched.arrived and not watched.ends
 
     def started(self, worker_id: int, batch_id: int) -> None:
-        assert any(batch.execute.batch_id == batch_id for batch in self.held[worker_id])
+        known = any(batch.execute.batch_id == batch_id for batch in self.held[worker_id])
+        assert known or batch_id > LOAN_IDS  # one that a frontend handed over, which left meanwhile
 
     def settled(self, batch_id: int) -> None:
         for batches in self.held.values():
@@ -144,6 +180,8 @@ class Checks:
                         self.requests[part[0], part[1]].free_since_ns = self.now_ns
                     batches.remove(batch)
                     return
+        if batch_id > LOAN_IDS:
+            return  # its worker left meanwhile, or its frontend
         raise AssertionError(f"batch {batch_id} was settled and nobody held it")
 
     def result(self, frontend_id: int, request_id: int, row_start: int, rows: int) -> None:
@@ -204,9 +242,9 @@ class Checks:
         assert worker_id in (self.open_to or self.draining)
         held = self.held[worker_id]
         if self.at_once and not held:
-            assert sum(map(bool, self.held.values())) < self.at_once
+            assert sum(any(not batch.handed for batch in held) for held in self.held.values()) < self.at_once
         held.append(HeldBatch(worker_id, execute))
-        assert len(held) <= self.credit_max
+        assert sum(not batch.handed for batch in held) <= self.credit_max
         kind = self.lanes[execute.lane_key]
         assert execute.parts
         rows = sum(part[2] for part in execute.parts)
@@ -220,6 +258,7 @@ class Checks:
             assert offsets == [64 * request_id]
             assert watched.deadline_ns == 0 or watched.deadline_ns > now_ns
             assert not watched.cancelled
+            assert watched.blamed < 2 or watched.resubmitted or not watched.poison, "it has ended two workers"
             assert part_rows >= 1
             assert 0 <= row_start <= watched.rows - part_rows
             rows_now = {(frontend_id, request_id, row) for row in range(row_start, row_start + part_rows)}

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ringserve.broker.core import Core
+from ringserve.broker.loans import LOAN_IDS
 from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
 from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
 from tests.sim.checks import Checks
+from tests.sim.lending import SimLoans, ask_alone
 
 FAULTS_END_NS = 400 * MILLISECOND_NS
 LEASE_NS_MAX = 150 * MILLISECOND_NS
@@ -43,6 +45,7 @@ class Options:
     policy_changes: int  # an operator sets the policies anew so often
     link_ns_max: int
     deaf_seconds: float  # how long a dead worker stays unreplaced
+    lone_chance: float  # a request that a client sends after the answer to the one before, alone
 
 
 def draw_options(rng: random.Random) -> Options:
@@ -68,6 +71,7 @@ def draw_options(rng: random.Random) -> Options:
         policy_changes=rng.choice((0, 0, 1, 5)),
         link_ns_max=rng.choice((10_000, 200_000, 3 * MILLISECOND_NS)),
         deaf_seconds=rng.choice((0.001, 0.02, 0.3)),
+        lone_chance=rng.choice((0.0, 0.0, 0.9, 0.97)),
     )
 
 
@@ -97,6 +101,7 @@ def draw_policy(rng: random.Random) -> LanePolicy:
         lease_ns_max=LEASE_NS_MAX,
         prefetch_ns=rng.choice((0, MILLISECOND_NS)),
         refuse_late=rng.random() < 0.5,
+        lend_after_requests=rng.choice((0, 1, 1, 2, 4)),
         no_worker_ns_max=rng.choice((50 * MILLISECOND_NS, 10 * SECOND_NS)),
     )
 
@@ -147,6 +152,7 @@ class World:
         self.workers: dict[int, SimWorker] = {}
         self.frontends: list[int] = []
         self.poison: set[tuple[int, int]] = set()
+        self.loans = SimLoans(self)
 
     def set_policies(self) -> None:
         """The lanes' policies as they are now, and how many batches may run at once over all of them."""
@@ -182,12 +188,15 @@ class World:
             self.at(self.rng.randint(0, 5 * MILLISECOND_NS), lambda index=index: self.new_worker(index))  # type: ignore[misc]
         for _ in range(self.options.policy_changes):
             self.at(self.rng.randint(0, FAULTS_END_NS), self.change_policies)
-        left = self.options.requests_count
+        if self.options.lone_chance:
+            for key in self.rng.sample(list(self.lanes), min(2, len(self.lanes))):
+                ask_alone(self, self.rng.choice(self.frontends), key, 100)
+        left = 20 if self.options.lone_chance else self.options.requests_count
         while left > 0:
             burst = min(left, self.rng.randint(1, self.options.burst_max))
             left -= burst
             self.at(self.rng.randint(0, FAULTS_END_NS), lambda burst=burst: self.submit(burst))  # type: ignore[misc]
-        turns_limit = 40 * self.options.requests_count + 10_000
+        turns_limit = 40 * self.options.requests_count + 30_000
         while self._events:
             self.now_ns, _, action = heapq.heappop(self._events)
             self.checks.now_ns = self.now_ns
@@ -208,6 +217,13 @@ class World:
         for frontend_id, requests in turn.failed.items():
             for request in requests:
                 self.checks.failed(frontend_id, request, self.now_ns)
+        for frontend_id, message in turn.loans:
+            assert frontend_id in self.frontends
+            self.loans.send(
+                frontend_id,
+                "down",
+                lambda frontend_id=frontend_id, message=message: self.loans.on_message(frontend_id, message),  # type: ignore[misc]
+            )
         for worker_id in turn.kills:
             self.at(self.rng.randint(0, MILLISECOND_NS), lambda worker_id=worker_id: self.die(worker_id))  # type: ignore[misc]
         for worker_id in turn.drained:
@@ -224,12 +240,12 @@ class World:
         self.core.frontend_joined(self._ids)
         self.checks.frontend_joined(self._ids)
 
-    def submit(self, count: int) -> None:
+    def submit(self, count: int, frontend_id: int = 0, only: bytes = b"") -> None:
         rng, options = self.rng, self.options
-        frontend_id = rng.choice(self.frontends)
+        frontend_id = frontend_id or rng.choice(self.frontends)
         groups: list[list[Any]] = []
         for _ in range(count):
-            key = rng.choice(list(self.lanes))
+            key = only or rng.choice(list(self.lanes))
             self._request_id += 1
             rows = rng.randint(1, options.rows_max) if self.lanes[key].spec.batchable else 1
             deadline_ns = 0
@@ -239,6 +255,7 @@ class World:
             self.checks.submitted(frontend_id, key, request)
             if rng.random() < options.poison_chance:
                 self.poison.add((frontend_id, self._request_id))
+                self.checks.requests[frontend_id, self._request_id].poison = rows == 1
             for group in groups:
                 if group[0] == key:
                     group[1].append(request)
@@ -250,7 +267,10 @@ class World:
                     rng.randint(0, 10 * MILLISECOND_NS),
                     lambda key=key, request_id=self._request_id: self.cancel(frontend_id, key, request_id),  # type: ignore[misc]
                 )
-        self.link(lambda: self.arrive(frontend_id, groups))
+        lone = count == 1 and self.checks.pending(frontend_id) == 1
+        if not (lone and self.loans.hand(frontend_id, groups[0][0], groups[0][1][0])):
+            self.loans.tell(frontend_id)
+            self.loans.send(frontend_id, "up", lambda: self.arrive(frontend_id, groups))
         if rng.random() < 0.1:
             self.at(rng.randint(0, 20 * MILLISECOND_NS), lambda: self.resubmit(frontend_id, groups))
         if self.faulty(options.frontend_death_chance):
@@ -262,12 +282,18 @@ class World:
 
     def resubmit(self, frontend_id: int, groups: list[list[Any]]) -> None:
         """The frontend is not sure that what it has no answer for is still held by anyone."""
-        again = [
-            [key, [self.again(frontend_id, each) for each in requests if self.checks.resubmitted(frontend_id, each[0])]]
-            for key, requests in groups
-        ]
-        self.checks.arrived(frontend_id, again, self.now_ns)
-        self.core.resubmit(frontend_id, again, self.now_ns)
+        self.loans.tell(frontend_id)
+
+        def arrive() -> None:
+            resubmitted = self.checks.resubmitted
+            again = [
+                [key, [self.again(frontend_id, each) for each in requests if resubmitted(frontend_id, each[0])]]
+                for key, requests in groups
+            ]
+            self.checks.arrived(frontend_id, again, self.now_ns)
+            self.core.resubmit(frontend_id, again, self.now_ns)
+
+        self.loans.send(frontend_id, "up", arrive)
 
     def again(self, frontend_id: int, request: list[int]) -> list[int]:
         """As it is submitted again: one that was cancelled meanwhile as one that is too late."""
@@ -280,7 +306,8 @@ class World:
             self.checks.cancelled(frontend_id, request_id)
             self.core.cancel(frontend_id, [[key, request_id]], self.now_ns)
 
-        self.link(deliver)
+        self.loans.tell(frontend_id)
+        self.loans.send(frontend_id, "up", deliver)
 
     def frontend_dies(self, frontend_id: int) -> None:
         if frontend_id in self.frontends:
@@ -338,10 +365,10 @@ class World:
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
             self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows), self.now_ns)
-            if self.core.statistics()["dones_ignored"] == settled:
+            if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_IDS:
                 self.checks.settled(execute.batch_id)
 
-        self.link(deliver)
+        self.loans.send(worker.worker_id, "up", deliver)
         self.work(worker)
 
     def drain(self, worker_id: int) -> None:
@@ -358,6 +385,8 @@ class World:
         def deliver() -> None:
             self.checks.worker_left(worker_id)
             self.core.worker_left(worker_id, self.now_ns)
+            for frontend_id in self.frontends:
+                self.link(lambda frontend_id=frontend_id: self.loans.worker_left(frontend_id, worker_id))  # type: ignore[misc]
 
         self.link(deliver)
         delay_ns = int(self.options.deaf_seconds * SECOND_NS * self.rng.random())

@@ -1,0 +1,188 @@
+"""Pure: workers that are lent to frontends, so that a lone request goes straight to one and none waits for the broker.
+
+    broker ── Lend ──▶ frontend ── Execute ──▶ worker ── Result ──▶ frontend
+       ▲  ▲                │                     └── Done ──▶ broker: another request came and was answered
+       │  └── Handed ──────┤ no answer yet: after some ms, or before a Submit, a Cancel, Returned
+       └───── Returned ────┘ after a Recall
+
+Where one request is in flight at a time, waking the broker to hear "the idle one" takes a fifth of the request's time.
+So a frontend that had `LanePolicy.lend_after_requests` batches in a row to itself, one request each, is lent the worker
+that ran them. The broker goes on to use it as if it were idle, which costs who comes then the rest of one batch, at
+most; the loan is recalled when that happens. What nobody told of is known by its Done. A batch that is known (Handed)
+is leased as all others are, so that hangs, deaths and cancels are no special cases; one of a worker that has left
+meanwhile is taken back as if it had been leased, with its blame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Mapping
+
+from ringserve.broker.fleet import Worker, WorkerState
+from ringserve.broker.lanes import Lane, whole
+from ringserve.broker.leases import Lease
+from ringserve.broker.messages import Done, Lend, Recall
+from ringserve.broker.policy import ROWS_ANY
+
+#: Loans are numbered in steps of this, so that batch ids of one never meet another's, nor those that the broker gives.
+LOAN_IDS = 1 << 32
+#: Of so many workers that left it is remembered how: what was handed to them is told within moments.
+_ENDED_KEPT = 1_000
+
+
+class Loan:
+    """One worker lent to one frontend for one lane.
+
+    batch_id_done: the last batch of it that is over. batch_id_last: the last that was used; -1 until it is returned.
+    """
+
+    __slots__ = ("batch_id_done", "batch_id_last", "frontend_id", "lane", "loan_id", "recalled", "worker")
+
+    def __init__(self, loan_id: int, frontend_id: int, lane: Lane, worker: Worker) -> None:
+        self.loan_id = loan_id
+        self.frontend_id = frontend_id
+        self.lane = lane
+        self.worker = worker
+        self.batch_id_done = loan_id
+        self.batch_id_last = -1
+        self.recalled = False
+
+    def unseen(self, done: Done, now_ns: int) -> Lease:
+        """A request of which nobody told before it was over: as what it would have been leased."""
+        lane = self.lane
+        entry = whole(self.frontend_id, (0, done.rows, 0), now_ns)
+        lease = Lease(done.batch_id, done.worker_id, lane, [entry], done.rows, 0, solo=False)
+        # Nobody knows since when the worker had it: as long before as it is on an average.
+        lease.started_ns = now_ns - done.run_ns - int(lane.times.turnaround_ns)
+        return lease
+
+
+class Loans:
+    """All loans, what frontends are to be told of them, and who may be lent a worker next."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Loan] = {}
+        self._ended: dict[int, int] = {}  # of workers that left lately: loan id -> its last batch that was done
+        self._blameless: deque[int] = deque(maxlen=_ENDED_KEPT)
+        self._last_id = 0
+        self._to_tell: list[tuple[int, Lend | Recall]] = []
+        #: Lone batches in a row: (their lane, their frontend, how many, the last one's id).
+        self._row: tuple[Lane, int, int, int] | None = None
+        self._candidate: Lease | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    # ---------------------------------------------------------------------------------------------------- lending
+
+    def was_alone(self, lease: Lease) -> None:
+        """This batch of the broker's own is over, and it holds nothing else now."""
+        lane = lease.lane
+        lend_after = lane.policy.lend_after_requests if lane.policy.batching != "timeout" else 0
+        self._candidate = None
+        entries = lease.entries
+        if not lend_after or len(entries) != 1 or lease.solo or lease.has_parts:
+            self._row = None
+            return
+        frontend_id = entries[0][0][0]
+        row = self._row
+        # The broker numbers its batches one by one: any other in between breaks the row.
+        follows = row is not None and row[0] is lane and row[1] == frontend_id and row[3] + 1 == lease.batch_id
+        count = row[2] + 1 if follows and row is not None else 1
+        self._row = (lane, frontend_id, count, lease.batch_id)
+        if count >= lend_after:
+            self._candidate = lease
+
+    def lend(self, workers: Mapping[int, Worker], frontends: Container[int], *, calm: bool) -> None:
+        """At the end of a turn: lend who ran the last of a row of lone batches, if there is such a row.
+
+        workers, frontends: those that are there. calm: nothing waits and nothing runs.
+        """
+        if self._candidate is None:
+            return
+        lease, self._candidate = self._candidate if calm else None, None
+        worker = workers.get(lease.worker_id) if lease is not None else None
+        if lease is None or worker is None or worker.state is not WorkerState.READY or worker.lent:
+            return
+        lane, frontend_id = lease.lane, lease.entries[0][0][0]
+        has_one = any(loan.lane is lane and loan.frontend_id == frontend_id for loan in self._by_id.values())
+        if has_one or frontend_id not in frontends:
+            return
+        self._last_id += LOAN_IDS
+        loan = self._by_id[self._last_id] = Loan(self._last_id, frontend_id, lane, worker)
+        worker.lent = True
+        rows_max = min(lane.rows_max, lane.policy.request_rows_max or ROWS_ANY)
+        self._to_tell.append((frontend_id, Lend(loan.loan_id, lane.key, worker.worker_id, rows_max)))
+
+    def recall(self, worker: Worker) -> None:
+        """The worker is wanted for something else. Does nothing when it is not lent, or recalled already."""
+        if worker.lent:
+            for loan in self._by_id.values():
+                if loan.worker is worker and not loan.recalled:
+                    loan.recalled = True
+                    self._to_tell.append((loan.frontend_id, Recall(loan.loan_id)))
+
+    def recall_all(self) -> None:
+        """The rules change."""
+        self._row = self._candidate = None
+        for loan in list(self._by_id.values()):
+            self.recall(loan.worker)
+
+    def take_told(self) -> list[tuple[int, Lend | Recall]]:
+        """What frontends are to be told since the last call, in order."""
+        told, self._to_tell = self._to_tell, []
+        return told
+
+    # --------------------------------------------------------------------------------------------- what comes back
+
+    def done(self, batch_id: int) -> Loan | None:
+        """A batch with such an id is over. Its loan; None when that is over, too, because one of both parties left."""
+        loan = self._by_id.get(batch_id // LOAN_IDS * LOAN_IDS)
+        if loan is not None:
+            loan.batch_id_done = batch_id
+            self._end(loan)
+        return loan
+
+    def is_over(self, batch_id: int) -> bool:
+        """Whether the worker has said that this batch is done."""
+        loan_id = batch_id // LOAN_IDS * LOAN_IDS
+        loan = self._by_id.get(loan_id)
+        return batch_id <= (loan.batch_id_done if loan is not None else self._ended.get(loan_id, 0))
+
+    def returned(self, loan_id: int, batch_id_last: int) -> None:
+        """The frontend uses the loan no more. What is still to come of it is known by the last batch's id."""
+        loan = self._by_id.get(loan_id)
+        if loan is not None:
+            loan.batch_id_last = batch_id_last
+            self._end(loan)
+
+    def frontend_left(self, frontend_id: int) -> None:
+        if self._row is not None and self._row[1] == frontend_id:
+            self._row = self._candidate = None
+        self._to_tell = [told for told in self._to_tell if told[0] != frontend_id]
+        self._drop(lambda loan: loan.frontend_id == frontend_id)
+
+    def worker_left(self, worker: Worker, *, blameless: bool) -> None:
+        """blameless: something else ended it, not what it ran."""
+        if blameless:
+            self._blameless.append(worker.worker_id)
+        for loan in self._drop(lambda loan: loan.worker is worker):
+            self._ended[loan.loan_id] = loan.batch_id_done
+            if len(self._ended) > _ENDED_KEPT:
+                del self._ended[next(iter(self._ended))]
+
+    def blames(self, worker_id: int) -> bool:
+        """Whether what was handed to this worker, which has left, may have ended it."""
+        return worker_id not in self._blameless
+
+    def _end(self, loan: Loan) -> None:
+        if loan.batch_id_done == loan.batch_id_last:
+            del self._by_id[loan.loan_id]
+            loan.worker.lent = False
+
+    def _drop(self, unwanted: Callable[[Loan], bool]) -> list[Loan]:
+        dropped = [loan for loan in self._by_id.values() if unwanted(loan)]
+        for loan in dropped:
+            del self._by_id[loan.loan_id]
+            loan.worker.lent = False
+        return dropped
