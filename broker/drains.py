@@ -47,7 +47,7 @@ class Drains:
         drained = []
         wake_ns = 0
         for worker_id, worker in self._workers.items():
-            if worker.leases or worker.kept or worker.lent:
+            if worker.leases or worker.kept or worker.lent_for is not None:
                 continue
             alone = self._fleet.alone(worker) if not worker.retired else frozenset()
             quiet_ns = worker.quiet_since_ns + QUIET_NS

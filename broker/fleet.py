@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from enum import Enum
 from hashlib import blake2b
 
+from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Lease
 from ringserve.broker.messages import ModelVersion
 
@@ -41,8 +42,8 @@ class Worker:
     """One worker process. leases: what it holds, oldest first; kept by `Leases`.
 
     killed: it was ordered to end because its head lease ran out. kept: versions for which it stays while it drains.
-    quiet_since_ns: when it was last sent something while it drains. lent: a frontend may send it batches that the
-    broker does not know of yet; kept by `Loans`.
+    quiet_since_ns: when it was last sent something while it drains. lent_for: the lane of which a frontend may send it
+    batches that the broker does not know of yet; kept by `Loans`.
     """
 
     __slots__ = (
@@ -50,7 +51,7 @@ class Worker:
         "kept",
         "killed",
         "leases",
-        "lent",
+        "lent_for",
         "loaded",
         "quiet_since_ns",
         "retired",
@@ -65,7 +66,7 @@ class Worker:
         self.loaded: frozenset[ModelVersion] = frozenset()
         self.state = WorkerState.JOINING
         self.killed = False
-        self.lent = False
+        self.lent_for: Lane | None = None
         self.retired = False
         self.kept: frozenset[ModelVersion] = frozenset()
         self.quiet_since_ns = 0

@@ -56,11 +56,13 @@ class Lane:
     costs nothing; `sweep` makes it exact again.
     attained_ns: service received so far, in the fair order's own time. listed: stands in the fair order.
     place: where it last stood there among those that are as far.
+    alone_min: so many requests in a row must be alone before a worker is lent for them again (see `loans.py`).
     recent: ids of workers, the most recently used first. leases_count: batches that run now.
     """
 
     __slots__ = (
         "_open_batches",
+        "alone_min",
         "attained_ns",
         "deadline_min_ns",
         "key",
@@ -101,6 +103,7 @@ class Lane:
         self.place = 0
         self.recent: list[int] = []
         self.leases_count = 0
+        self.alone_min = 0
         self.used_ns = 0
         self._open_batches: deque[int] | None = None
         self.set_policy(policy)

@@ -26,6 +26,9 @@ from ringserve.broker.policy import ROWS_ANY
 
 #: Loans are numbered in steps of this, so that batch ids of one never meet another's, nor those that the broker gives.
 LOAN_IDS = 1 << 32
+#: A loan that was used less often than this was not worth its messages: the lane's next row must be twice as long.
+_WORTH_USES = 32
+_ALONE_MIN_MAX = 1_024
 #: Of so many workers that left it is remembered how: what was handed to them is told within moments.
 _ENDED_KEPT = 1_000
 
@@ -90,7 +93,7 @@ class Loans:
         follows = row is not None and row[0] is lane and row[1] == frontend_id and row[3] + 1 == lease.batch_id
         count = row[2] + 1 if follows and row is not None else 1
         self._row = (lane, frontend_id, count, lease.batch_id)
-        if count >= lend_after:
+        if count >= max(lend_after, lane.alone_min):
             self._candidate = lease
 
     def lend(self, workers: Mapping[int, Worker], frontends: Container[int], *, calm: bool) -> None:
@@ -102,21 +105,29 @@ class Loans:
             return
         lease, self._candidate = self._candidate if calm else None, None
         worker = workers.get(lease.worker_id) if lease is not None else None
-        if lease is None or worker is None or worker.state is not WorkerState.READY or worker.lent:
+        if lease is None or worker is None or worker.state is not WorkerState.READY or worker.lent_for is not None:
             return
         lane, frontend_id = lease.lane, lease.entries[0][0][0]
         has_one = any(loan.lane is lane and loan.frontend_id == frontend_id for loan in self._by_id.values())
         if has_one or frontend_id not in frontends:
             return
+        self._row = None
         self._last_id += LOAN_IDS
         loan = self._by_id[self._last_id] = Loan(self._last_id, frontend_id, lane, worker)
-        worker.lent = True
+        worker.lent_for = lane
         rows_max = min(lane.rows_max, lane.policy.request_rows_max or ROWS_ANY)
         self._to_tell.append((frontend_id, Lend(loan.loan_id, lane.key, worker.worker_id, rows_max)))
 
+    def granted(self, lane: Lane, worker: Worker) -> None:
+        """The worker is given a batch of that lane: it is not idle any more, and the lane's requests are not alone."""
+        self.recall(worker)
+        for loan in self._by_id.values():
+            if loan.lane is lane:
+                self.recall(loan.worker)
+
     def recall(self, worker: Worker) -> None:
         """The worker is wanted for something else. Does nothing when it is not lent, or recalled already."""
-        if worker.lent:
+        if worker.lent_for is not None:
             for loan in self._by_id.values():
                 if loan.worker is worker and not loan.recalled:
                     loan.recalled = True
@@ -177,12 +188,15 @@ class Loans:
 
     def _end(self, loan: Loan) -> None:
         if loan.batch_id_done == loan.batch_id_last:
+            lane, uses = loan.lane, loan.batch_id_last - loan.loan_id
+            longer = 2 * max(lane.policy.lend_after_requests, lane.alone_min)
+            lane.alone_min = 0 if uses >= _WORTH_USES else min(longer, _ALONE_MIN_MAX)
             del self._by_id[loan.loan_id]
-            loan.worker.lent = False
+            loan.worker.lent_for = None
 
     def _drop(self, unwanted: Callable[[Loan], bool]) -> list[Loan]:
         dropped = [loan for loan in self._by_id.values() if unwanted(loan)]
         for loan in dropped:
             del self._by_id[loan.loan_id]
-            loan.worker.lent = False
+            loan.worker.lent_for = None
         return dropped

@@ -44,7 +44,7 @@ def place(lane: Lane, workers: Sequence[Worker], now_ns: int, *, credit_max: int
     idle = [worker for worker in workers if not worker.leases]
     if lane.solo:
         # It may end its worker: it runs where nothing else is held and nothing else is sent.
-        idle = [worker for worker in idle if not worker.lent]
+        idle = [worker for worker in idle if worker.lent_for is None]
         return Placement(latest_used(lane, idle), 1) if idle else Placement(None, waits_for=tuple(workers))
     ask_ns = spread(lane, workers, now_ns) if idle else 0
     if idle and not ask_ns:
@@ -67,8 +67,14 @@ def start(lane: Lane, idle: Sequence[Worker], lanes_waiting: int) -> Placement:
     workers_count = len(idle) // max(1, lanes_waiting)
     if workers_count > 1 and not lane.single and lane.policy.batching == "adaptive":
         rows_max = share(lane, workers_count)
-    # One that is lent may be about something that nobody knows of yet.
-    return Placement(latest_used(lane, [worker for worker in idle if not worker.lent] or idle), rows_max)
+    return Placement(latest_used(lane, unlent(lane, idle) or idle), rows_max)
+
+
+def unlent(lane: Lane, idle: Sequence[Worker]) -> list[Worker]:
+    """Those that do nothing for certain: one that is lent may be about something that nobody knows of yet. If it is of
+    the lane itself, and over within `spread_ns`, another worker is no better."""
+    lent_for = lane if lane.predict(1) <= lane.policy.spread_ns else None
+    return [worker for worker in idle if worker.lent_for in (None, lent_for)]
 
 
 def latest_used(lane: Lane, idle: Sequence[Worker]) -> Worker:

@@ -31,6 +31,20 @@ def test_only_the_heads_time_runs() -> None:
     assert held[1] == [second]
 
 
+@pytest.mark.parametrize(("handed_ns", "place"), [(NOW - MS, 0), (NOW + MS, 1), (NOW + 3 * MS, 2)])
+def test_what_a_frontend_handed_over_stands_where_the_worker_has_it(handed_ns: int, place: int) -> None:
+    leases, held = leases_of(1)
+    known = [grant(leases, 1), grant(leases, 1, NOW + 2 * MS)]
+    lane = lane_of(lease_ns_max=LEASE_NS)
+    lease = leases.handed(1 << 32, 1, lane, entry(7), handed_ns, 0)
+    assert held[1] == [*known[:place], lease, *known[place:]]
+    assert [one.started_ns for one in held[1][1:]] == [0, 0]
+    assert held[1][0].deadline_ns == min(NOW, handed_ns) + LEASE_NS
+    assert (leases.running_count, lane.leases_count) == (1, 1)
+    assert leases.settle(held[1][0].batch_id, 1, NOW + 5 * MS) is not None
+    assert held[1][0].started_ns == NOW + 5 * MS
+
+
 @pytest.mark.parametrize(
     ("batch_id_off", "worker_id", "settled"), [(0, 1, True), (0, 2, False), (1, 1, False), (-1, 1, False)]
 )

@@ -90,15 +90,30 @@ def test_batches_of_several_and_company_break_the_row() -> None:
     assert len(lone(bench, 3).loans) == 1
 
 
-def test_a_frontend_has_one_loan_for_a_lane() -> None:
-    bench = Bench(workers=2)
+def test_a_loan_of_a_lane_that_is_not_alone_any_more_is_recalled() -> None:
+    bench = Bench(workers=2, spread_ns=0)
     lone(bench)
-    worker_id = bench.core.ran_last
-    # It does not use it, for whatever reason.
-    for _ in range(10):
-        lone(bench)
+    turn = bench.submit((1, 1))
+    assert turn.executes[0][0] != bench.core.ran_last
+    assert turn.loans == [(FRONTEND, Recall(FIRST))]
+    bench.done(*(turn.executes[0][0], turn.executes[0][1].batch_id))
+    # It is not given back yet, and nothing else is lent to the frontend for this lane.
+    for _ in range(3):
+        assert lone(bench).loans == []
     assert bench.counted("loans") == 1
-    assert bench.core.ran_last != worker_id
+
+
+@pytest.mark.parametrize(("uses", "row"), [(31, 8), (32, 4)])
+def test_a_loan_that_was_hardly_used_makes_the_next_one_dearer(uses: int, row: int) -> None:
+    bench = Bench()
+    lone(bench)
+    for number in range(1, uses + 1):
+        bench.done(10, FIRST + number)
+    ((_, execute),) = bench.submit((1, 1)).executes
+    bench.core.returned(FIRST, FIRST + uses)
+    assert bench.done(10, execute.batch_id).loans == []
+    assert lone(bench, row - 2).loans == []
+    assert len(lone(bench, 1).loans) == 1
 
 
 def test_larger_requests_than_may_run_do_not_go_there() -> None:
@@ -255,12 +270,13 @@ def test_a_worker_that_is_used_otherwise_is_recalled() -> None:
     assert bench.counted("loans") == 0
 
 
-def test_another_idle_worker_is_used_first() -> None:
-    bench = Bench(workers=2)
+@pytest.mark.parametrize("slow", [True, False])
+def test_another_idle_worker_is_used_first_for_all_that_takes_long(slow: bool) -> None:
+    bench = Bench(workers=2, spread_ns=0 if slow else MS)
     bench.core.frontend_joined(OTHER_FRONTEND)
     lone(bench)
     turn = bench.submit((1, 1), frontend_id=OTHER_FRONTEND)
-    assert (turn.executes[0][0] != bench.core.ran_last, turn.loans) == (True, [])
+    assert (turn.executes[0][0] != bench.core.ran_last) is slow
 
 
 def test_a_loan_lasts_until_its_last_batch_is_done() -> None:

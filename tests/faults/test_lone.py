@@ -1,4 +1,4 @@
-"""Lone requests go straight to a worker that was lent; what happens to them when somebody dies, hangs or leaves then."""
+"""Lone requests go straight to a worker that was lent: what happens to them when somebody dies, hangs or leaves."""
 
 from __future__ import annotations
 

@@ -133,8 +133,11 @@ class Checks:
     def worker_left(self, worker_id: int) -> None:
         self.open_to.discard(worker_id)
         self.draining.discard(worker_id)
-        for position, batch in enumerate(self.held.pop(worker_id)):
-            self._lost(batch.execute, blamed=position == 0 or batch.unseen)
+        held = self.held.pop(worker_id)
+        # Of what it has not heard of the broker cannot know that it was before others.
+        first = next((batch for batch in held if not batch.unseen), None)
+        for batch in held:
+            self._lost(batch.execute, blamed=batch is first or batch.unseen)
 
     def _lost(self, execute: Execute, *, blamed: bool) -> None:
         for part in execute.parts:

@@ -31,5 +31,11 @@ def test_world(block: int) -> None:
         run_seed(seed)
 
 
+def test_worlds_have_requests_that_go_past_the_broker() -> None:
+    counted = [run_seed(seed).core.statistics()["handed"] for seed in range(BLOCK)]
+    assert sum(counted) > 100
+    assert sum(map(bool, counted)) > 5
+
+
 if __name__ == "__main__":
     print(run_seed(int(sys.argv[1])).core.statistics())
