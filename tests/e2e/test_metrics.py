@@ -66,7 +66,14 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     arguments = ["--model_name", "default", "--model_base_path", str(models / "half")]
     with Server(tmp_path_factory.mktemp("server"), *arguments, "--workers", "2", "--frontends", "2") as server:
         server.wait_available("default")
+        # Available is what the first worker has loaded.
+        wait_until(lambda: loads_of(server) == 2, "the other worker's load")
         yield server
+
+
+def loads_of(server: Server) -> float:
+    samples, name = samples_of(server, TFS_PAGE), ":tensorflow:cc:saved_model:load_attempt_count_total"
+    return sum(value for (each, labels), value in samples.items() if each == name and ("status", "success") in labels)
 
 
 def test_8_acceptance_20_requests_of_both_entry_points(server: Server) -> None:
