@@ -27,7 +27,7 @@ from ringserve.broker.policy import ROWS_ANY
 #: Loans are numbered in steps of this, so that batch ids of one never meet another's, nor those that the broker gives.
 LOAN_IDS = 1 << 32
 #: A loan that was used less often than this was not worth its messages: the lane's next row must be twice as long.
-_WORTH_USES = 32
+_WORTH_USES = 4
 _ALONE_MIN_MAX = 1_024
 #: Of so many workers that left it is remembered how: what was handed to them is told within moments.
 _ENDED_KEPT = 1_000

@@ -103,7 +103,7 @@ def test_a_loan_of_a_lane_that_is_not_alone_any_more_is_recalled() -> None:
     assert bench.counted("loans") == 1
 
 
-@pytest.mark.parametrize(("uses", "row"), [(31, 8), (32, 4)])
+@pytest.mark.parametrize(("uses", "row"), [(3, 8), (4, 4)])
 def test_a_loan_that_was_hardly_used_makes_the_next_one_dearer(uses: int, row: int) -> None:
     bench = Bench()
     lone(bench)
