@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,9 +138,11 @@ def test_a_missing_base_path_is_served_when_it_comes(models: Path, tmp_path: Pat
     """tensorflow/serving #1693: there, the ports stay closed."""
     base = tmp_path / "base"
     with serve(tmp_path, base) as server:
-        assert server.post("/v1/models/m:predict", b'{"instances": [1.0]}')[0] == 404
+        ask = partial(server.post, "/v1/models/m:predict", b'{"instances": [1.0]}')
+        wait_until(lambda: ask()[0] != 503, "the frontend to have heard of the models")
+        assert ask()[0] == 404
         base.mkdir()
         put(models, base, 1)
         server.wait_available("m")
-        status, body = server.post("/v1/models/m:predict", b'{"instances": [1.0]}')
+        status, body = ask()
         assert (status, json.loads(body)) == (200, {"predictions": [2.5]})
