@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 import tokenize
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +78,10 @@ def read(body: bytes | bytearray, dtype_wanted: int, *, hurry: bool = False) -> 
     if dtype == STRING and count > STRINGS_MAX:
         return _invalid(f"the npy file has more than {STRINGS_MAX} strings")
     if dtype == STRING:
-        return Tensor(dtype, found.shape, _strings(_array(body, start, found)))
+        array = _array(body, start, found)
+        if found.dtype.kind == "U" and not _is_text(array):
+            return _invalid("the npy file has strings of what is no Unicode character")
+        return Tensor(dtype, found.shape, _strings(array))
     data = memoryview(body)[start:] if found.is_plain else _plain(_array(body, start, found))
     if dtype == BOOL and not bools_valid(data):
         return _invalid("the npy file has bools that are neither 0 nor 1")
@@ -146,6 +150,12 @@ def _array(body: bytes | bytearray, start: int, head: _Head) -> npt.NDArray[Any]
 def _plain(array: npt.NDArray[Any]) -> memoryview:
     native = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return native.reshape(-1).view(np.uint8).data
+
+
+def _is_text(array: npt.NDArray[Any]) -> bool:
+    """numpy takes the code points for what they say: some that no character has are a SystemError, others no UTF-8."""
+    points = np.ascontiguousarray(array).reshape(-1).view(array.dtype.byteorder.replace("|", "=") + "u4")
+    return not points.size or int(points.max()) <= sys.maxunicode
 
 
 def _strings(array: npt.NDArray[Any]) -> list[bytes]:

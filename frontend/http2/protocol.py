@@ -233,6 +233,8 @@ class EngineProtocol(asyncio.Protocol):
     def flush(self) -> None:
         """Writes what is in `out`, and as much of the transfers as the transport takes."""
         connection = self.connection
+        if connection.host is not self:
+            return  # the client left in this turn of the loop, after something had been said to it
         connection.is_awake = False
         while True:
             is_long = self._can_write and connection.has_transfers()

@@ -164,8 +164,8 @@ def test_9_a_unix_socket_that_frontends_share(server: Server, socket_path: Path)
             check_predict(channel)
     with connect(server.grpc_target) as channel:
         check_predict(channel)
-    lines = re.findall(r"Running gRPC ModelServer at UNIX socket (\S+) \.\.\.", server.log)
-    assert lines == [str(socket_path)] * 2  # each frontend says so
+    listens = functools.partial(re.findall, r"Running gRPC ModelServer at UNIX socket (\S+) \.\.\.")
+    wait_until(lambda: listens(server.log) == [str(socket_path)] * 2, "each frontend to say so")
     assert "Using InsecureServerCredentials" in server.log
     # Frontends that die do not take the socket with them.
     for frontend in server.members("frontend"):

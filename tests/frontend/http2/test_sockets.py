@@ -295,3 +295,27 @@ def test_requests_without_end_are_answered_and_stopped(server: Running) -> None:
         assert stopped in received(sock, lambda data: stopped in data)
         sock.sendall(peer.data(1, bytes(10), END_STREAM) + call(3, "Echo", b"and on"))
         assert message(b"and on") in received(sock, lambda data: frames.answer_tail(3) in data)
+
+
+def test_a_client_that_leaves_before_the_turns_output_is_written(server: Running) -> None:
+    """The transport ends in the same turn of the loop, before what the connection had to say leaves: nobody's fault."""
+    faults: list[dict[str, Any]] = []
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        (protocol,) = server.engine._protocols
+        protocol._transport.abort()  # `connection_lost` comes soon
+        protocol.connection.drain()  # and behind it the write of GOAWAY
+        assert protocol.connection.out
+        while server.engine._protocols:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        loop.set_exception_handler(None)
+
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(beginning())
+        received(sock, lambda data: frames.SETTINGS_ACK in data)
+        until(lambda: server.engine.connections_count == 1, "the clients of other tests to be gone")
+        server.call(leave())
+    assert not faults

@@ -255,3 +255,16 @@ def test_types_without_a_name_keep_their_bytes() -> None:
     answer = post(saved(array), "echo_bfloat16")
     assert loaded(answer.body).view(ml_dtypes.bfloat16).tolist() == [1.5, -2.0]
     assert "which no tensor can have" in post(saved(array), "echo_float").error
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("point", [0x110000, 0xFFFFFFFF])
+def test_strings_of_what_is_no_character_are_refused(order: str, point: int) -> None:
+    """numpy itself would fail with a SystemError."""
+    body = bytearray(saved(np.array(["ab", "c"], f"{order}U2")))
+    body[-4:] = struct.pack(f"{order}I", point)
+    answer = npy.read(bytes(body), 0)
+    assert isinstance(answer, Failure)
+    assert "no Unicode" in answer.text
+    body[-4:] = struct.pack(f"{order}I", 0x10FFFF)
+    assert not isinstance(npy.read(bytes(body), 0), Failure)
