@@ -154,7 +154,7 @@ def _plain(array: npt.NDArray[Any]) -> memoryview:
 
 def _is_text(array: npt.NDArray[Any]) -> bool:
     """numpy takes the code points for what they say: some that no character has are a SystemError, others no UTF-8."""
-    points = np.ascontiguousarray(array).reshape(-1).view(array.dtype.byteorder.replace("|", "=") + "u4")
+    points = np.ascontiguousarray(array).reshape(-1).view(f"{array.dtype.byteorder}u4")
     return not points.size or int(points.max()) <= sys.maxunicode
 
 
