@@ -12,7 +12,7 @@ import pytest
 
 from ringserve.broker import wire
 from ringserve.broker.cable import Cable
-from ringserve.broker.messages import Cancel, Code, Execute, Failed, Handed, Lend, Recall, Returned, Submit
+from ringserve.broker.messages import Cancel, Code, Execute, Failed, Handed, Lend, Recall, Release, Returned, Submit
 from ringserve.frontend import direct
 from ringserve.frontend.client import Client
 from ringserve.shm.segment import Segment
@@ -50,7 +50,8 @@ class Lender:
         return await _mail(self.to_broker, count)
 
     async def worker_hears(self, count: int = 1) -> list[Any]:
-        return await _mail(self.stage.worker_cable, count)
+        """But for the records that come back: they do so by the clock, between any two other messages."""
+        return await _mail(self.stage.worker_cable, count, unless=Release)
 
     async def answers(self, request_id: int, seen: Seen) -> None:
         self.stage.answer(self.worker_id, np.array([[1.0]]), [[request_id, 0, 1, 0]])
@@ -58,12 +59,12 @@ class Lender:
         assert seen.answers == [[[1.0]]]
 
 
-async def _mail(cable: Cable, count: int) -> list[Any]:
-    """The next messages, so many and no more."""
+async def _mail(cable: Cable, count: int, unless: type | tuple[()] = ()) -> list[Any]:
+    """The next messages, so many and no more. unless: those of this type are passed over."""
     found: list[Any] = []
 
     def look() -> bool:
-        found.extend(map(wire.unpack, cable.receive()))
+        found.extend(message for message in map(wire.unpack, cable.receive()) if not isinstance(message, unless))
         return len(found) >= count
 
     await until(look)
