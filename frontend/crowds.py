@@ -41,6 +41,9 @@ class _Crowd:
         room = self._lane.pressure.room(timeout_ns, self._clock_ns())
         return room if room == inf else max(0, ceil(room / self._rows))
 
+    def comes(self, change: int) -> None:
+        self._lane.pressure.coming += change * self._rows
+
     def refuse(self, count: int) -> tuple[int, str, int]:
         pressure, code = self._lane.pressure, int(Code.RESOURCE_EXHAUSTED)
         api = self.path.rpartition("/")[2]

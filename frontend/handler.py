@@ -112,6 +112,9 @@ class Crowd(Protocol):
     def room(self, timeout_ns: int) -> float:
         """How many of them can be answered within that time; inf: it is over, forget them."""
 
+    def comes(self, change: int) -> None:
+        """So many more of them have begun to come and were let in; negative: so many have come whole, or never will."""
+
     def refuse(self, count: int) -> tuple[int, str, int]:
         """So many are refused. What they are told: code, text, and in how many ms to come again (0: nothing)."""
 

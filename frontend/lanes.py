@@ -60,7 +60,7 @@ class Lane:
         pairs = zip(spec.inputs, inputs, strict=True)
         heads = tuple(each.shape if -1 in open_.shape else None for open_, each in pairs)
         self.heads = heads if any(head is not None for head in heads) else None
-        self.pressure = Pressure()
+        self.pressure = Pressure(sum(each or 0 for each in self.row_bytes))
         self.answers: dict[Any, Any] = {}
 
     def with_heads(self, rows: int, payloads: Sequence[Buffer | list[bytes]]) -> list[Buffer | list[bytes]]:

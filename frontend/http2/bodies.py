@@ -7,12 +7,12 @@ from typing import Final
 
 from ringserve.frontend import request_ids
 from ringserve.frontend.handler import Buffer, EngineLimits, Refused
+from ringserve.frontend.http2.beginnings import Beginnings
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import END_STREAM, ConnectionFault, ErrorCode, StreamFault, unpadded
 from ringserve.frontend.http2.grpc_messages import MessageFault, MessageReader
 from ringserve.frontend.http2.headers import HeaderCache
-from ringserve.frontend.http2.refusing import Refusing
 from ringserve.frontend.http2.request import INTERNAL, RESOURCE_EXHAUSTED, Request
 from ringserve.frontend.http2.sending import Host
 
@@ -22,7 +22,7 @@ _HELD_BYTES_MIN: Final = 256 * 2**20
 _LATE_BYTES_MIN: Final = 256
 
 
-class Bodies(Refusing):
+class Bodies(Beginnings):
     """The input of a connection's calls. peer, names: `handler.Call`'s."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
@@ -73,7 +73,7 @@ class Bodies(Refusing):
         if call.is_half_closed:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of the stream")
         call.unreturned_bytes += nbytes
-        if call.unreturned_bytes > STREAM_WINDOW_BYTES:
+        if call.unreturned_bytes > STREAM_WINDOW_BYTES + self.withheld_bytes:  # of which the client may not know yet
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is overrun")
         return call
 
@@ -81,6 +81,8 @@ class Bodies(Refusing):
         """Input of an open stream: its bytes, its end, or both."""
         reader = call.reader
         if reader is None:
+            if not ends_stream and isinstance(call, UnaryCall) and self.refuses(call, data):
+                return
             limits = self._limits
             encoding = call.request.details.encoding
             buffers = self.host.account.buffers
@@ -94,6 +96,8 @@ class Bodies(Refusing):
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "content-length differs from the data")
         try:
             messages = reader.feed(data) if data else []
+            if messages:
+                self.has_come(call)
             call.take(messages)
         except MessageFault as fault:
             self.refuse(call, fault.code, fault.text)

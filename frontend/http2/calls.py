@@ -68,7 +68,7 @@ class Exchange:
         self.body_bytes = 0
         self.held_bytes = 0
         self.unread_bytes = 0
-        self.unreturned_bytes = 0
+        self.unreturned_bytes = connection.withheld_bytes
         self.transfer: Transfer | None = None
         self.reader: MessageReader | None = None
         connection.calls.received += 1
@@ -123,7 +123,7 @@ class UnaryCall(Exchange):
         self.body_bytes = 0
         self.held_bytes = 0
         self.unread_bytes = 0
-        self.unreturned_bytes = 0
+        self.unreturned_bytes = connection.withheld_bytes
         self.transfer = None
         self.reader = None
         self._raw: RawMessage | None = None

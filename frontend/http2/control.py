@@ -43,6 +43,7 @@ class Control(Sending):
 
     is_closing: write what is in `out`, then close the socket. last_stream_id: the highest stream opened by the client.
     work: what the present part of a read has cost beside the handling of its frames, see `refusing.WORK_AT_ONCE_MAX`.
+    withheld_bytes: what new streams' windows are smaller by than STREAM_WINDOW_BYTES, see `beginnings.py`.
     is_in_rush: more is asked of the event loop than it can do.
     """
 
@@ -54,6 +55,7 @@ class Control(Sending):
         self.is_in_rush = False
         self.last_stream_id = 0
         self.held_bytes = 0
+        self.withheld_bytes = 0
         self.received_ns = 0  # when the bytes came that are handled now
         self._is_plain = False  # nothing is the case that every frame must be checked for by `Connection._frame`
         self._settings_seen = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-from ringserve.frontend.handler import EngineLimits
+from ringserve.frontend.handler import Crowd, EngineLimits
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import Arriving
 from ringserve.frontend.http2.calls import turned_away
@@ -47,6 +47,10 @@ class Refusing(Arriving):
         self.was_crowded = False
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
+
+    def crowded(self, size: int) -> None:
+        """Messages of that size were refused as their lane is full."""
+        self.was_crowded = True
 
     def _decode(self, block: bytes) -> Request:
         """The request of a header block that is not in the cache. ConnectionFault: it is not HPACK."""
@@ -87,9 +91,7 @@ class Refusing(Arriving):
         timeout_ns = request.timeout_ns + request.timeout_ns // _TIMEOUT_VARIES
         room = crowd.room(request.timeout_ns - self.waited_ns())
         if room == inf:
-            self._crowds[size].remove(crowd)
-            if not self._crowds[size]:
-                del self._crowds[size]
+            self._disperse(size, crowd)
             return None
 
         def goes_on(block: bytes, body_bytes: int) -> bool:
@@ -104,12 +106,18 @@ class Refusing(Arriving):
         if taken > 0:
             del streams[-taken:]
         if streams:
-            self.was_crowded = True
+            self.crowded(size)
             code, text, retry_ms = crowd.refuse(len(streams))
             self.calls.refuse_all(code, len(streams))
             pushback = frames.retry_pushback(retry_ms) if retry_ms else b""
             self._answer_run(streams, body_bytes, turned_away(streams, frames.refusal_block(code, text, pushback)))
         return at + len(streams) * call_bytes if streams else 0, end
+
+    def _disperse(self, size: int, crowd: Crowd) -> None:
+        """Its lane is full no more."""
+        self._crowds[size].remove(crowd)
+        if not self._crowds[size]:
+            del self._crowds[size]
 
     def _known(self, block: bytes, body_bytes: int) -> Request | None:
         """The request of a block in a run, as far as it costs little to know it and nothing in it needs a look."""

@@ -74,6 +74,12 @@ def test_messages_like_one_that_was_refused_are_a_crowd(tmp_path: Path) -> None:
     assert crowd.room(40 * MS) == 2  # there is room for half of the second one, and nothing else is before it
     lane.pressure.rows = 7
     assert crowd.room(40 * MS) == 0
+    lane.pressure.rows = 0
+    crowd.comes(3)  # they are on their way, too
+    assert crowd.room(40 * MS) == 0
+    crowd.comes(-2)
+    assert crowd.room(40 * MS) == 2
+    assert lane.pressure.rows == 0  # but nobody else has them yet
     bench.now_ns += 300 * MS
     assert crowd.room(1) == inf
 

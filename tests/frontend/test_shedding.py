@@ -14,9 +14,12 @@ MS = 1_000_000
 NOW = 1_000 * MS
 
 
-@pytest.mark.parametrize(("rows", "fades_ms"), [(0, 20), (40, 20), (100, 50), (600, 300), (9_000, 300)])
-def test_a_word_about_few_rows_fades_soon(rows: int, fades_ms: int) -> None:
-    pressure = Pressure()
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "fades_ms"),
+    [(0, 0, 20), (40, 0, 20), (100, 0, 50), (600, 0, 300), (9_000, 0, 300), (100, 10_000, 100), (4, 110_000, 24)],
+)
+def test_a_word_about_few_short_rows_fades_soon(rows: int, row_bytes: int, fades_ms: int) -> None:
+    pressure = Pressure(row_bytes)
     pressure.told(40 * MS, NOW)
     pressure.taken(rows)
     assert pressure.is_crowded(NOW + fades_ms * MS - 1)

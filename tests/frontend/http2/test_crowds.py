@@ -30,10 +30,14 @@ class MadeUp:
         self.left = room
         self.timeouts_ns: list[int] = []
         self.count = 0
+        self.coming = 0
 
     def room(self, timeout_ns: int) -> float:
         self.timeouts_ns.append(timeout_ns)
         return self.left
+
+    def comes(self, change: int) -> None:
+        self.coming += change
 
     def refuse(self, count: int) -> tuple[int, str, int]:
         self.count += count
