@@ -4,7 +4,7 @@ A request is *pending* from `infer` until its one terminal message (Results that
 records belong to the data plane all that time, even when nobody waits for the answer any more (deadline passed, client
 gone): they are released by the terminal message and by nothing else.
 
-Everything that gathers in one turn of the event loop leaves in one Submit, one Cancel, and one Release per worker.
+What it sends gathers in `outgoing.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from ringserve.broker import wire
-from ringserve.broker.messages import Cancel, Catalog, Code, Failed, Lend, Recall, Result, Submit
+from ringserve.broker.messages import Catalog, Code, Failed, Lend, Recall, Result
 from ringserve.broker.wire import WireError
 from ringserve.frontend import catalog
 from ringserve.frontend.asks import Asks
 from ringserve.frontend.broker_link import BrokerLink
 from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT, NO_BROKER_TEXT, RUNNING_TEXT, DeadlineWheel, Grace
-from ringserve.frontend.direct import Direct
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
+from ringserve.frontend.outgoing import Outgoing
 from ringserve.frontend.outputs import Output, Reply, outputs_of
 from ringserve.frontend.recorder import Recorder
-from ringserve.frontend.returns import Returns
 from ringserve.frontend.shedding import count_taken, note
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
@@ -80,19 +78,15 @@ class Client:
         self._pending: dict[int, _Pending] = {}
         self._joins: dict[int, Join] = {}
         self._next_id = 1
-        self._groups: dict[Lane, list[list[int]]] = {}
-        self._cancels: list[list[Any]] = []
-        self._flush_planned = False
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
         self._grace = Grace(self._loop, self._give_up)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
-        self._returns = Returns(self._loop, self._link, self._plan_flush)
+        self._out = Outgoing(self._loop, self._link, self._pending, time.monotonic_ns)
         self._asks = Asks(self._link.ask)
         #: An operator's call to the broker: (verb, body, timeout_s) -> (code, text, body); verbs: broker/admin.py.
         self.ask = self._asks.ask
         self.on_told = self._asks.told  # an operator's call has been answered
-        self._direct = Direct(self._loop, self._link, self._pending, time.monotonic_ns)
 
     @property
     def pending_count(self) -> int:
@@ -155,12 +149,7 @@ class Client:
         pressure.rows += rows
         bucket = self._deadlines.add(request_id, deadline_ns) if deadline_ns else None
         self._pending[request_id] = (reply, lane, rows, request, bucket)
-        group = self._groups.get(lane)
-        if group is None:
-            self._groups[lane] = [request]
-            self._plan_flush()
-        else:
-            group.append(request)
+        self._out.submit(lane, request)
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -172,8 +161,7 @@ class Client:
                 bucket.pop(request_id, None)
             request[2] = _CANCELLED_NS  # should it be submitted again, or not have been submitted yet
             self._pending[request_id] = (None, lane, rows, request, None)
-            self._cancels.append([lane.key, request_id])
-            self._plan_flush()
+            self._out.cancel(lane, request_id)
 
     def _refuse(self, request: list[int], size: int, reply: Reply) -> None:
         self._release_records(request)
@@ -194,8 +182,7 @@ class Client:
         """Its deadline has come. If the broker still has it queued it answers the Cancel, and it is gone."""
         entry = self._pending.get(request_id)
         if entry is not None and entry[0] is not None:
-            self._cancels.append([entry[1].key, request_id])
-            self._plan_flush()
+            self._out.cancel(entry[1], request_id)
             if self._link.connected:
                 self._grace.add(request_id)
             else:
@@ -212,29 +199,6 @@ class Client:
         for offset in request[3:]:
             self._ring.release(offset)
 
-    # -------------------------------------------------------------------------------------------------- sending
-
-    def _plan_flush(self) -> None:
-        if not self._flush_planned:
-            self._flush_planned = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        link = self._link
-        if self._cancels:
-            # First, so that what is new finds the places that they leave.
-            cancels, self._cancels = self._cancels, []
-            self._direct.tell()
-            link.send(wire.pack(Cancel(link.frontend_id, cancels)))
-        if self._groups and not self._direct.take(self._groups):
-            groups, self._groups = self._groups, {}
-            # Without a broker nothing is sent: all that is pending is submitted when there is one again.
-            self._direct.tell()
-            link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
-        if self._returns.is_due:
-            self._returns.send()
-
     def _tidy(self) -> None:
         """Now and then: give back the ring's pages that a burst has left behind."""
         shrunk = self._ring.take_shrunk()
@@ -242,16 +206,8 @@ class Client:
             self._segment.free_pages(*shrunk)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
 
-    def _resubmit(self) -> None:
-        """Submit again whatever is pending; the broker takes only what it does not hold."""
-        self._direct.tell()
-        groups: dict[bytes, list[list[int]]] = {}
-        for _, lane, _, request, _ in self._pending.values():
-            groups.setdefault(lane.key, []).append(request)
-        if groups:
-            self._groups.clear()
-            pairs: list[list[Any]] = [[key, requests] for key, requests in groups.items()]
-            self._link.send(wire.pack(Submit(self._link.frontend_id, pairs, True)))
+    def _submit_again(self) -> None:
+        self._out.submit_again((lane, request) for _, lane, _, request, _ in self._pending.values())
 
     # ------------------------------------------------------------------------------------------------ receiving
 
@@ -268,9 +224,9 @@ class Client:
             elif message.__class__ is Failed:
                 self._on_failed(message)
             elif message.__class__ is Lend:
-                self._direct.on_lend(message)
+                self._out.direct.on_lend(message)
             elif message.__class__ is Recall:
-                self._direct.on_recall(message)
+                self._out.direct.on_recall(message)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
 
@@ -319,12 +275,11 @@ class Client:
             if entry is not None:
                 if entry[2] > 1:
                     # It may have been split: its other parts need not run any more.
-                    self._cancels.append([entry[1].key, request_id])
-                    self._plan_flush()
+                    self._out.cancel(entry[1], request_id)
                 self._fail(request_id, code, text)
         self.result = None
         if result.record_id >= 0:
-            self._returns.add(result.worker_id, result.record_id, outputs)
+            self._out.returns.add(result.worker_id, result.record_id, outputs)
 
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
@@ -334,8 +289,7 @@ class Client:
             join = self._joins[request_id] = Join(rows_whole)
         per_row = all(output.batchable for output in outputs)
         if not per_row or not join.add(outputs, row_first, rows, row_start):
-            self._cancels.append([entry[1].key, request_id])  # its other parts need not run any more
-            self._plan_flush()
+            self._out.cancel(entry[1], request_id)  # its other parts need not run any more
             self._fail(request_id, Code.INVALID_ARGUMENT, NOT_ALIKE_TEXT if per_row else NOT_PER_ROW_TEXT)
         elif join.complete:
             self._forget(request_id)
@@ -362,12 +316,12 @@ class Client:
     def on_connected(self, frontend_id: int) -> None:
         """A broker that knows none of our requests."""
         log.info("registered with the broker as frontend %d", frontend_id)
-        self._resubmit()
+        self._submit_again()
 
     def on_worker_left(self, worker_id: int) -> None:
         """Its unsent Results are lost although the broker may have settled their leases: ask again for what is left."""
-        self._direct.on_worker_left(worker_id)
-        self._loop.call_later(_RESUBMIT_AFTER_S, self._resubmit)
+        self._out.direct.on_worker_left(worker_id)
+        self._loop.call_later(_RESUBMIT_AFTER_S, self._submit_again)
 
     def on_catalog(self, catalog: Catalog) -> None:
         """The catalog changed."""
@@ -375,7 +329,7 @@ class Client:
 
     def on_disconnected(self) -> None:
         """The broker that would have answered is gone."""
-        self._direct.forget()
+        self._out.direct.forget()
         self._asks.lost()
 
     def on_outdated(self, reason: str) -> None:
@@ -389,9 +343,8 @@ class Client:
         """Fail what is pending and leave."""
         self._deadlines.close()
         self._grace.close()
-        self._direct.close()
+        self._out.close()
         self._tidy_timer.cancel()
-        self._returns.close()
         for request_id in list(self._pending):
             self._fail(request_id, Code.UNAVAILABLE, "the server is shutting down")
         self._link.close()

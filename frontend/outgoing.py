@@ -1,0 +1,99 @@
+"""What a frontend has for the others, gathered during a turn of the event loop: new requests, cancels, read records.
+
+It leaves at the turn's end, in one Submit, one Cancel, and one Release per worker; but a turn in which many requests
+come in is cut: the first half of what is in flight is sent as soon as it is there. Else who has 128 calls in flight has
+them all in one batch, and frontend and worker wait for each other in turns: at 32 in flight 31,000 a second in place of
+25,000, at 128 46,000 in place of 40,000 (six pairs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from ringserve.broker import wire
+from ringserve.broker.messages import Cancel, Submit
+from ringserve.frontend.broker_link import BrokerLink
+from ringserve.frontend.direct import Direct
+from ringserve.frontend.lanes import Lane
+from ringserve.frontend.returns import Returns
+
+#: Requests of a lane for which a message before the turn's end pays: with 8 small batches stay small.
+SUBMIT_MIN: Final = 16
+
+
+class Outgoing:
+    """pending: as `Direct` takes it. direct, returns: the parts that know what they may send."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: BrokerLink,
+        pending: Mapping[int, tuple[Any, ...]],
+        clock: Callable[[], int],
+    ) -> None:
+        self.direct = Direct(loop, link, pending, clock)
+        self.returns = Returns(loop, link, self._plan)
+        self._loop = loop
+        self._link = link
+        self._pending = pending
+        self._groups: dict[Lane, list[list[int]]] = {}
+        self._cancels: list[list[Any]] = []
+        self._is_planned = False
+
+    def submit(self, lane: Lane, request: list[int]) -> None:
+        """request: as in Submit; it is pending already."""
+        group = self._groups.get(lane)
+        if group is None:
+            self._groups[lane] = [request]
+            self._plan()
+            return
+        group.append(request)
+        if len(group) >= SUBMIT_MIN and 2 * len(group) >= len(self._pending):
+            self._send()
+
+    def cancel(self, lane: Lane, request_id: int) -> None:
+        """Nobody waits for it any more, or for the rest of it."""
+        self._cancels.append([lane.key, request_id])
+        self._plan()
+
+    def submit_again(self, requests: Iterable[tuple[Lane, list[int]]]) -> None:
+        """All that is pending; the broker takes only what it does not hold."""
+        self.direct.tell()
+        groups: dict[bytes, list[list[int]]] = {}
+        for lane, request in requests:
+            groups.setdefault(lane.key, []).append(request)
+        if groups:
+            self._groups.clear()
+            pairs: list[list[Any]] = [[key, group] for key, group in groups.items()]
+            self._link.send(wire.pack(Submit(self._link.frontend_id, pairs, True)))
+
+    def close(self) -> None:
+        """Sends nothing more by the clock."""
+        self.direct.close()
+        self.returns.close()
+
+    def _plan(self) -> None:
+        if not self._is_planned:
+            self._is_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_planned = False
+        self._send()
+        if self.returns.is_due:
+            self.returns.send()
+
+    def _send(self) -> None:
+        link, direct = self._link, self.direct
+        if self._cancels:
+            # First, so that what is new finds the places that they leave.
+            cancels, self._cancels = self._cancels, []
+            direct.tell()
+            link.send(wire.pack(Cancel(link.frontend_id, cancels)))
+        if self._groups and not direct.take(self._groups):
+            groups, self._groups = self._groups, {}
+            # Without a broker nothing is sent: all that is pending is submitted when there is one again.
+            direct.tell()
+            link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))
