@@ -68,10 +68,10 @@ class Bench:
     ("in_flight", "count", "sizes"),
     [
         (0, 1, [1]),
-        (0, 15, [15]),
-        (0, 16, [16]),
-        (0, 128, [16, 16, 32, 64]),
-        (0, 130, [16, 16, 32, 64, 2]),
+        (0, 7, [7]),
+        (0, 8, [8]),
+        (0, 128, [8, 8, 16, 32, 64]),  # nobody knows yet how many there will be
+        (0, 130, [8, 8, 16, 32, 64, 2]),
         (64, 64, [64]),  # half of what is in flight is with the workers
         (64, 40, [40]),
         (1_000, 900, [900]),
@@ -87,6 +87,20 @@ def test_a_long_turn_is_cut(in_flight: int, count: int, sizes: list[int]) -> Non
     assert [len(each[LANES[0].key]) for each in found] == sizes
     assert [one for each in found for one in each[LANES[0].key]] == list(range(1, count + 1))
     assert not bench.loop.soon
+
+
+def test_who_has_so_many_in_flight_again_and_again_has_them_in_halves() -> None:
+    bench = Bench()
+    sizes = []
+    for count in (128, 128, 128, 20, 16, *[16] * 40):
+        before = len(bench.link.sent)
+        bench.pending.clear()
+        for request_id in range(count):
+            bench.submit(request_id)
+        bench.loop.end_turn()
+        sizes.append([len(each[LANES[0].key]) for each in bench.groups()[before:]])
+    assert sizes[:5] == [[8, 8, 16, 32, 64], [64, 64], [64, 64], [20], [16]]
+    assert sizes[-1] == [8, 8], "that there once were more is forgotten"
 
 
 def test_the_first_half_does_not_wait_for_the_end_of_the_turn() -> None:
