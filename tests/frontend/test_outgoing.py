@@ -70,10 +70,12 @@ class Bench:
         (0, 1, [1]),
         (0, 7, [7]),
         (0, 8, [8]),
-        (0, 128, [8, 8, 16, 32, 64]),  # nobody knows yet how many there will be
-        (0, 130, [8, 8, 16, 32, 64, 2]),
-        (64, 64, [64]),  # half of what is in flight is with the workers
-        (64, 40, [40]),
+        (0, 128, [8, 32, 88]),  # nobody knows yet how many there will be
+        (0, 200, [8, 32, 160]),
+        (0, 201, [8, 32, 160, 1]),
+        (64, 255, [255]),  # the workers have something to do
+        (64, 256, [256]),
+        (64, 257, [256, 1]),
         (1_000, 900, [900]),
     ],
 )
@@ -99,7 +101,7 @@ def test_who_has_so_many_in_flight_again_and_again_has_them_in_halves() -> None:
             bench.submit(request_id)
         bench.loop.end_turn()
         sizes.append([len(each[LANES[0].key]) for each in bench.groups()[before:]])
-    assert sizes[:5] == [[8, 8, 16, 32, 64], [64, 64], [64, 64], [20], [16]]
+    assert sizes[:5] == [[8, 32, 88], [64, 64], [64, 64], [20], [16]]
     assert sizes[-1] == [8, 8], "that there once were more is forgotten"
 
 
