@@ -21,6 +21,7 @@ from ringserve.frontend import catalog
 from ringserve.frontend.asks import Asks
 from ringserve.frontend.broker_link import BrokerLink
 from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT, NO_BROKER_TEXT, RUNNING_TEXT, DeadlineWheel, Grace
+from ringserve.frontend.direct import Direct
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
@@ -82,7 +83,8 @@ class Client:
         self._grace = Grace(self._loop, self._give_up)
         self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
         self._link = BrokerLink(registration_path, inbox_path, segment, self)
-        self._out = Outgoing(self._loop, self._link, self._pending, time.monotonic_ns)
+        self._direct = Direct(self._loop, self._link, self._pending, time.monotonic_ns)
+        self._out = Outgoing(self._loop, self._link, self._direct, self._pending)
         self._asks = Asks(self._link.ask)
         #: An operator's call to the broker: (verb, body, timeout_s) -> (code, text, body); verbs: broker/admin.py.
         self.ask = self._asks.ask
@@ -224,9 +226,9 @@ class Client:
             elif message.__class__ is Failed:
                 self._on_failed(message)
             elif message.__class__ is Lend:
-                self._out.direct.on_lend(message)
+                self._direct.on_lend(message)
             elif message.__class__ is Recall:
-                self._out.direct.on_recall(message)
+                self._direct.on_recall(message)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
 
@@ -320,7 +322,7 @@ class Client:
 
     def on_worker_left(self, worker_id: int) -> None:
         """Its unsent Results are lost although the broker may have settled their leases: ask again for what is left."""
-        self._out.direct.on_worker_left(worker_id)
+        self._direct.on_worker_left(worker_id)
         self._loop.call_later(_RESUBMIT_AFTER_S, self._submit_again)
 
     def on_catalog(self, catalog: Catalog) -> None:
@@ -329,7 +331,7 @@ class Client:
 
     def on_disconnected(self) -> None:
         """The broker that would have answered is gone."""
-        self._out.direct.forget()
+        self._direct.forget()
         self._asks.lost()
 
     def on_outdated(self, reason: str) -> None:
@@ -343,6 +345,7 @@ class Client:
         """Fail what is pending and leave."""
         self._deadlines.close()
         self._grace.close()
+        self._direct.close()
         self._out.close()
         self._tidy_timer.cancel()
         for request_id in list(self._pending):

@@ -11,7 +11,7 @@ was refused then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sized
 from typing import Any, Final
 
 from ringserve.broker import wire
@@ -30,19 +30,16 @@ _LESS_PART: Final = 8
 
 
 class Outgoing:
-    """pending: as `Direct` takes it. direct, returns: the parts that know what they may send."""
+    """direct: what lone requests are offered to. pending: all requests that have no answer yet.
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        link: BrokerLink,
-        pending: Mapping[int, tuple[Any, ...]],
-        clock: Callable[[], int],
-    ) -> None:
-        self.direct = Direct(loop, link, pending, clock)
+    returns: takes the records that have been read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: BrokerLink, direct: Direct, pending: Sized) -> None:
         self.returns = Returns(loop, link, self._plan)
         self._loop = loop
         self._link = link
+        self._direct = direct
         self._pending = pending
         self._groups: dict[Lane, list[list[int]]] = {}
         self._cancels: list[list[Any]] = []
@@ -59,8 +56,7 @@ class Outgoing:
         group.append(request)
         if len(group) >= SUBMIT_MIN:
             pending_count = len(self._pending)
-            self._in_flight = max(self._in_flight, pending_count)
-            if 2 * len(group) >= self._in_flight and _BUSY_PART * (pending_count - len(group)) <= len(group):
+            if _BUSY_PART * (pending_count - len(group)) <= len(group) and 2 * len(group) >= self._in_flight:
                 self._send()
 
     def cancel(self, lane: Lane, request_id: int) -> None:
@@ -70,7 +66,7 @@ class Outgoing:
 
     def submit_again(self, requests: Iterable[tuple[Lane, list[int]]]) -> None:
         """All that is pending; the broker takes only what it does not hold."""
-        self.direct.tell()
+        self._direct.tell()
         groups: dict[bytes, list[list[int]]] = {}
         for lane, request in requests:
             groups.setdefault(lane.key, []).append(request)
@@ -81,7 +77,6 @@ class Outgoing:
 
     def close(self) -> None:
         """Sends nothing more by the clock."""
-        self.direct.close()
         self.returns.close()
 
     def _plan(self) -> None:
@@ -97,7 +92,7 @@ class Outgoing:
             self.returns.send()
 
     def _send(self) -> None:
-        link, direct = self._link, self.direct
+        link, direct = self._link, self._direct
         if self._cancels:
             # First, so that what is new finds the places that they leave.
             cancels, self._cancels = self._cancels, []

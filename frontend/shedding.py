@@ -6,8 +6,8 @@ a few milliseconds, a part of the wait: so long the queue cannot have become sho
 this frontend has on its way in the lane at that moment is what it takes so long for: a part of it takes a part of the
 time. So who comes after that is refused here while there is too much on its way for the time that he has, which costs
 neither a copy into the ring nor two messages. The word fades, as the queue may move faster by now: more and more are
-let through until one is refused by the broker, which says it anew. It fades the sooner the fewer and the
-shorter the rows are that it is about, as it then costs little to find out.
+let through until one is refused by the broker, which says it anew. It fades the sooner the fewer and the shorter
+the rows are that it is about, as it then costs little to find out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A message whose lane is full costs most where it is carried for nothing: by the network, by the client, and by the core
 that reads it here. So a call of a crowd (`handler.Crowd`) is refused when its first bytes are there. And a connection
-that brings long ones is made *narrow*: its client is told that new streams have room for a frame only. Who is let in
-despite the crowd is given the rest of its window when that frame has come, for a round trip more than else.
+that brings long ones is made *narrow*: its client is told that new streams have room for a beginning only. Who is let
+in despite the crowd is given the rest of its window when that has come, for a round trip more than else.
 
 A stream's window is what it was given less `unreturned_bytes`. What a narrow connection holds back counts among these,
 so that nothing but their number knows of it, and the usual return (`Control.return_stream_window`) gives it.
@@ -51,7 +51,7 @@ class Beginnings(Refusing):
         if room < 1:
             self._noise.forgive(1)  # its client has done nothing unusual
             call.fail(*crowd.refuse(1))
-            self.crowded(size)
+            self.crowded(crowd, size)
             return True
         if room == inf:
             self._disperse(size, crowd)
@@ -63,7 +63,7 @@ class Beginnings(Refusing):
     def _crowd_of(self, call: Exchange, beginning: Buffer) -> Crowd | None:
         """That of a message that begins so; None: it has none that its beginning and its length tell for sure."""
         request = call.request
-        if not request.patience_ns or request.details.encoding or len(beginning) < PREFIX_BYTES or beginning[0]:
+        if not request.patience_ns or len(beginning) < PREFIX_BYTES or beginning[0]:
             return None
         for crowd in self._crowds.get(int.from_bytes(beginning[1:PREFIX_BYTES], "big"), ()):
             prefix = crowd.prefix
@@ -71,9 +71,10 @@ class Beginnings(Refusing):
                 return crowd if crowd.path == request.details.path else None
         return None
 
-    def crowded(self, size: int) -> None:
-        super().crowded(size)
-        if size >= LONG_BYTES:
+    def crowded(self, crowd: Crowd, size: int) -> None:
+        super().crowded(crowd, size)
+        # Of one that its beginning does not tell, narrow streams would only keep whole messages from coming.
+        if size >= LONG_BYTES and not crowd.suffix and PREFIX_BYTES + len(crowd.prefix) <= NARROW_BYTES:
             self._refused_ns = self.received_ns
             if not self.withheld_bytes:
                 self._withhold(STREAM_WINDOW_BYTES - NARROW_BYTES)
@@ -95,8 +96,7 @@ class Beginnings(Refusing):
 
     def _forget_stream(self, call: Exchange) -> None:
         super()._forget_stream(call)
-        if self._coming:
-            self.has_come(call)
+        self.has_come(call)
 
     def disconnected(self) -> None:
         super().disconnected()

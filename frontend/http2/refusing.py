@@ -48,7 +48,7 @@ class Refusing(Arriving):
         self._limits = limits
         self._decoder = HeaderDecoder(cache)
 
-    def crowded(self, size: int) -> None:
+    def crowded(self, crowd: Crowd, size: int) -> None:
         """Messages of that size were refused as their lane is full."""
         self.was_crowded = True
 
@@ -106,7 +106,7 @@ class Refusing(Arriving):
         if taken > 0:
             del streams[-taken:]
         if streams:
-            self.crowded(size)
+            self.crowded(crowd, size)
             code, text, retry_ms = crowd.refuse(len(streams))
             self.calls.refuse_all(code, len(streams))
             pushback = frames.retry_pushback(retry_ms) if retry_ms else b""

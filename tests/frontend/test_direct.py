@@ -40,7 +40,7 @@ class Lender:
 
     async def lend(self, loan_id: int = LOAN, rows_max: int = 8, worker_id: int = 0) -> None:
         self.tell(Lend(loan_id, LANE.key, worker_id or self.worker_id, rows_max))
-        await until(lambda: loan_id in [loan.lend.loan_id for loan in self.client._out.direct._loans.values()])
+        await until(lambda: loan_id in [loan.lend.loan_id for loan in self.client._direct._loans.values()])
 
     def infer(self, rows: int = 1, timeout_ns: int = 0) -> tuple[int, Seen]:
         seen = Seen()

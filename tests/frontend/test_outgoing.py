@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ringserve.broker import wire
 from ringserve.broker.messages import Cancel, InputSpec, LaneSpec, Submit
+from ringserve.frontend.direct import Direct
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outgoing import SUBMIT_MIN, Outgoing
 from ringserve.shm import dtype as dtypes
@@ -51,7 +52,8 @@ class Bench:
     def __init__(self) -> None:
         self.loop, self.link = Loop(), Link()
         self.pending: dict[int, tuple[Any, ...]] = {}
-        self.out = Outgoing(cast(Any, self.loop), cast(Any, self.link), self.pending, lambda: 0)
+        loop, link = cast(Any, self.loop), cast(Any, self.link)
+        self.out = Outgoing(loop, link, Direct(loop, link, self.pending, lambda: 0), self.pending)
 
     def submit(self, request_id: int, lane: Lane = LANES[0]) -> None:
         request = [request_id, 1, 0, 64 * request_id]

@@ -143,6 +143,20 @@ def test_a_run_of_whole_long_messages_makes_narrow_too() -> None:
     assert (answers(found)[1].status, windows(found)[0], crowd.count) == (8, [NARROW_BYTES], 1)
 
 
+@pytest.mark.parametrize("what", ["suffix", "prefix"])
+def test_what_its_beginning_does_not_tell_makes_nothing_narrow(what: str) -> None:
+    """Its messages can only be refused where they have come whole, and of a narrow stream none ever would at once."""
+    peer, crowd = crowded(0, 70_000)
+    body = b"a" * 70_000
+    if what == "suffix":
+        crowd.suffix = b"a"
+    else:
+        crowd.prefix = body[:NARROW_BYTES]
+    peer.send(headers(peer, 1) + frame(DATA, END_STREAM, 1, message(body)))
+    found = peer.read()
+    assert (answers(found)[1].status, windows(found)[0], crowd.count) == (8, [], 1)
+
+
 def narrow() -> tuple[Peer, Begun]:
     peer, crowd = crowded(0)
     peer.send(headers(peer, 1) + frame(DATA, 0, 1, message(BODY)[:NARROW_BYTES]))
