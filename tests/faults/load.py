@@ -104,6 +104,10 @@ class Load:
     def resume(self) -> None:
         self._running.set()
 
+    def all_in_calls(self) -> bool:
+        """Whether every client has a call in flight, at this moment."""
+        return all(lock.locked() for lock in self._busy)
+
     def forget(self) -> None:
         """Of what has been, for the next fault."""
         for client in self.clients:

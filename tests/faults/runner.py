@@ -44,6 +44,8 @@ _ORDERED = {
 #: Who is ended so that an ordered fault comes about, where it is not the role itself.
 _ENDED_FIRST = {("pool", "fork"): "worker", ("supervisor", "fork"): "broker"}
 _HELD_AT = {"batch": "worker.batch", "result": "worker.result", "load": "worker.load"}
+#: Workers that run batches still while one is held there.
+_RUNNING = {"batch": 1, "result": 1, "load": 2}
 
 
 class Outcome(NamedTuple):
@@ -66,7 +68,7 @@ def run(case: Case, stage: Stage, load: Load) -> Outcome:
         if (case.role, case.fault) in _ORDERED:
             begun_ns, connections = _order(case, stage, load)
         else:
-            begun_ns, connections = _strike(case, stage, preferred)
+            begun_ns, connections = _strike(case, stage, load, preferred)
     finally:
         stage.orders.release()
         load.resume()
@@ -91,7 +93,7 @@ def _preferred_worker(stage: Stage) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple[int, int]:
+def _strike(case: Case, stage: Stage, load: Load, preferred: psutil.Process | None) -> tuple[int, int]:
     """The fault from outside, at the moment. Returns when it was, and how many clients' connections its victim had."""
     orders = stage.orders
     point = "author.write" if case.role == "author" else _HELD_AT.get(case.moment, "")
@@ -105,6 +107,8 @@ def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple
         if point == "worker.load":
             # It has said so, but a process that is killed at once may take its last message along.
             wait_until(functools.partial(_said_to_load, stage, held), f"the broker to know what {held} loads")
+        if case.role == "frontend" and case.fault != "stop" and case.moment in _RUNNING:
+            _hold_calls(case.moment, stage, load)
         victim = preferred or (psutil.Process(held) if case.role in ("worker", "author") else stage.busiest(case.role))
         ports = clients_of(victim)
         connections += len(ports)
@@ -117,6 +121,14 @@ def _strike(case: Case, stage: Stage, preferred: psutil.Process | None) -> tuple
             wait_until(functools.partial(_gone, victim), f"the end of {case.role} {victim.pid}")
             wait_until(functools.partial(_closed, ports), "clients to see it")
     return begun_ns, connections
+
+
+def _hold_calls(moment: str, stage: Stage, load: Load) -> None:
+    """Every client waits for an answer: else it is chance whether the victim's clients have a call in flight."""
+    before = len(stage.orders.taken("worker.batch"))
+    stage.orders.give("worker.batch", "hold", _RUNNING[moment])
+    stage.orders.wait_taken("worker.batch", before + _RUNNING[moment])
+    wait_until(load.all_in_calls, "every client to be in a call")
 
 
 def _said_to_load(stage: Stage, pid: int) -> bool:
