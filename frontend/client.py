@@ -26,7 +26,7 @@ from ringserve.frontend.handler import Buffer
 from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outgoing import Outgoing
-from ringserve.frontend.outputs import Output, Reply, outputs_of
+from ringserve.frontend.outputs import Answered, Output, Reply, answer_all, outputs_of
 from ringserve.frontend.recorder import Recorder
 from ringserve.frontend.shedding import count_taken, note
 from ringserve.shm.ring import RingWriter
@@ -253,6 +253,7 @@ class Client:
             return
         outputs: list[Output] | None = None
         pending = self._pending
+        answered: list[Answered] = []
         self.result = result
         for request_id, row_first, rows, row_start in result.answers:
             entry = pending.get(request_id)
@@ -271,7 +272,9 @@ class Client:
             if bucket is not None:
                 bucket.pop(request_id, None)
             if reply is not None:
-                reply.answer(outputs, row_first, rows)
+                answered.append((reply, row_first, rows))
+        if outputs is not None:
+            answer_all(answered, outputs)
         for request_id, code, text in result.failures:
             entry = pending.get(request_id)
             if entry is not None:

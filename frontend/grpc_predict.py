@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ringserve.broker.messages import Failure
 from ringserve.frontend.crowds import Crowds
 from ringserve.frontend.grpc_reply import GrpcReply, InferClient, refuse
 from ringserve.frontend.handler import Buffer, Call, UnaryHandler
 from ringserve.frontend.lanes import Lane
-from ringserve.frontend.outputs import Output
+from ringserve.frontend.outputs import Output, answer_all
 from ringserve.frontend.predict_codec import PredictDecoder, PredictEncoder
 from ringserve.frontend.tally import GRPC, Tally
 
@@ -45,6 +45,34 @@ class _PredictReply(GrpcReply):
         tally.run(_API, model, self.run_ns)
         call.finish(self.encoder.encode(lane, outputs, row_first, rows))
         tally.request(GRPC, _API, model, 0, self.started_ns, lane)
+
+    @staticmethod
+    def answer_together(answered: list[tuple[Any, int, int]], outputs: Sequence[Output]) -> None:
+        """`answer` of each: replies of this class, to requests of one lane. Most are alike, and cost a third then."""
+        first, _, rows = answered[0]
+        kind = first.call.__class__
+        finish_together = getattr(kind, "finish_together", None)
+        alike = [one for one in answered if one[2] == rows and one[0].call.__class__ is kind]
+        lane: Lane = first.lane
+        encoder: PredictEncoder = first.encoder
+        encoded = None
+        if finish_together is not None:
+            encoded = encoder.encode_alike(lane, outputs, [row_first for _, row_first, _ in alike], rows)
+        if finish_together is None or encoded is None:
+            for reply, row_first, count in answered:
+                reply.answer(outputs, row_first, count)
+            return
+        tally: Tally = first.tally
+        now_ns = tally.clock_ns()
+        finish_together([reply.call for reply, _, _ in alike], *encoded)
+        runs_ns, requests_ns = [], []
+        for reply, _, _ in alike:
+            reply.call = None
+            runs_ns.append(now_ns - reply.run_ns)
+            requests_ns.append(now_ns - reply.started_ns)
+        tally.answered(GRPC, _API, lane.spec.model, lane, runs_ns, requests_ns)
+        if len(alike) < len(answered):
+            answer_all([one for one in answered if one[0].call is not None], outputs)
 
 
 def predict_method(

@@ -6,9 +6,9 @@ worker right after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Protocol
+from typing import Final, Protocol
 
 from ringserve.broker.messages import Result
 from ringserve.shm.dtype import STRING, dtype_of
@@ -69,6 +69,28 @@ class Reply(Protocol):
 
     def fail(self, code: int, text: str) -> None:
         """The request has no answer; the code is a `Code`."""
+
+
+#: A reply, and which rows of the outputs are its answer.
+Answered = tuple[Reply, int, int]
+#: Of fewer each is answered by itself.
+TOGETHER_MIN: Final = 4
+
+
+def answer_all(answered: list[Answered], outputs: Sequence[Output]) -> None:
+    """Call each one's `answer`; those of one class together, where that has a method `answer_together`."""
+    while len(answered) >= TOGETHER_MIN:
+        kind = answered[0][0].__class__
+        together: Callable[[list[Answered], Sequence[Output]], None] | None = getattr(kind, "answer_together", None)
+        if together is None:
+            break
+        alike = [one for one in answered if one[0].__class__ is kind]
+        together(alike, outputs)
+        if len(alike) == len(answered):
+            return
+        answered = [one for one in answered if one[0].__class__ is not kind]
+    for reply, row_first, rows in answered:
+        reply.answer(outputs, row_first, rows)
 
 
 def outputs_of(result: Result, data: memoryview, batchable: bool) -> list[Output]:

@@ -13,7 +13,8 @@ is constant pieces around those; the pieces are kept by lane and shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from math import prod
 from typing import Any, Final
 
@@ -107,6 +108,8 @@ def model_spec_of(proto: Any) -> tuple[str, int | None, str | None]:
 _Head = bytes | tuple[bytes, bytes]
 
 _ANSWERS_PER_LANE_MAX: Final = 64
+#: Values of an answer beyond which nothing is gained by making answers together.
+_ALIKE_BYTES_MAX: Final = 4_096
 
 
 class PredictEncoder:
@@ -151,6 +154,29 @@ class PredictEncoder:
                 parts.append(self._coded(head, output, row_first, rows))
         parts.append(suffix)
         return self._buffers.join(parts) if self._buffers is not None else b"".join(parts)
+
+    def encode_alike(
+        self, lane: Lane, outputs: Sequence[Output], rows_first: Sequence[int], rows: int
+    ) -> tuple[bytes, list[bytes], bytes] | None:
+        """What `encode` gives for each of these first rows, as (head, bodies, tail): all differ in their bodies alone,
+        which are of one length. None: they are not of this kind, or long."""
+        body_bytes = rows * sum(output.row_bytes for output in outputs)
+        if body_bytes > _ALIKE_BYTES_MAX or not all(output.batchable for output in outputs):
+            return None
+        shapes = [(output.dtype, output.shape_of(rows)) for output in outputs]
+        key: Any = shapes[0] if len(shapes) == 1 else tuple(shapes)
+        heads, tail = lane.answers.get(key) or self._pieces(lane, key, shapes)
+        columns: list[Iterable[bytes]] = []  # of each answer's pieces
+        for head, output in zip(heads, outputs, strict=True):
+            if type(head) is not bytes:
+                return None
+            row_bytes, whole = output.row_bytes, bytes(output.raw(0, output.shape[0]))
+            size = rows * row_bytes
+            values = [whole[at : at + size] for at in [first * row_bytes for first in rows_first]]
+            if len(heads) == 1:
+                return head, values, tail
+            columns += repeat(head, len(values)), values
+        return b"", list(map(b"".join, zip(*columns, strict=True))), tail
 
     def _coded(self, head: tuple[bytes, bytes], output: Output, row_first: int, rows: int) -> bytes:
         key, tensor_header = head

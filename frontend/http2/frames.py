@@ -6,6 +6,7 @@ table state, so most of them are constants, and no encoder has to be kept per co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
 from struct import Struct
@@ -227,6 +228,22 @@ def answer_head(stream_id: int, message_bytes: int) -> bytes:
     return _answer_head(
         _ANSWER_HEAD_START, stream_id, RESPONSE_BLOCK, message_bytes + 5 << 8, 0, stream_id, 0, message_bytes
     )
+
+
+@lru_cache(256)
+def whole_answers(head: bytes, body_bytes: int, tail: bytes) -> tuple[Callable[..., bytes], tuple[bytes, ...]]:
+    """For unary answers whose messages are `head`, so many other bytes, and `tail`: (pack, pieces). All of one is
+    `pack(pieces[0], stream_id, pieces[1], stream_id, pieces[2], those bytes, pieces[3], stream_id, pieces[4])`."""
+    message_bytes = len(head) + body_bytes + len(tail)
+    pieces = (
+        _ANSWER_HEAD_START,
+        RESPONSE_BLOCK + (message_bytes + 5 << 8).to_bytes(4, "big") + b"\0",
+        b"\0" + message_bytes.to_bytes(4, "big") + head,
+        tail + _ANSWER_TAIL_START,
+        TRAILERS_OK_BLOCK,
+    )
+    first, second, third, fourth, last = (f"{len(piece)}s" for piece in pieces)
+    return Struct(f">{first}I{second}I{third}{body_bytes}s{fourth}I{last}").pack, pieces
 
 
 def named_tail(stream_id: int, name: bytes) -> bytes:
