@@ -154,6 +154,42 @@ class Client:
         self._out.submit(lane, request)
         return request_id
 
+    def infer_together(
+        self, lane: Lane, rows: int, payloads: Sequence[Buffer], timeouts_ns: Sequence[int], replies: Sequence[Reply]
+    ) -> list[int]:
+        """`infer` for each of many requests of one raw input, which are equally long."""
+        count, now_ns, lowest_ns = len(replies), time.monotonic_ns(), min(timeouts_ns)
+        is_plain = (
+            lowest_ns >= 0
+            and not self._timeout_ns_max
+            and self.recorder is None
+            and lane.heads is None
+            and lane.pressure.room(lowest_ns, now_ns) >= count * rows
+            and len(self._pending) + count <= self._requests_max
+        )
+        requests: list[list[int]] = []
+        if is_plain:
+            claim, ring, pending, watch = self._ring.claim, self._data, self._pending, self._deadlines.add
+            request_id, size = self._next_id, len(payloads[0])
+            for payload, timeout_ns, reply in zip(payloads, timeouts_ns, replies, strict=True):
+                offset = claim(size)
+                if offset < 0:
+                    break
+                ring[offset : offset + size] = payload
+                deadline_ns = now_ns + timeout_ns if timeout_ns else 0
+                request = [request_id, rows, deadline_ns, offset]
+                bucket = watch(request_id, deadline_ns) if deadline_ns else None
+                pending[request_id] = (reply, lane, rows, request, bucket)
+                requests.append(request)
+                request_id += 1
+            self._next_id = request_id
+        if requests:
+            lane.pressure.rows += rows * len(requests)
+            self._out.submit_all(lane, requests)
+        singly = range(len(requests), count)
+        ids = [request[0] for request in requests]
+        return ids + [self.infer(lane, rows, [payloads[at]], timeouts_ns[at], replies[at]) for at in singly]
+
     def cancel(self, request_id: int) -> None:
         """Nobody waits for this request any more; its reply is never called. Unknown ids are ignored."""
         entry = self._pending.get(request_id)

@@ -64,9 +64,10 @@ class Crowds:
         """This message was refused: was it because its lane is full, then others like it are, too."""
         if not lane.pressure.is_crowded(self._tally.clock_ns()):
             return
-        constants = self._templates.constants_of(message)
-        if constants is None:
+        template = self._templates.plain(message)
+        if template is None:
             return
+        constants = template.prefix, template.suffix
         if len(self.by_size) >= _LENGTHS_MAX:
             self.by_size.clear()
         alike = self.by_size.setdefault(len(message), [])

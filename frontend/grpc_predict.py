@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ringserve.broker.messages import Failure
@@ -12,6 +12,7 @@ from ringserve.frontend.handler import Buffer, Call, UnaryHandler
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, answer_all
 from ringserve.frontend.predict_codec import PredictDecoder, PredictEncoder
+from ringserve.frontend.predict_templates import Template
 from ringserve.frontend.tally import GRPC, Tally
 
 _API: Final = "Predict"
@@ -104,4 +105,47 @@ def predict_method(
         elif request_id < 0 and crowds is not None:
             crowds.saw(message, lane, rows)
 
+    infer_together = getattr(client, "infer_together", None)
+    if infer_together is not None and crowds is not None:
+        together = _Together(client, infer_together, decoder, encoder, tally, timeout_ns, crowds)
+        predict.together = together  # type: ignore[attr-defined]
     return predict
+
+
+class _Together:
+    """`handler.Together` of Predict: what `predict` does, for calls that differ in their payloads and deadlines."""
+
+    def __init__(
+        self,
+        client: InferClient,
+        infer_together: Callable[..., list[int]],
+        decoder: PredictDecoder,
+        encoder: PredictEncoder,
+        tally: Tally,
+        timeout_ns: int,
+        crowds: Crowds,
+    ) -> None:
+        self.kind = decoder.kind
+        self._client = client
+        self._infer_together = infer_together
+        self._encoder = encoder
+        self._tally = tally
+        self._timeout_ns = timeout_ns
+        self._crowds = crowds
+
+    def take(self, calls: Sequence[Call], kind: Template, data: bytes, places: range) -> None:
+        """See handler."""
+        tally, lane, client, encoder = self._tally, kind.lane, self._client, self._encoder
+        started_ns, default_ns = tally.clock_ns(), self._timeout_ns
+        kind.hits += len(calls)
+        replies = [_PredictReply(call, client, lane, tally, started_ns, encoder) for call in calls]
+        view, place = memoryview(data), kind.payloads[0]
+        payloads = [view[at + place.start : at + place.stop] for at in places]
+        timeouts_ns = [call.timeout_ns or default_ns for call in calls]
+        ids = self._infer_together(lane, kind.rows, payloads, timeouts_ns, replies)
+        for request_id, reply, call, at in zip(ids, replies, calls, places, strict=True):
+            if request_id < 0:
+                self._crowds.saw(data[at : at + kind.suffix_slice.stop], lane, kind.rows)
+            elif reply.call is not None:
+                reply.request_id = request_id
+                call.on_cancel(reply.cancel)

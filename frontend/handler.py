@@ -82,6 +82,31 @@ class StreamFailure(Exception):
 
 
 UnaryHandler = Callable[[Call, Buffer], None]
+
+
+class Kind(Protocol):
+    """Messages of one length that begin and end alike."""
+
+    @property
+    def prefix(self) -> bytes: ...
+
+    @property
+    def suffix(self) -> bytes: ...
+
+
+class Together(Protocol):
+    """What a unary handler may have as its attribute `together`: a way to take many calls at once.
+
+    An attribute of the very function, so that a handler that passes calls on to another one (access, logs, traces) has
+    none, and sees each.
+    """
+
+    def kind(self, message: bytes) -> Kind | None:
+        """The kind of this message; None: calls with such messages are to be handled singly."""
+
+    def take(self, calls: Sequence[Call], kind: Kind, data: bytes, places: range) -> None:
+        """Handles these calls, whose messages are of that kind and lie in `data` at these places."""
+
 StreamHandler = Callable[[Stream], Awaitable[None]]
 
 

@@ -59,6 +59,15 @@ class Outgoing:
             if _BUSY_PART * (pending_count - len(group)) <= len(group) and 2 * len(group) >= self._in_flight:
                 self._send()
 
+    def submit_all(self, lane: Lane, requests: list[list[int]]) -> None:
+        """As `submit`, many at once."""
+        *first, last = requests
+        if first:
+            if lane not in self._groups:
+                self._plan()
+            self._groups.setdefault(lane, []).extend(first)
+        self.submit(lane, last)
+
     def cancel(self, lane: Lane, request_id: int) -> None:
         """Nobody waits for it any more, or for the rest of it."""
         self._cancels.append([lane.key, request_id])

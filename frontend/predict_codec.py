@@ -27,7 +27,7 @@ from ringserve.frontend.catalog import Catalog, ServableView, SignatureView
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.lanes import Lane, LaneTable, Request, check_names, find_signature
 from ringserve.frontend.outputs import Output
-from ringserve.frontend.predict_templates import Matched, TemplateTable
+from ringserve.frontend.predict_templates import Matched, Template, TemplateTable
 from ringserve.frontend.tensor_proto import Tensor, coded_values, decode, header, payload_tag, varint
 from ringserve.shm.dtype import STRING, dtype_of
 
@@ -62,6 +62,12 @@ class PredictDecoder:
             self.templates.clear()
             self._epoch = self._catalog.epoch
         return self.templates.match(message) or self._parse(bytes(message))
+
+    def kind(self, message: bytes) -> Template | None:
+        """What messages are like whose payload is their only difference from this one; None: that is not known."""
+        if self._epoch != self._catalog.epoch:
+            return None
+        return self.templates.plain(message)
 
     def _parse(self, message: bytes) -> Matched | Failure:
         self.model_sent = ""

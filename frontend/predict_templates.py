@@ -18,8 +18,9 @@ from ringserve.shm.dtype import BOOL
 Matched = tuple[Lane, int, list[Buffer | list[bytes]]]
 
 
-class _Template:
-    """A message's constant bytes and what it means. Slices are ready-made: making one costs as much as using it."""
+class Template:
+    """A message's constant bytes and what it means; a `handler.Kind`. Slices are ready-made: making one costs as much
+    as using it."""
 
     __slots__ = (
         "bools",
@@ -62,7 +63,7 @@ class _Alike:
 
     def __init__(self, prefix_slice: slice) -> None:
         self.prefix_slice = prefix_slice
-        self.by_prefix: dict[bytes, list[_Template]] = {}
+        self.by_prefix: dict[bytes, list[Template]] = {}
 
 
 class TemplateTable:
@@ -113,13 +114,14 @@ class TemplateTable:
                 return template.lane, template.rows, [view[template.payloads[0]]]
         return None
 
-    def constants_of(self, message: Buffer) -> tuple[bytes, bytes] | None:
-        """How messages like this one begin and end, where all between is one payload of which any bytes are valid."""
+    def plain(self, message: Buffer) -> Template | None:
+        """The template of this message, where all between its prefix and its suffix is one payload of which any bytes
+        are valid."""
         view = memoryview(message)
         for alike in self._by_length.get(len(message), ()):
             for template in alike.by_prefix.get(view[alike.prefix_slice].tobytes(), ()):
                 if view[template.suffix_slice] == template.suffix and not template.gaps and not template.bools:
-                    return template.prefix, template.suffix
+                    return template
         return None
 
     def learn(self, message: bytes, request: Request, tensors: dict[str, Tensor]) -> None:
@@ -135,7 +137,7 @@ class TemplateTable:
         places = _payload_places(message, request, tensors)
         if not places:
             return
-        template = _Template(message, request, places)
+        template = Template(message, request, places)
         if template.constant_bytes <= self._constant_bytes_max:
             self._keep(length, template)
 
@@ -150,7 +152,7 @@ class TemplateTable:
                 self._sweep(length)
         return self._count < self._templates_max
 
-    def _keep(self, length: int, template: _Template) -> None:
+    def _keep(self, length: int, template: Template) -> None:
         alike = self._alike(length, template)
         if alike is None:
             self._sweep(length)
@@ -160,7 +162,7 @@ class TemplateTable:
             alike.sort(key=lambda each: -each.hits)
             self._count += 1
 
-    def _alike(self, length: int, template: _Template) -> list[_Template] | None:
+    def _alike(self, length: int, template: Template) -> list[Template] | None:
         """Where the template belongs; None: there is no room for it."""
         of_length = self._by_length.setdefault(length, [])
         for alike in of_length:

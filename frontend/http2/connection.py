@@ -15,7 +15,6 @@ from typing import Any, Final
 from ringserve.frontend.handler import Buffer, EngineLimits
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
-from ringserve.frontend.http2.bodies import Bodies
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import (
@@ -38,6 +37,7 @@ from ringserve.frontend.http2.refusing import NEVER_NS, WORK_AT_ONCE_MAX
 from ringserve.frontend.http2.request import Request
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
+from ringserve.frontend.http2.taking import TOGETHER_MIN, Taking
 
 #: The head (length << 8 | type) of the longest frame that needs no look at what it is.
 _HEAD_USUAL: Final = FRAME_BYTES_DEFAULT << 8 | 255
@@ -46,6 +46,8 @@ _HEAD_PREFIXED: Final = 5 << 8
 _HEAD_RESET: Final = 4 << 8 | RST_STREAM
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
+#: Where no calls could be taken together, the next ones are tried so much later.
+_SINGLE_BYTES: Final = 16_384
 #: What is taken of one read before others have their turn: so many frames, and so much work beside them.
 FRAMES_AT_ONCE_MAX: Final = 256
 
@@ -53,7 +55,7 @@ _frame_header = FRAME_HEADER.unpack_from
 _message_prefix = Struct(">BI").unpack_from
 
 
-class Connection(Bodies):
+class Connection(Taking):
     """The server's side of one connection."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
@@ -85,7 +87,7 @@ class Connection(Bodies):
         waited_ns = self.waited_ns() if room else NEVER_NS  # where there is no room nobody has the patience
         sought_ns = NEVER_NS if self.is_in_rush else waited_ns  # who has less patience is looked for in runs
         crowds = self._crowds
-        calls = resets = spared_at = 0
+        calls = resets = spared_at = single_at = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
                 break
@@ -145,6 +147,20 @@ class Connection(Bodies):
                             if self.work > WORK_AT_ONCE_MAX:
                                 break
                             continue
+                    if at >= single_at and stop + 9 <= end:
+                        run_end = spared_at if spared_at > at else end
+                        single_at = at + _SINGLE_BYTES
+                        if at + TOGETHER_MIN * (stop - at + 9 + (_frame_header(data, stop)[0] >> 8)) <= run_end:
+                            self.room_calls = room
+                            after = self._take_run(data, at, stop, run_end, request, waited_ns)
+                            room = self.room_calls
+                            if not room:
+                                waited_ns = sought_ns = NEVER_NS
+                            if after:
+                                at = single_at = after
+                                if self.work > WORK_AT_ONCE_MAX:
+                                    break
+                                continue
                     if request.unary is not None:
                         self.last_stream_id = stream_id
                         streams[stream_id] = UnaryCall(self, stream_id, request)

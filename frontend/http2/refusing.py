@@ -94,7 +94,7 @@ class Refusing(Arriving):
             self._disperse(size, crowd)
             return None
 
-        def goes_on(block: bytes, body_bytes: int) -> bool:
+        def goes_on(_: bytes, block: bytes, body_bytes: int) -> bool:
             other = self._known(block, body_bytes)
             return other is not None and other.unary is request.unary and 0 < other.timeout_ns <= timeout_ns
 
@@ -137,7 +137,7 @@ class Refusing(Arriving):
         """Those that have waited for too long, or are too many; as `_refuse_run`."""
         chosen_ns = NEVER_NS if self.is_in_rush else waited_ns
 
-        def goes_on(block: bytes, body_bytes: int) -> bool:
+        def goes_on(_: bytes, block: bytes, body_bytes: int) -> bool:
             other = self._known(block, body_bytes)
             return other is not None and 0 < other.patience_ns < chosen_ns
 

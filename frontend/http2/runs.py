@@ -31,16 +31,17 @@ def run_of_calls(
     request: Request,
     last_stream_id: int,
     message_bytes_max: int,
-    goes_on: Callable[[bytes, int], bool],
+    goes_on: Callable[[bytes, bytes, int], bool],
     begins: bytes = b"",
     ends: bytes = b"",
+    end: int = 0,
 ) -> tuple[list[bytes], int, int]:
     """The whole calls from `at` on that are as long as the first, each one a HEADERS and a DATA frame.
 
-    request: the first one's, whose HEADERS frame lies whole at `at` and is in order. goes_on: whether a call with these
-    other headers and so many bytes of DATA belongs to them. begins, ends: what each message does so with. Returns their
-    streams, as they are on the wire; how long each is with both frames; and the bytes of DATA of each. No streams: this
-    is no run.
+    request: the first one's, whose HEADERS frame lies whole at `at` and is in order. goes_on: whether a call on this
+    stream, with these other headers and so many bytes of DATA, belongs to them. begins, ends: what each message does so
+    with. end: where they end at the latest; 0: where `data` does. Returns their streams, as they are on the wire; how
+    long each is with both frames; and the bytes of DATA of each. No streams: this is no run.
     """
     none: tuple[list[bytes], int, int] = ([], 0, 0)
     body_at = at + 9 + (_frame_header(data, at)[0] >> 8)
@@ -50,7 +51,7 @@ def run_of_calls(
     body_bytes: int = head >> 8
     size = body_bytes - _PREFIX_BYTES
     call_bytes = body_at + 9 + body_bytes - at
-    count = (len(data) - at) // call_bytes
+    count = ((end or len(data)) - at) // call_bytes
     calls_min = 1 if begins else RUN_CALLS_MIN
     rest_bytes = size - len(begins) - len(ends)
     if count < calls_min or head & 255 != DATA or flags != END_STREAM or rest_bytes < 0 or size > message_bytes_max:
@@ -68,7 +69,7 @@ def run_of_calls(
         if not last < stream < _ID_END or not stream[3] & 1:
             break
         if second != middle and not (
-            second[-_STREAM_AT:] == body_head and goes_on(second[:-_STREAM_AT], body_bytes)
+            second[-_STREAM_AT:] == body_head and goes_on(stream, second[:-_STREAM_AT], body_bytes)
         ):
             break
         last = stream
