@@ -23,6 +23,9 @@ TOGETHER_MIN: Final = 3
 #: What is taken before others have their turn.
 TOGETHER_MAX: Final = 128
 
+#: Of `Arriving.work`: so many calls are enough.
+_CALL_WORK: Final = WORK_AT_ONCE_MAX // TOGETHER_MAX + 1
+
 _frame_header = FRAME_HEADER.unpack_from
 
 
@@ -50,7 +53,7 @@ class Taking(Bodies):
         kind = together.kind(data[message_at : body_at + 9 + body_bytes])
         if kind is None:
             return 0
-        others: dict[bytes, Request] = {}
+        work, others = self.work, dict[bytes, Request]()
 
         def goes_on(stream: bytes, block: bytes, body_bytes: int) -> bool:
             other = self._known(block, body_bytes)
@@ -67,7 +70,7 @@ class Taking(Bodies):
             return 0
         if patience_ns:
             self.room_calls -= count
-        self.work += count * (WORK_AT_ONCE_MAX // TOGETHER_MAX)
+        self.work = max(self.work, work + count * _CALL_WORK)
         self._received_bytes += count * body_bytes
         calls = [self._whole_call(stream, others.get(stream, request)) for stream in streams]
         self._noise.forgive(count)

@@ -13,7 +13,7 @@ from ringserve.broker.messages import InputSpec, LaneSpec
 from ringserve.config.protos import PredictResponse
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.predict_codec import PredictEncoder
-from ringserve.frontend.tensor_proto import Tensor, encode
+from ringserve.frontend.tensor_proto import Tensor, encode, payload_tag
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES
 from tests.frontend.fakes import make_output
@@ -107,3 +107,30 @@ def test_shapes_of_one_lane_do_not_mix_and_are_bounded() -> None:
         assert [dim.size for dim in response.outputs["y"].tensor_shape.dim] == [1, *inner]
         assert list(response.outputs["y"].float_val) == array.tolist()
         assert len(lane.answers) <= 64
+
+
+@pytest.mark.parametrize("tensor_content", [False, True])
+@pytest.mark.parametrize("outputs_count", [1, 3])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_answers_made_together_are_those_made_one_by_one(dtype: int, outputs_count: int, tensor_content: bool) -> None:
+    encoder = PredictEncoder(tensor_content=tensor_content)
+    lane = lane_of(*"abc"[:outputs_count])
+    outputs = [
+        make_output(each, (6, 3), sample(each, (6, 3)), batchable=True) for each in (dtype, dt.FLOAT, dt.DOUBLE)
+    ][:outputs_count]
+    rows_first = [4, 0, 2]
+    one_by_one = [encoder.encode(lane, outputs, row_first, 2) for row_first in rows_first]
+    together = encoder.encode_alike(lane, outputs, rows_first, 2)
+    lengths_differ = payload_tag(dtype, tensor_content=tensor_content) is None
+    assert (together is None) == lengths_differ
+    if together is not None:
+        head, bodies, tail = together
+        assert [head + body + tail for body in bodies] == one_by_one
+
+
+def test_answers_that_are_long_or_not_by_rows_are_made_one_by_one() -> None:
+    encoder, lane = PredictEncoder(), lane_of("y")
+    long = make_output(dt.FLOAT, (4, 1_025), np.zeros(4 * 1_025, "<f4"), batchable=True)
+    assert encoder.encode_alike(lane, [long], [0, 1], 1) is None
+    whole = make_output(dt.FLOAT, (2, 2), np.zeros(4, "<f4"), batchable=False)
+    assert encoder.encode_alike(lane, [whole], [0, 1], 1) is None
