@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +32,7 @@ class SomeKind(NamedTuple):
     suffix: bytes = b"ke"
 
 
-#: As long as that of ECHO.
-OTHER = ECHO[:-1] + "z"
+OTHER = ECHO[:-1] + "a"
 
 
 class Many:
@@ -86,15 +86,17 @@ def one_of(peer: Peer, kind: str, stream_id: int) -> bytes:
     if kind == "late data":
         return peer.data(max(1, stream_id - 4), b"x" * 300)
     if kind == "no deadline":
-        made = peer.call(stream_id, b"alike", ECHO, ("x-timeouts", "100m"))
+        made = peer.call(stream_id, b"alike", ECHO, ("grpc-timeoux", "100m"))
+    elif kind == "less patient":
+        made = peer.call(stream_id, b"alike", ECHO, ("grpc-timeout", "079m"))
     elif kind == "other method":
-        made = peer.call(stream_id, b"alike", OTHER, TIMEOUT)
+        made = peer.call(stream_id, b"alike", OTHER, ("grpc-timeoux", "100m"))
     else:
         made = call(peer, kind, stream_id)
     return made.replace(b"alike", b"al%dke" % (stream_id % 10))
 
 
-MORE_KINDS = [*KINDS, *["alike"] * 8, "late data", "no deadline", "other method"]
+MORE_KINDS = [*KINDS, *["alike"] * 8, "late data", "no deadline", "less patient", "other method"]
 
 
 def outcome(
@@ -131,6 +133,19 @@ def test_calls_are_taken_together_just_as_one_by_one(
 ) -> None:
     together = outcome(kinds, cut, holds, streams_max, waited_ns, room, is_together=True)
     assert together == outcome(kinds, cut, holds, streams_max, waited_ns, room, is_together=False)
+
+
+@pytest.mark.parametrize(
+    ("usual", "kind"),
+    [("alike", "no deadline"), ("alike", "less patient"), ("no deadline", "other method"), ("no deadline", "alike")],
+)
+def test_a_run_ends_where_another_rule_holds(usual: str, kind: str) -> None:
+    """The other one is as long, and its headers are known."""
+    peer, _ = taking_peer()
+    assert len(one_of(peer, kind, 1)) == len(one_of(peer, usual, 1))
+    kinds = [(kind, 1), (usual, 1), ("ping", 1), (usual, 4), (kind, 1), (usual, 4)]
+    together = outcome(kinds, 0, "", 1_000, 20 * MS, 7, is_together=True)
+    assert together == outcome(kinds, 0, "", 1_000, 20 * MS, 7, is_together=False)
 
 
 class Room:
