@@ -142,10 +142,11 @@ def test_calls_are_taken_together_just_as_one_by_one(
 def test_a_run_ends_where_another_rule_holds(usual: str, kind: str) -> None:
     """The other one is as long, and its headers are known."""
     peer, _ = taking_peer()
-    assert len(one_of(peer, kind, 1)) == len(one_of(peer, usual, 1))
-    kinds = [(kind, 1), (usual, 1), ("ping", 1), (usual, 4), (kind, 1), (usual, 4)]
-    together = outcome(kinds, 0, "", 1_000, 20 * MS, 7, is_together=True)
-    assert together == outcome(kinds, 0, "", 1_000, 20 * MS, 7, is_together=False)
+    call_bytes = len(one_of(peer, kind, 1))
+    assert call_bytes == len(one_of(peer, usual, 1))
+    kinds = [(kind, 1), (usual, 5), (kind, 1), (usual, 4)]
+    together = outcome(kinds, 2 * call_bytes, "", 1_000, 20 * MS, 7, is_together=True)
+    assert together == outcome(kinds, 2 * call_bytes, "", 1_000, 20 * MS, 7, is_together=False)
 
 
 class Room:
