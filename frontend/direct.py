@@ -2,7 +2,7 @@
 
 A request goes this way when it is the only one that this process holds, so that there is nothing to put into a batch
 with it, and nobody to be fair to. What was handed over and has no answer is told to the broker before anything else
-that the broker must see beside it, and after `_TELL_S` at the latest: so that it can find a worker that hangs.
+that the broker must see beside it, and after `_TELL_NS` at the latest: so that it can find a worker that hangs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ringserve.broker.messages import Execute, Handed, Lend, Recall, Returned
 from ringserve.frontend.broker_link import BrokerLink
 from ringserve.frontend.lanes import Lane
 
-_TELL_S: Final = 0.005
+_TELL_NS: Final = 20_000_000
+_MILLISECOND_NS: Final = 1_000_000
 
 
 class _Loan:
@@ -70,19 +71,22 @@ class Direct:
         now_ns = self._clock()
         self._untold.append(Handed(frontend_id, loan.lend.worker_id, loan.batch_id, lane.key, now_ns, request))
         if self._timer is None:
-            self._timer = self._loop.call_later(_TELL_S, self._on_time)
+            self._sleep(_TELL_NS)
         return True
+
+    def _sleep(self, left_ns: int) -> None:
+        # Timers of the loop count whole milliseconds: less than half of one is none, and the loop would not rest.
+        self._timer = self._loop.call_later((left_ns // _MILLISECOND_NS + 1) / 1000, self._on_time)
 
     def _on_time(self) -> None:
         """What is not older than a turn of the timer is told with the next one."""
         self._timer = None
         now_ns = self._clock()
-        late = [handed for handed in self._untold if handed.handed_ns + _TELL_S * 1e9 <= now_ns]
+        late = [handed for handed in self._untold if handed.handed_ns + _TELL_NS <= now_ns]
         self._tell(late)
         self._untold = [handed for handed in self._untold[len(late) :] if handed.request[0] in self._pending]
         if self._untold:
-            due_s = _TELL_S - (now_ns - self._untold[0].handed_ns) / 1e9
-            self._timer = self._loop.call_later(due_s, self._on_time)
+            self._sleep(self._untold[0].handed_ns + _TELL_NS - now_ns)
 
     def tell(self) -> None:
         """To be called before the broker is sent anything that it must see beside what was handed over."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ async def _mail(cable: Cable, count: int, unless: type | tuple[()] = ()) -> list
 @asynccontextmanager
 async def lent(folder: Path, monkeypatch: pytest.MonkeyPatch, tell_s: float = 30.0) -> AsyncIterator[Lender]:
     """tell_s: after which the broker is told in any case; never, in most tests."""
-    monkeypatch.setattr(direct, "_TELL_S", tell_s)
+    monkeypatch.setattr(direct, "_TELL_NS", int(tell_s * 1e9))
     async with staged(folder) as (stage, client, segment):
         worker_id = await stage.worker_joins()
         await until(lambda: worker_id in client._link.workers)
@@ -189,6 +190,32 @@ async def test_what_takes_long_is_told(tmp_path: Path, monkeypatch: pytest.Monke
             (handed,) = await lender.broker_hears(1)
             assert (handed.batch_id, handed.request[0]) == (LOAN + number, request_id)
             await lender.answers(request_id, seen)
+
+
+def test_until_it_is_told_the_loop_rests() -> None:
+    """Event loops take less than half a millisecond for none: what is set again for so long would be called at once,
+    again and again."""
+    now_ns, delays = 1_000_000_000, []
+
+    class OneTimer:
+        def call_later(self, delay_s: float, then: Callable[[], None]) -> None:
+            delays.append(delay_s)
+            self.then = then
+
+    loop: Any = OneTimer()
+    worker = SimpleNamespace(left=False, send=lambda data: None)
+    told: list[bytes] = []
+    link: Any = SimpleNamespace(frontend_id=3, workers={7: worker}, send=told.append)
+    pending: dict[int, Any] = {1: ("reply",)}
+    lends = direct.Direct(loop, link, pending, lambda: now_ns)
+    lends.on_lend(Lend(LOAN, LANE.key, 7, 8))
+    assert lends.take({LANE: [[1, 1, 0, 64]]})
+    for late_ns in (-400_000, -1, 0):  # the timer comes when it likes
+        now_ns = 1_000_000_000 + direct._TELL_NS + late_ns
+        loop.then()
+    assert len(told) == 1
+    assert delays[0] * 1e9 > direct._TELL_NS
+    assert delays[1:] == [0.001, 0.001]
 
 
 async def test_a_worker_that_left_is_named_and_the_request_submitted_again(
