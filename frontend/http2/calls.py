@@ -163,7 +163,6 @@ class UnaryCall(Exchange):
                 call.finish(b"".join((head, body, tail)))
             return
         pack, (first, second, third, fourth, last) = frames.whole_answers(head, len(bodies[0]), tail)
-        count = 0
         for call, body in zip(calls, bodies, strict=True):
             if call.is_done:
                 continue
@@ -172,7 +171,7 @@ class UnaryCall(Exchange):
                 call.finish(b"".join((head, body, tail)))
                 continue
             call.is_done = True
-            count += 1
+            connection.calls.ended[0] += 1
             connection.send_window -= size + 5
             stream_id = call.stream_id
             connection.out.append(pack(first, stream_id, second, stream_id, third, body, fourth, stream_id, last))
@@ -180,7 +179,6 @@ class UnaryCall(Exchange):
             if not connection.is_awake:
                 connection.is_awake = True
                 connection.host.wake()
-        calls[0].connection.calls.ended[0] += count
 
     def _name(self, made_id: str) -> bytes:
         """What tells the client its call's id: the one that it sent, or the one that was made for it."""

@@ -271,7 +271,7 @@ def test_answers_together_are_the_same_as_one_by_one(
     assert run(is_together=True) == run(is_together=False)
 
 
-def test_answers_together_wake_each_connection_once() -> None:
+def test_answers_together_wake_each_connection_once_and_are_in_its_own_books() -> None:
     peers = [Peer(), Peer()]
     for peer in peers:
         peer.send(peer.call(1, b"x", HOLD) + peer.call(3, b"x", HOLD))
@@ -281,3 +281,4 @@ def test_answers_together_wake_each_connection_once() -> None:
     UnaryCall.finish_together(calls, b"", [b"a", b"b", b"c", b"d"], b"")
     assert [peer.host.wakes - was for peer, was in zip(peers, before, strict=True)] == [1, 1]
     assert [len(answers(peer.read())) for peer in peers] == [2, 2]
+    assert [peer.host.account.calls.ended[0] for peer in peers] == [2, 2]
