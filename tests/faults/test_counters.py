@@ -225,7 +225,10 @@ def _cancelled(server: Server, caller: Caller, books: Books) -> None:
 
 def _expired(caller: Caller, books: Books) -> None:
     before = books.ends()
-    for call in [caller.slow(6 * caller.turns, timeout=0.3, wait=False) for _ in range(3)]:
+    for _ in range(3):
+        # One after another: who finds others waiting may be refused at once, where it is known how slowly they go.
+        wait_until(lambda: books.in_flight() == books.busy, "the queue to be empty")
+        call = caller.slow(6 * caller.turns, timeout=0.3, wait=False)
         assert call.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
     # Both sides look at the clock: the client may have given up a moment before the server answers.
     wait_until(lambda: (books.ends() - before).total() == 3, "three calls to be over")
