@@ -149,6 +149,7 @@ class UnaryCall(Exchange):
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
+                connection.first_answered = self
                 connection.host.wake()
         else:
             self._finish_slowly(message, self._name(made_id))
@@ -178,6 +179,7 @@ class UnaryCall(Exchange):
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
+                connection.first_answered = call
                 connection.host.wake()
 
     def _name(self, made_id: str) -> bytes:

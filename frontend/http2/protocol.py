@@ -23,6 +23,7 @@ from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, Arrivals, bytes_u
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.in_place import IN_PLACE_BYTES_MIN, InPlace
+from ringserve.frontend.http2.lulls import Lulls
 from ringserve.frontend.http2.refusing import ALL_CALLS
 from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
@@ -93,6 +94,7 @@ class EngineProtocol(asyncio.Protocol):
         self._stalls = Stalls()
         self._written_bytes = 0
         self._round = Round(engine.rush)
+        self._lulls = Lulls()
         self._in_place: InPlace | None = None  # while the rest of a long frame is read to where it belongs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,14 +164,22 @@ class EngineProtocol(asyncio.Protocol):
             connection.receive(data, since_ns)
             must_wait = len(data) >= LONG_READ_BYTES
         self.flush()
-        if must_wait or connection.has_rest:
+        if connection.has_rest or (not self._pauses(now_ns) and must_wait):
             self._wait_for_turn()
-        elif connection.was_crowded and len(data) < LONG_READ_BYTES and not self._is_paused:
+        connection.was_crowded = False
+
+    def _pauses(self, now_ns: int) -> bool:
+        """Stops reading for a moment if nothing more is there, and the next read is better for coming later."""
+        connection = self.connection
+        if self._is_paused or self._arrivals.unread_bytes or connection.part_bytes >= IN_PLACE_BYTES_MIN:
+            return False
+        pause_ns = self._lulls.pause_ns(len(connection.streams), connection.was_crowded)
+        if pause_ns:
             self._is_paused = True
             self._paused_ns = now_ns
-            self._engine.pauses.ask(self)
+            self._engine.pauses.ask(self, pause_ns)
             self._set_reading()
-        connection.was_crowded = False
+        return pause_ns > 0
 
     def _receive_in_rush(self, data: bytes, since_ns: int, now_ns: int) -> bool:
         """Takes some calls of a read and refuses the others. Whether the next read must wait for its turn.
@@ -212,6 +222,8 @@ class EngineProtocol(asyncio.Protocol):
     def go_on(self) -> None:
         """The pause is over."""
         self._is_paused = False
+        if self._round.has_begun:
+            self._round.end(self._engine.own_ns())
         if self._transport.is_closing() or self._arrivals.is_empty():
             self._paused_ns = 0
         self._set_reading()
@@ -236,6 +248,10 @@ class EngineProtocol(asyncio.Protocol):
         if connection.host is not self:
             return  # the client left in this turn of the loop, after something had been said to it
         connection.is_awake = False
+        call = connection.first_answered
+        if call is not None:
+            connection.first_answered = None
+            self._lulls.answered(self.clock_ns() - call.arrived_ns, call.request.patience_ns)
         while True:
             is_long = self._can_write and connection.has_transfers()
             if is_long:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, Protocol
-
-_PAUSE_S: Final = 0.003
+from typing import Protocol
 
 
 class Waiting(Protocol):
@@ -51,20 +49,16 @@ class Paused(Protocol):
 
 
 class Pauses:
-    """Connections that are not read for a moment, as most of what they send is refused: all go on at one time.
-
-    A read of one call costs as much as one of twenty. Whoever is refused has time, and so do those that are taken, as
-    they wait in a full queue anyway; but what reading costs is taken from the workers.
-    """
+    """Connections that are not read for a moment (`lulls.py`): all go on at one time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._paused: list[Paused] = []
 
-    def ask(self, paused: Paused) -> None:
-        """`paused` goes on when the pause is over."""
+    def ask(self, paused: Paused, pause_ns: int) -> None:
+        """`paused` goes on after that time, or with who asked before."""
         if not self._paused:
-            self._loop.call_later(_PAUSE_S, self._end)
+            self._loop.call_later(pause_ns / 1e9, self._end)
         self._paused.append(paused)
 
     def _end(self) -> None:
