@@ -156,8 +156,9 @@ static void call_start(struct connection *c, uint64_t intended_ns) {
     protocol->start(c, call);
 }
 
+/* As gRPC's clients: what the socket does not take is not written for it, so that calls given up meanwhile never are. */
 static inline bool has_room(const struct connection *c) {
-    return c->ready && c->accepting && c->active_count < c->active_max;
+    return c->ready && c->accepting && c->active_count < c->active_max && out_staged(c) < OUT_BYTES_MAX;
 }
 
 static void start_waiting(struct connection *c) {

@@ -149,6 +149,7 @@ static void http2_start(struct connection *c, struct call *call) {
     send_frame(c, HEADERS, END_HEADERS, call->stream_id, filled ? blocks->next : blocks->first,
                (uint32_t)(filled ? blocks->next_bytes : blocks->first_bytes));
     h->request_table_filled = true;
+    if (h->blocked_first && out_staged(c) < OUT_BYTES_MAX) write_blocked(c);
     if (h->blocked_first || !write_body(c, call)) { /* those that wait longer go first */
         call->blocked = true;
         call->blocked_after = NULL;

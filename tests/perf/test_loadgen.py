@@ -6,6 +6,7 @@ that `loadgen.run` raises on.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ import pytest
 
 from perf import loadgen, stand_in
 from perf.loadgen import Exchange, Load
+from ringserve.frontend.http2 import frames
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [Exchange(bytes([index]) * 300, bytes([index]) * 300) for index in range(5)]
@@ -198,6 +200,42 @@ def test_calls_for_which_there_is_no_room_before_their_deadline_are_late() -> No
     assert figures.calls == 0
     assert figures.late == figures.due > 100
     assert figures.unsent <= figures.late
+
+
+def test_what_a_socket_does_not_take_is_not_begun() -> None:
+    """As gRPC's clients: no call has its HEADERS sent and is given up before its message is."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    received = bytearray()
+    is_over = Event()
+
+    def serve() -> None:
+        sock = listener.accept()[0]
+        with sock:
+            many = {frames.SETTINGS_MAX_CONCURRENT_STREAMS: 100_000, frames.SETTINGS_INITIAL_WINDOW_SIZE: 2**31 - 1}
+            sock.sendall(frames.settings(many) + frames.window_update(0, 2**31 - 65_536) + frames.SETTINGS_ACK)
+            received.extend(sock.recv(1_000_000))
+            is_over.wait(20)
+            while data := sock.recv(1_000_000):
+                received.extend(data)
+
+    thread = Thread(target=serve)
+    thread.start()
+    messages = [Exchange(bytes(10_000), bytes(10_000))]
+    load = echo_load(listener.getsockname()[1], messages, rate=4_000.0, connections=1, in_flight=100_000, count=0,
+                     duration_s=1.0, deadline_ms=100.0, extra=["--drain_s=0.5"])  # fmt: skip
+    figures = loadgen.run(load, sanitized=True, at_end=is_over.set)
+    thread.join()
+    listener.close()
+    begun, whole, at = 0, 0, len(frames.PREFACE)
+    while at + 9 <= len(received):
+        head, flags, _ = frames.FRAME_HEADER.unpack_from(received, at)
+        at += 9 + (head >> 8)
+        begun += head & 255 == frames.HEADERS
+        whole += head & 255 == frames.DATA and flags == frames.END_STREAM
+    assert figures.unsent > 1_000  # 4,000 less what the buffers hold
+    assert begun > 100
+    assert begun - whole <= 3
 
 
 def test_refusals_are_timed_and_are_not_late() -> None:

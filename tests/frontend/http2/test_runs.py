@@ -13,7 +13,9 @@ from ringserve.broker.messages import Code
 from ringserve.frontend.handler import EngineLimits
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.frames import ErrorCode
+from ringserve.frontend.http2.noise import NOISE_MAX
 from ringserve.frontend.http2.refusing import WORK_AT_ONCE_MAX
+from ringserve.frontend.http2.runs import late_resets
 from tests.frontend.http2.peer import ECHO, HOLD, Frame, Peer, answers, goaway, request_fields
 
 MS = 1_000_000
@@ -163,3 +165,60 @@ def test_headers_without_a_message_are_no_run() -> None:
     peer.send(b"".join(peer.headers(stream_id, fields) for stream_id in (1, 3, 5, 7)), 30 * MS)
     assert sorted(peer.connection.streams) == [1, 3, 5, 7]
     assert goaway(peer.read()) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["late", "open", "idle", "even", "zero", "reserved", "flags", "long", "ping"]),
+                       st.integers(1, 4)), max_size=12),
+    st.integers(0, 400),
+)  # fmt: skip
+def test_late_resets_are_passed_over_together_as_one_by_one(kinds: list[tuple[str, int]], cut: int) -> None:
+    told: list[tuple[list[Frame], int]] = []
+    for short_way in (True, False):
+        peer = quiet_peer(short_way)
+        peer.send(b"".join(peer.call(one, b"hi", ECHO) for one in range(1, 200, 2)))
+        peer.send(b"".join(peer.call(one, b"hi", HOLD) for one in range(201, 300, 2)))
+        late, held = iter(range(1, 200, 2)), iter(range(201, 300, 2))
+        data = b""
+        for kind, count in kinds:
+            for _ in range(count):
+                plain = frames.rst_stream(next(late), ErrorCode.CANCEL)
+                data += {
+                    "late": plain,
+                    "open": frames.rst_stream(next(held), ErrorCode.CANCEL),
+                    "idle": frames.rst_stream(301, ErrorCode.CANCEL),
+                    "even": frames.rst_stream(2, ErrorCode.CANCEL),
+                    "zero": frames.rst_stream(0, ErrorCode.CANCEL),
+                    "reserved": plain[:5] + b"\x80" + plain[6:],
+                    "flags": plain[:4] + b"\xff" + plain[5:],
+                    "long": frames.frame(frames.RST_STREAM, 0, 1, bytes(5)),
+                    "ping": frames.ping(bytes(8), False),
+                }[kind]
+        peer.send(data[:cut])
+        if not peer.connection.is_closing:
+            peer.send(data[cut:])
+        told.append((peer.read(), peer.cancelled))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1_000])
+def test_late_resets_are_counted_as_far_as_they_go(count: int) -> None:
+    data = b"??" + b"".join(frames.rst_stream(1 + 2 * number, ErrorCode.CANCEL) for number in range(count))
+    assert late_resets(data + frames.ping(bytes(8), False), 2, {}, 2 * count + 1) == min(count, 256)
+    assert late_resets(data[:-1], 2, {}, 2 * count + 1) == min(max(count - 1, 0), 256)
+    assert late_resets(data, 2, {5: None}, 2 * count + 1) == min(count, 2)
+    assert late_resets(data, 2, {}, 5) == min(count, 3)
+
+
+def test_resets_of_closed_streams_are_too_many_at_last_however_they_come() -> None:
+    for per_read in (1, 400):
+        peer = quiet_peer()
+        peer.send(peer.call(1, b"hi", ECHO))
+        one = frames.rst_stream(1, ErrorCode.CANCEL)
+        sent = 0
+        while not peer.connection.is_closing and sent < 20_000:
+            peer.send(one * per_read)
+            sent += per_read
+        assert goaway(peer.read()) == ErrorCode.ENHANCE_YOUR_CALM
+        assert NOISE_MAX < sent <= NOISE_MAX + 1 + per_read
