@@ -164,14 +164,15 @@ class Client:
             and not self._timeout_ns_max
             and self.recorder is None
             and lane.heads is None
-            and lane.pressure.room(lowest_ns, now_ns) >= count * rows
-            and len(self._pending) + count <= self._requests_max
         )
         requests: list[list[int]] = []
         if is_plain:
+            room = min(lane.pressure.room(lowest_ns, now_ns) / rows, self._requests_max - len(self._pending), count)
             claim, ring, pending, watch = self._ring.claim, self._data, self._pending, self._deadlines.add
             request_id, size = self._next_id, len(payloads[0])
             for payload, timeout_ns, reply in zip(payloads, timeouts_ns, replies, strict=True):
+                if len(requests) >= room:
+                    break
                 offset = claim(size)
                 if offset < 0:
                     break

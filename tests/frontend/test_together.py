@@ -20,6 +20,7 @@ from ringserve.frontend.grpc_api import PREDICT, make_methods
 from ringserve.frontend.handler import Together
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import TOGETHER_MIN, Output, answer_all
+from ringserve.frontend.shedding import Pressure
 from ringserve.frontend.tally import Tally
 from ringserve.shm.dtype import FLOAT
 from tests.frontend.fakes import FakeCall, LoopbackClient, catalog_of, float_proto, make_output, version_info
@@ -307,3 +308,26 @@ async def test_who_is_late_or_would_wait_too_long_is_refused_and_the_others_go(
         later = client.infer_together(lane, 1, [ROW] * 4, [10 * SECOND_NS, 0, 10 * SECOND_NS, 0], after)
         assert [request_id > 0 for request_id in later] == [False, True, False, True]
         assert after[0].failures == [(Code.RESOURCE_EXHAUSTED, lane.pressure.text)]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("room", [-2.0, 0.0, 0.3, 1.0, 4.5, 7.0, 100.0])
+async def test_as_many_go_as_would_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, room: float
+) -> None:
+    row = [np.zeros(4 * rows, np.float32).tobytes()]
+    admitted = []
+    for together in (True, False):
+        lane = Lane(LANE.spec)
+        (tmp_path / str(together)).mkdir()
+        async with staged(tmp_path / str(together)) as (_, client, _):
+            lane.pressure.told(SECOND_NS, time.monotonic_ns())
+            monkeypatch.setattr(Pressure, "room", lambda pressure, *_: room - pressure.rows)
+            seen = [Seen() for _ in range(6)]
+            if together:
+                ids = client.infer_together(lane, rows, row * 6, [SECOND_NS] * 6, seen)
+            else:
+                ids = [client.infer(lane, rows, row, SECOND_NS, one) for one in seen]
+            assert [not one.failures for one in seen] == [request_id > 0 for request_id in ids]
+            admitted.append(sum(request_id > 0 for request_id in ids))
+    assert admitted[0] == admitted[1] == min(6, max(0, -int(-room // rows)))
