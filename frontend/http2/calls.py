@@ -149,7 +149,7 @@ class UnaryCall(Exchange):
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
-                connection.first_answered = self
+                connection.first_answered = self.arrived_ns, self.request.patience_ns
                 connection.host.wake()
         else:
             self._finish_slowly(message, self._name(made_id))
@@ -179,7 +179,7 @@ class UnaryCall(Exchange):
             del connection.streams[stream_id]
             if not connection.is_awake:
                 connection.is_awake = True
-                connection.first_answered = call
+                connection.first_answered = call.arrived_ns, call.request.patience_ns
                 connection.host.wake()
 
     def _name(self, made_id: str) -> bytes:

@@ -35,7 +35,6 @@ from ringserve.frontend.http2.frames import (
 from ringserve.frontend.http2.headers import HeaderCache
 from ringserve.frontend.http2.refusing import NEVER_NS, WORK_AT_ONCE_MAX
 from ringserve.frontend.http2.request import Request
-from ringserve.frontend.http2.runs import late_resets
 from ringserve.frontend.http2.sending import Host
 from ringserve.frontend.http2.streams import StreamingCall
 from ringserve.frontend.http2.taking import TOGETHER_MIN, Taking
@@ -45,7 +44,6 @@ _HEAD_USUAL: Final = FRAME_BYTES_DEFAULT << 8 | 255
 #: Of the shortest DATA frame that can hold a message's prefix.
 _HEAD_PREFIXED: Final = 5 << 8
 _HEAD_RESET: Final = 4 << 8 | RST_STREAM
-_RESET_BYTES: Final = 13
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
 #: Where no calls could be taken together, the next ones are tried so much later.
@@ -176,9 +174,8 @@ class Connection(Taking):
                     head == _HEAD_RESET and stream_id <= self.last_stream_id and stream_id & 1
                     and stream_id not in streams
                 ):  # fmt: skip
-                    count = late_resets(data, at, streams, self.last_stream_id)  # they crossed our answers
-                    resets += count
-                    at += count * _RESET_BYTES
+                    resets += 1  # it crossed our answer on its way
+                    at = stop
                     continue
             if calls:
                 self._noise.forgive(calls)

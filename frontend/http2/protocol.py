@@ -164,22 +164,23 @@ class EngineProtocol(asyncio.Protocol):
             connection.receive(data, since_ns)
             must_wait = len(data) >= LONG_READ_BYTES
         self.flush()
-        if connection.has_rest or (not self._pauses(now_ns) and must_wait):
+        if not connection.has_rest:
+            self._pause_if_it_pays(now_ns)
+        if connection.has_rest or (must_wait and not self._is_paused):
             self._wait_for_turn()
         connection.was_crowded = False
 
-    def _pauses(self, now_ns: int) -> bool:
+    def _pause_if_it_pays(self, now_ns: int) -> None:
         """Stops reading for a moment if nothing more is there, and the next read is better for coming later."""
         connection = self.connection
         if self._is_paused or self._arrivals.unread_bytes or connection.part_bytes >= IN_PLACE_BYTES_MIN:
-            return False
+            return
         pause_ns = self._lulls.pause_ns(len(connection.streams), connection.was_crowded)
         if pause_ns:
             self._is_paused = True
             self._paused_ns = now_ns
             self._engine.pauses.ask(self, pause_ns)
             self._set_reading()
-        return pause_ns > 0
 
     def _receive_in_rush(self, data: bytes, since_ns: int, now_ns: int) -> bool:
         """Takes some calls of a read and refuses the others. Whether the next read must wait for its turn.
@@ -248,10 +249,10 @@ class EngineProtocol(asyncio.Protocol):
         if connection.host is not self:
             return  # the client left in this turn of the loop, after something had been said to it
         connection.is_awake = False
-        call = connection.first_answered
-        if call is not None:
+        if connection.first_answered is not None:
+            arrived_ns, patience_ns = connection.first_answered
             connection.first_answered = None
-            self._lulls.answered(self.clock_ns() - call.arrived_ns, call.request.patience_ns)
+            self._lulls.answered(self.clock_ns() - arrived_ns, patience_ns)
         while True:
             is_long = self._can_write and connection.has_transfers()
             if is_long:

@@ -8,11 +8,11 @@ is touched. 0.4 us a call; one at a time they cost 1.9.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
-from ringserve.frontend.http2.frames import DATA, END_STREAM, FRAME_HEADER, RST_STREAM
+from ringserve.frontend.http2.frames import DATA, END_STREAM, FRAME_HEADER
 from ringserve.frontend.http2.request import Request
 
 #: Fewer are as cheap one by one.
@@ -21,11 +21,6 @@ RUN_CALLS_MIN: Final = 3
 _STREAM_AT: Final = 5
 _PREFIX_BYTES: Final = 5
 _ID_END: Final = b"\x80"  # all identifiers are below, read as bytes in the order of the wire
-
-#: RST_STREAM: head without its flags, stream, no look at the code. So many are looked through at a time.
-_RESET: Final = Struct(">4sxI4x")
-_RESET_HEAD: Final = (4 << 8 | RST_STREAM).to_bytes(4, "big")
-_RESETS_MAX: Final = 256
 
 _frame_header = FRAME_HEADER.unpack_from
 
@@ -80,16 +75,3 @@ def run_of_calls(
         last = stream
         streams.append(stream)
     return streams, call_bytes, body_bytes
-
-
-def late_resets(data: bytes, at: int, streams: Container[int], last_stream_id: int) -> int:
-    """How many RST_STREAM frames of streams that were open and are closed lie one behind another from `at` on.
-
-    Clients that give calls up do so with many at once. 0.15 us each; one at a time they cost 0.8.
-    """
-    count, size = 0, min((len(data) - at) // _RESET.size, _RESETS_MAX) * _RESET.size
-    for head, stream_id in _RESET.iter_unpack(memoryview(data)[at : at + size]):
-        if head != _RESET_HEAD or stream_id > last_stream_id or not stream_id & 1 or stream_id in streams:
-            break
-        count += 1
-    return count

@@ -106,8 +106,8 @@ class Sending:
     out: frames for the socket, complete and in order. send_window: the connection's window. inline_bytes_max: largest
     DATA payload that may go to `out` at once if `send_window` has room; -1 while it must not. calls: the books.
     streams: the open streams by identifier. queued_bytes: of answers that wait in transfers. pumped_bytes: of those
-    that have left, since the beginning. first_answered: the call whose answer the host was woken for,
-    until the host has looked.
+    that have left, since the beginning. first_answered: of the call whose answer the host was woken for
+    since it last looked: when it had come, and for how long it may have been unread (`Request.patience_ns`).
     """
 
     def __init__(self, host: Host, unsent_bytes_max: int) -> None:
@@ -120,7 +120,7 @@ class Sending:
         self._is_blocked = False  # the socket takes nothing more
         self.out: list[Piece] = []
         self.is_awake = False  # the host already knows that output may be waiting
-        self.first_answered: Exchange | None = None
+        self.first_answered: tuple[int, int] | None = None
         self.streams: dict[int, Exchange] = {}
         self.send_window = WINDOW_BYTES_DEFAULT
         self.peer_initial_window = WINDOW_BYTES_DEFAULT

@@ -203,11 +203,10 @@ def test_a_client_that_sees_each_request_is_given_each() -> None:
 async def test_the_client_submits_them_in_one_go_with_a_record_and_a_deadline_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_ns = time.monotonic_ns()
     lane = Lane(LANE.spec)
     async with staged(tmp_path) as (stage, client, segment):
         worker_id = await stage.worker_joins()
-        monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+        now_ns = stop_clock(monkeypatch)
         seen = [Seen() for _ in range(5)]
         payloads = [np.full(4, number, np.float32).tobytes() for number in range(5)]
         ids = client.infer_together(lane, 1, payloads, [0, 60 * SECOND_NS, 0, 90 * SECOND_NS, 0], seen)
@@ -224,6 +223,13 @@ async def test_the_client_submits_them_in_one_go_with_a_record_and_a_deadline_ea
         await until(lambda: seen[4].answers)
         assert [one.answers for one in seen] == [[[[0.0]]], [], [[[2.0]]], [[[3.0]]], [[[4.0]]]]
         assert (client.pending_count, lane.pressure.rows) == (1, 0)
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The client's clock stands still from here on. When."""
+    now_ns = time.monotonic_ns()
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+    return now_ns
 
 
 class Recorded:
@@ -246,9 +252,8 @@ async def test_they_are_recorded_like_others(tmp_path: Path) -> None:
 
 
 async def test_no_request_takes_longer_than_any_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now_ns = time.monotonic_ns()
     async with staged(tmp_path, timeout_ns_max=50 * SECOND_NS) as (stage, client, _):
-        monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+        now_ns = stop_clock(monkeypatch)
         client.infer_together(LANE, 1, [ROW] * 4, [0, 40 * SECOND_NS, 60 * SECOND_NS, 0], [Seen() for _ in range(4)])
         ((_, requests),) = (await stage.broker_mail(Submit)).groups
         assert [(request[2] - now_ns) // SECOND_NS for request in requests] == [50, 40, 50, 50]
@@ -294,10 +299,9 @@ async def test_what_has_no_room_in_the_ring_is_refused_one_by_one(tmp_path: Path
 async def test_who_is_late_or_would_wait_too_long_is_refused_and_the_others_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_ns = time.monotonic_ns()
     lane = Lane(LANE.spec)
     async with staged(tmp_path) as (stage, client, _):
-        monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+        stop_clock(monkeypatch)
         seen = [Seen() for _ in range(4)]
         ids = client.infer_together(lane, 1, [ROW] * 4, [0, -1, 60 * SECOND_NS, 0], seen)
         assert [request_id > 0 for request_id in ids] == [True, False, True, True]

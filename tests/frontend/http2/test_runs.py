@@ -15,7 +15,6 @@ from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.noise import NOISE_MAX
 from ringserve.frontend.http2.refusing import WORK_AT_ONCE_MAX
-from ringserve.frontend.http2.runs import late_resets
 from tests.frontend.http2.peer import ECHO, HOLD, Frame, Peer, answers, goaway, request_fields
 
 MS = 1_000_000
@@ -173,7 +172,7 @@ def test_headers_without_a_message_are_no_run() -> None:
                        st.integers(1, 4)), max_size=12),
     st.integers(0, 400),
 )  # fmt: skip
-def test_late_resets_are_passed_over_together_as_one_by_one(kinds: list[tuple[str, int]], cut: int) -> None:
+def test_resets_of_any_kind_mean_the_same_both_ways(kinds: list[tuple[str, int]], cut: int) -> None:
     told: list[tuple[list[Frame], int]] = []
     for short_way in (True, False):
         peer = quiet_peer(short_way)
@@ -200,15 +199,6 @@ def test_late_resets_are_passed_over_together_as_one_by_one(kinds: list[tuple[st
             peer.send(data[cut:])
         told.append((peer.read(), peer.cancelled))
     assert told[0] == told[1]
-
-
-@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1_000])
-def test_late_resets_are_counted_as_far_as_they_go(count: int) -> None:
-    data = b"??" + b"".join(frames.rst_stream(1 + 2 * number, ErrorCode.CANCEL) for number in range(count))
-    assert late_resets(data + frames.ping(bytes(8), False), 2, {}, 2 * count + 1) == min(count, 256)
-    assert late_resets(data[:-1], 2, {}, 2 * count + 1) == min(max(count - 1, 0), 256)
-    assert late_resets(data, 2, {5: None}, 2 * count + 1) == min(count, 2)
-    assert late_resets(data, 2, {}, 5) == min(count, 3)
 
 
 def test_resets_of_closed_streams_are_too_many_at_last_however_they_come() -> None:
