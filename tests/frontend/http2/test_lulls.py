@@ -50,12 +50,12 @@ def lulls_of(took_ms: float, patience_ms: float = 0, answers_count: int = 100) -
     ],
 )  # fmt: skip
 def test_a_pause_is_for_those_who_wait_and_are_many(took_ms: float, in_flight: int, pause_ms: int) -> None:
-    assert lulls_of(took_ms).pause_ns(in_flight, False) == pause_ms * MS
+    assert lulls_of(took_ms).pause_ns(in_flight, False, False) == pause_ms * MS
 
 
 @given(st.floats(0, 1_000), st.integers(0, 2_000), st.booleans())
 def test_a_pause_is_never_longer_than_what_waits_outlasts(took_ms: float, in_flight: int, is_crowded: bool) -> None:
-    pause_ns = lulls_of(took_ms).pause_ns(in_flight, is_crowded)
+    pause_ns = lulls_of(took_ms).pause_ns(in_flight, is_crowded, False)
     assert pause_ns in (0, 2 * MS, PAUSE_NS)
     if pause_ns and not is_crowded:
         assert pause_ns <= took_ms * MS * 2 / 3
@@ -65,22 +65,23 @@ def test_a_pause_is_never_longer_than_what_waits_outlasts(took_ms: float, in_fli
 @pytest.mark.parametrize(("patience_ms", "bears_it"), [(0, True), (5.9, False), (6, True), (12.5, True), (0.1, False)])
 def test_short_deadlines_have_no_time_for_pauses(patience_ms: float, bears_it: bool) -> None:
     lulls = lulls_of(20, patience_ms)
-    assert (lulls.pause_ns(1_000, False) > 0) == bears_it
-    assert lulls.pause_ns(0, True) == PAUSE_NS  # some are refused anyway, and pauses leave more for the others
+    assert (lulls.pause_ns(1_000, False, False) > 0) == bears_it
+    assert lulls.pause_ns(0, True, False) == PAUSE_NS  # some are refused anyway, and pauses leave more for the others
+    assert lulls.pause_ns(0, True, True) == (PAUSE_NS if bears_it else 0)
     lulls.answered(20 * MS, 0)  # who has no deadline says nothing of the others
-    assert (lulls.pause_ns(1_000, False) > 0) == bears_it
+    assert (lulls.pause_ns(1_000, False, False) > 0) == bears_it
 
 
 def test_one_slow_answer_among_fast_ones_is_no_queue() -> None:
     lulls = lulls_of(1)
     lulls.answered(16 * MS, 0)
-    assert lulls.pause_ns(1_000, False) == 0
+    assert lulls.pause_ns(1_000, False, False) == 0
     for _ in range(30):
         lulls.answered(16 * MS, 0)
-    assert lulls.pause_ns(1_000, False)
+    assert lulls.pause_ns(1_000, False, False)
     for _ in range(30):
         lulls.answered(MS, 0)
-    assert lulls.pause_ns(1_000, False) == 0
+    assert lulls.pause_ns(1_000, False, False) == 0
 
 
 class Held:
@@ -281,6 +282,23 @@ def test_calls_that_must_be_answered_soon_are_read_on(timeout: str, bears_it: bo
         held.serve(one, sock, 10, ("grpc-timeout", timeout))
         held.call(one, sock, 40, ("grpc-timeout", timeout))
         assert sock.is_read != bears_it
+        one.connection_lost(None)
+
+    run_held(test)
+
+
+@pytest.mark.parametrize(("count", "pauses"), [(10, True), (60, False)])
+def test_where_deadlines_are_short_only_little_reads_that_were_refused_are_followed_by_a_pause(
+    count: int, pauses: bool
+) -> None:
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        one._arrivals = Arrivals(lambda: 0)
+        soon = ("grpc-timeout", "20m")
+        held.serve(one, sock, 10, soon)
+        one.connection.was_crowded = True  # as a refusal in this read would set it
+        held.call(one, sock, count, soon, size=700)
+        assert one._is_paused == pauses
         one.connection_lost(None)
 
     run_held(test)
