@@ -123,7 +123,9 @@ class Caller:
         self.channel = channel(server.grpc_target, retries=False)
         self._predict = prediction_service_pb2_grpc.PredictionServiceStub(self.channel).Predict
         self.turns = 1_000
-        while (took_s := self._time()) < 0.2:
+        # The quickest of some: one that the machine made wait a fifth of a second says nothing about its turns, and the
+        # calls below would be over before anyone saw them in flight.
+        while (took_s := min(self._time() for _ in range(5))) < 0.2:
             self.turns = min(int(self.turns * 0.3 / took_s), 10 * self.turns)
 
     def _time(self) -> float:
