@@ -349,9 +349,9 @@ class Core:
         lease.has_parts = lane.granted(worker.worker_id, entries)
         lane.pace.granted(rows, now_ns, leaves_some=bool(lane.queue))
         worker.quiet_since_ns = now_ns
-        if self._loans:
-            self._loans.granted(lane, worker)
         parts = [part for part, _, _ in entries]
+        if self._loans:
+            self._loans.granted(lane, worker, parts)
         self._count_batch(lane, rows, parts, [now_ns - arrived_ns for _, _, arrived_ns in entries])
         return (worker.worker_id, Execute(lease.batch_id, lane.key, parts)), 0
 

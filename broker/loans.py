@@ -8,15 +8,18 @@
 Where one request is in flight at a time, waking the broker to hear "the idle one" takes a fifth of the request's time.
 So a frontend that had `LanePolicy.lend_after_requests` batches in a row to itself, one request each, is lent the worker
 that ran them. The broker goes on to use it as if it were idle, which costs who comes then the rest of one batch, at
-most; the loan is recalled when that happens. What nobody told of is known by its Done. A batch that is known (Handed)
-is leased as all others are, so that hangs, deaths and cancels are no special cases; one of a worker that has left
-meanwhile is taken back as if it had been leased, with its blame.
+most. The loan is recalled when others come, or when its frontend has several requests at once more often than one:
+calls that come by chance meet now and then, and each would pay for the broker until there is a new row.
+
+What nobody told of is known by its Done. A batch that is known (Handed) is leased as all others are, so that hangs,
+deaths and cancels are no special cases; one of a worker that has left meanwhile is taken back as if it had been leased,
+with its blame.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from ringserve.broker.fleet import Worker, WorkerState
 from ringserve.broker.lanes import Lane, whole
@@ -29,6 +32,8 @@ LOAN_IDS = 1 << 32
 #: A loan that was used less often than this was not worth its messages: the lane's next row must be twice as long.
 _WORTH_USES = 4
 _ALONE_MIN_MAX = 1_024
+#: A loan stays while it is used at least as often as its frontend has company; so many uses are kept for later.
+_SPARE_USES_MAX = 3
 #: Of so many workers that left it is remembered how: what was handed to them is told within moments.
 _ENDED_KEPT = 1_000
 
@@ -39,7 +44,10 @@ class Loan:
     batch_id_done: the last batch of it that is over. batch_id_last: the last that was used; -1 until it is returned.
     """
 
-    __slots__ = ("batch_id_done", "batch_id_last", "frontend_id", "lane", "loan_id", "recalled", "worker")
+    __slots__ = (
+        "_uses_counted", "_uses_spare", "batch_id_done", "batch_id_last", "frontend_id", "lane", "loan_id", "recalled",
+        "worker",
+    )  # fmt: skip
 
     def __init__(self, loan_id: int, frontend_id: int, lane: Lane, worker: Worker) -> None:
         self.loan_id = loan_id
@@ -49,6 +57,16 @@ class Loan:
         self.batch_id_done = loan_id
         self.batch_id_last = -1
         self.recalled = False
+        self._uses_counted = loan_id  # up to that batch
+        self._uses_spare = 0
+
+    def outlasts_company(self) -> bool:
+        """Requests of its frontend had to be put into a batch, as there was more than one. False: that was once too
+        often for what it is used."""
+        uses = self.batch_id_done - self._uses_counted
+        self._uses_counted = self.batch_id_done
+        self._uses_spare = min(self._uses_spare + uses, _SPARE_USES_MAX) - 1
+        return self._uses_spare >= 0
 
     def unseen(self, done: Done, now_ns: int) -> Lease:
         """A request of which nobody told before it was over: as what it would have been leased."""
@@ -118,11 +136,16 @@ class Loans:
         rows_max = min(lane.rows_max, lane.policy.request_rows_max or ROWS_ANY)
         self._to_tell.append((frontend_id, Lend(loan.loan_id, lane.key, worker.worker_id, rows_max)))
 
-    def granted(self, lane: Lane, worker: Worker) -> None:
-        """The worker is given a batch of that lane: it is not idle any more, and the lane's requests are not alone."""
-        self.recall(worker)
+    def granted(self, lane: Lane, worker: Worker, parts: Sequence[Sequence[int]]) -> None:
+        """The worker is given a batch of that lane: parts, as in Execute.
+
+        A loan of it, or of the lane, ends when others' requests are in it: they are not to wait for what nobody tells
+        of. Its frontend's own never do, as it hands nothing over while it holds any.
+        """
+        frontend_ids = {part[0] for part in parts}
         for loan in self._by_id.values():
-            if loan.lane is lane:
+            is_own = frontend_ids == {loan.frontend_id}
+            if (loan.worker is worker or loan.lane is lane) and not (is_own and loan.outlasts_company()):
                 self.recall(loan.worker)
 
     def recall(self, worker: Worker) -> None:
