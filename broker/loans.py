@@ -140,7 +140,7 @@ class Loans:
         """The worker is given a batch of that lane: parts, as in Execute.
 
         A loan of it, or of the lane, ends when others' requests are in it: they are not to wait for what nobody tells
-        of. Its frontend's own never do, as it hands nothing over while it holds any.
+        of. Its frontend's own never do: before it submits them it tells what it has handed over.
         """
         frontend_ids = {part[0] for part in parts}
         for loan in self._by_id.values():

@@ -103,6 +103,16 @@ def test_a_loan_of_a_lane_that_is_not_alone_any_more_is_recalled() -> None:
     assert bench.counted("loans") == 1
 
 
+def lent(uses: int) -> Bench:
+    """A frontend has a loan that it used so often; there is another frontend."""
+    bench = Bench()
+    bench.core.frontend_joined(OTHER_FRONTEND)
+    lone(bench)
+    for number in range(1, uses + 1):
+        bench.done(10, FIRST + number)
+    return bench
+
+
 def company(bench: Bench, *, frontend_id: int = FRONTEND, key: bytes | None = None) -> list[tuple[int, Any]]:
     """Two requests at once, in a batch that runs. Returns what frontends were told of loans."""
     turn = bench.submit((200, 1), (201, 1), frontend_id=frontend_id, key=key)
@@ -114,10 +124,7 @@ def company(bench: Bench, *, frontend_id: int = FRONTEND, key: bytes | None = No
 @pytest.mark.parametrize(("uses", "times"), [(0, 0), (1, 1), (2, 2), (3, 3), (50, 3)])
 def test_a_loan_outlasts_company_of_its_frontends_own_as_often_as_it_was_used(uses: int, times: int) -> None:
     """Of many uses three are kept for later."""
-    bench = Bench()
-    lone(bench)
-    for number in range(1, uses + 1):
-        bench.done(10, FIRST + number)
+    bench = lent(uses)
     assert [company(bench) for _ in range(times)] == [[]] * times
     assert company(bench) == [(FRONTEND, Recall(FIRST))]
     assert company(bench) == [], "once is enough"
@@ -134,20 +141,12 @@ def test_who_is_alone_every_other_time_keeps_the_loan() -> None:
 
 
 def test_company_of_another_frontend_ends_a_loan_however_often_it_was_used() -> None:
-    bench = Bench()
-    bench.core.frontend_joined(OTHER_FRONTEND)
-    lone(bench)
-    for number in range(1, 20):
-        bench.done(10, FIRST + number)
+    bench = lent(uses=19)
     assert company(bench, frontend_id=OTHER_FRONTEND) == [(FRONTEND, Recall(FIRST))]
 
 
 def test_nor_does_it_help_that_requests_of_its_own_are_among_them() -> None:
-    bench = Bench()
-    bench.core.frontend_joined(OTHER_FRONTEND)
-    lone(bench)
-    for number in range(1, 20):
-        bench.done(10, FIRST + number)
+    bench = lent(uses=19)
     handed(bench, 20)
     bench.submit((1, 1))
     bench.submit((2, 1), frontend_id=OTHER_FRONTEND)
@@ -157,10 +156,7 @@ def test_nor_does_it_help_that_requests_of_its_own_are_among_them() -> None:
 
 @pytest.mark.parametrize(("uses", "row"), [(3, 8), (4, 4)])
 def test_a_loan_that_was_hardly_used_makes_the_next_one_dearer(uses: int, row: int) -> None:
-    bench = Bench()
-    lone(bench)
-    for number in range(1, uses + 1):
-        bench.done(10, FIRST + number)
+    bench = lent(uses)
     ((_, execute),) = bench.submit((1, 1)).executes
     bench.core.returned(FIRST, FIRST + uses)
     assert bench.done(10, execute.batch_id).loans == []
