@@ -140,6 +140,13 @@ def test_who_is_alone_every_other_time_keeps_the_loan() -> None:
     assert (bench.counted("loans"), sum_holds(bench)) == (1, True)
 
 
+def test_what_its_worker_is_given_of_another_lane_is_company_too() -> None:
+    bench = lent(uses=1)
+    other = bench.lane(spec_of(signature="other"))
+    assert company(bench, key=other) == []
+    assert company(bench, key=other) == [(FRONTEND, Recall(FIRST))]
+
+
 def test_company_of_another_frontend_ends_a_loan_however_often_it_was_used() -> None:
     bench = lent(uses=19)
     assert company(bench, frontend_id=OTHER_FRONTEND) == [(FRONTEND, Recall(FIRST))]
