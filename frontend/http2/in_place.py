@@ -48,7 +48,4 @@ class InPlace(asyncio.BufferedProtocol):
                 protocol.read_as_usual()
             return
         inside = min(nbytes, self._part_bytes)
-        behind = bytes(room[inside:nbytes])
-        protocol.read(room[:inside])
-        if behind:
-            protocol.read(behind)
+        protocol.read_part(room[:inside], bytes(room[inside:nbytes]), nbytes == len(room))

@@ -143,29 +143,51 @@ class EngineProtocol(asyncio.Protocol):
         if not self._reading_paused:
             self._transport.resume_reading()
 
-    def read(self, data: bytes | memoryview) -> None:
-        """Handles what was read; a view: of bytes that are in their place."""
-        connection, arrivals, rush = self.connection, self._arrivals, self._engine.rush
-        connection.is_awake = True  # `flush` follows anyway
-        now_ns = self.clock_ns()
-        since_ns = arrivals.since_ns(len(data), now_ns, connection.held_bytes)
-        if self._paused_ns:
-            since_ns, self._paused_ns = min(since_ns, self._paused_ns), 0
-        if arrivals.is_standing:
-            rush.seen(now_ns)
-        connection.is_in_rush = rush.is_on(now_ns)
-        if isinstance(data, memoryview):
-            connection.receive_part(data, since_ns)
-            must_wait = len(data) >= LONG_READ_BYTES
-        elif connection.is_in_rush:
+    def read(self, data: bytes) -> None:
+        """Handles what was read."""
+        connection = self.connection
+        now_ns, since_ns = self._begin_read(len(data))
+        if connection.is_in_rush:
             must_wait = self._receive_in_rush(data, since_ns, now_ns)
         else:
             connection.room_calls = ALL_CALLS
             connection.receive(data, since_ns)
             must_wait = len(data) >= LONG_READ_BYTES
+        self._end_read(now_ns, len(data) >= LONG_READ_BYTES, must_wait)
+
+    def read_part(self, piece: memoryview, behind: bytes, has_more: bool) -> None:
+        """Handles what was read in place, and the beginning of the next frame's head behind it.
+
+        has_more: there may be more in the socket, which the loop reads at once unless it is told not to.
+        """
+        connection = self.connection
+        now_ns, since_ns = self._begin_read(len(piece) + len(behind))
+        connection.receive_part(piece, since_ns)
+        if behind:
+            connection.room_calls = ALL_CALLS
+            connection.receive(behind, since_ns)
+        is_enough = self._engine.turns.have_read(len(piece))
+        self._end_read(now_ns, len(piece) >= LONG_READ_BYTES, is_enough and has_more)
+
+    def _begin_read(self, nbytes: int) -> tuple[int, int]:
+        """What time it is, and since when the first of these bytes has waited."""
+        arrivals, rush = self._arrivals, self._engine.rush
+        self.connection.is_awake = True  # `flush` follows anyway
+        now_ns = self.clock_ns()
+        since_ns = arrivals.since_ns(nbytes, now_ns, self.connection.held_bytes)
+        if self._paused_ns:
+            since_ns, self._paused_ns = min(since_ns, self._paused_ns), 0
+        if arrivals.is_standing:
+            rush.seen(now_ns)
+        self.connection.is_in_rush = rush.is_on(now_ns)
+        return now_ns, since_ns
+
+    def _end_read(self, now_ns: int, was_long: bool, must_wait: bool) -> None:
+        """must_wait: others come first, before there is another read."""
+        connection = self.connection
         self.flush()
         if not connection.has_rest:
-            self._pause_if_it_pays(now_ns, len(data) >= LONG_READ_BYTES)
+            self._pause_if_it_pays(now_ns, was_long)
         if connection.has_rest or (must_wait and not self._is_paused):
             self._wait_for_turn()
         connection.was_crowded = False

@@ -1,13 +1,18 @@
 """Who goes on next: connections whose last read holds more than others can wait for, one part of one of them a turn.
 
-However many of them there are, what comes in meanwhile on other connections waits for one part only.
+However many of them there are, what comes in meanwhile on other connections waits for one part only. Of long messages,
+which cost little but their bytes, a turn takes some reads, until they are enough together.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
+
+#: What one turn of the loop reads of long messages, of all connections together: as long as others wait for it, 0.2 ms.
+#: With one read a turn 0.6 MB there and back took a seventh longer (2,500 in place of 2,900 a second, seven pairs).
+LONG_BYTES_MAX: Final = 2**20
 
 
 class Waiting(Protocol):
@@ -23,6 +28,7 @@ class Turns:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: deque[Waiting] = deque()
+        self._long_bytes = 0  # that were read in this turn of the loop
         self.taken = 0  # since the beginning
 
     def ask(self, waiting: Waiting) -> None:
@@ -30,6 +36,16 @@ class Turns:
         self._queue.append(waiting)
         if len(self._queue) == 1:
             self._loop.call_soon(self._next)
+
+    def have_read(self, nbytes: int) -> bool:
+        """So much was read of a long message. Whether that is enough for this turn of the loop."""
+        if not self._long_bytes:
+            self._loop.call_soon(self._begin)
+        self._long_bytes += nbytes
+        return self._long_bytes >= LONG_BYTES_MAX
+
+    def _begin(self) -> None:
+        self._long_bytes = 0
 
     def _next(self) -> None:
         self.taken += 1

@@ -5,6 +5,7 @@ nothing more is read meanwhile. Method: parts, turns of the loop and frames are 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,11 @@ from ringserve.frontend.http2 import frames
 from ringserve.frontend.http2.arriving import FRAME_BYTES_MAX
 from ringserve.frontend.http2.connection import FRAMES_AT_ONCE_MAX
 from ringserve.frontend.http2.frames import ErrorCode
+from ringserve.frontend.http2.in_place import InPlace
 from ringserve.frontend.http2.protocol import EngineProtocol
 from ringserve.frontend.http2.refusing import WORK_AT_ONCE_MAX
 from ringserve.frontend.http2.server import NativeEngine
+from ringserve.frontend.http2.turns import LONG_BYTES_MAX
 from tests.frontend.http2.peer import ECHO, Peer, answers, goaway, message, request_fields
 
 READ_BYTES = 2**18
@@ -154,6 +157,7 @@ class Socket(asyncio.Transport):
         self.pauses = 0
         self.unsent_bytes = 0
         self.closed = False
+        self.protocol: asyncio.BaseProtocol | None = None  # another than the connection's own
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
@@ -165,6 +169,9 @@ class Socket(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def pause_reading(self) -> None:
         assert self.is_read
@@ -188,13 +195,13 @@ class Loop:
     """An engine on a running loop, and clients of it without sockets."""
 
     def __init__(self) -> None:
-        self.echoed = 0
+        self.messages: list[bytes] = []
         self.methods = Methods({ECHO: self._echo}, {}, frozenset((ECHO,)))
         self.engine = NativeEngine(self.methods, EngineLimits(stall_ms_max=0), lambda error: None)
 
     def _echo(self, call: Any, data: Any) -> None:
-        self.echoed += 1
-        call.finish(bytes(data))
+        self.messages.append(bytes(data))
+        call.finish(self.messages[-1])
 
     def connect(self) -> tuple[EngineProtocol, Socket]:
         protocol, sock = EngineProtocol(self.engine, asyncio.get_running_loop()), Socket()
@@ -217,9 +224,9 @@ def test_others_are_answered_between_the_parts() -> None:
         assert sock.pauses == 1
         turns, stream_id = 0, 1
         while not sock.is_read:
-            before = loop.echoed
+            before = len(loop.messages)
             honest.data_received(Peer().call(stream_id))
-            assert loop.echoed == before + 1
+            assert len(loop.messages) == before + 1
             assert theirs.written
             theirs.written = b""
             stream_id += 2
@@ -279,12 +286,95 @@ def test_a_client_that_leaves_leaves_its_turns() -> None:
         protocol, _ = loop.connect()
         protocol.data_received(costly_blocks(READ_BYTES))
         protocol.connection_lost(None)
-        echoed = loop.echoed
+        echoed = len(loop.messages)
         for _ in range(10):
             await asyncio.sleep(0)
         assert loop.engine.turns.taken <= 1
-        assert loop.echoed == echoed
+        assert len(loop.messages) == echoed
         assert not protocol.connection.has_rest
         await loop.close()
+
+    asyncio.run(run())
+
+
+# -------------------------------------------------------------------------------------------- long messages, in place
+
+
+class Upload:
+    """A client whose message has begun; the rest lies in its socket, and is read as a loop reads it."""
+
+    def __init__(self, loop: Loop, nbytes: int) -> None:
+        self.protocol, self.sock = loop.connect()
+        self.body = random.Random(nbytes).randbytes(nbytes)
+        raw = message(self.body)
+        cut = [raw[at : at + FRAME_BYTES_MAX] for at in range(0, len(raw), FRAME_BYTES_MAX)]
+        data = b"".join(frames.frame(frames.DATA, 0, 1, piece) for piece in cut)
+        self.unread = data + frames.frame(frames.DATA, frames.END_STREAM, 1, b"")
+        self.protocol.data_received(Peer().headers(1) + self._take(100))
+        assert isinstance(self.sock.protocol, InPlace)
+
+    def _take(self, nbytes: int) -> bytes:
+        data, self.unread = self.unread[:nbytes], self.unread[nbytes:]
+        return data
+
+    def read(self, part: int = 1) -> int:
+        """What one turn of the loop reads: as often as a read fills all the room there was for it.
+
+        part: for what part of that room the socket has bytes.
+        """
+        count = 0
+        while self.sock.is_read and self.unread:
+            protocol = self.sock.protocol
+            assert isinstance(protocol, InPlace)
+            room = protocol.get_buffer(-1)
+            data = self._take(len(room) // part)
+            room[: len(data)] = data
+            count += len(data)
+            protocol.buffer_updated(len(data))
+            if len(data) < len(room):
+                break
+        return count
+
+
+def test_a_turn_reads_so_much_of_long_messages_whoever_they_are_from() -> None:
+    async def run() -> None:
+        loop = Loop()
+        one, other = Upload(loop, 5 * LONG_BYTES_MAX // 2), Upload(loop, 3 * FRAME_BYTES_MAX)
+        honest, theirs = loop.connect()
+        assert LONG_BYTES_MAX <= one.read() < LONG_BYTES_MAX + FRAME_BYTES_MAX + 9
+        assert other.read() <= FRAME_BYTES_MAX + 9  # there was nothing left for it
+        assert not one.sock.is_read
+        assert not other.sock.is_read
+        turns, most = 0, 0
+        while one.unread or other.unread:
+            honest.data_received(Peer().call(2 * turns + 1))
+            assert theirs.written
+            theirs.written = b""
+            await asyncio.sleep(0)
+            turns += 1
+            taken = one.read() + other.read()
+            assert taken < LONG_BYTES_MAX + 2 * FRAME_BYTES_MAX
+            assert turns < 20
+            most = max(most, taken)
+        assert most > 2 * FRAME_BYTES_MAX + 9
+        assert loop.engine.turns.taken <= turns
+        assert {one.body, other.body} <= set(loop.messages)
+        await loop.close(one.protocol, other.protocol, honest)
+
+    asyncio.run(run())
+
+
+def test_a_read_that_empties_the_socket_is_followed_by_the_next_one() -> None:
+    """What the loop would not go on reading anyway need not be stopped."""
+
+    async def run() -> None:
+        loop = Loop()
+        upload = Upload(loop, 2 * LONG_BYTES_MAX)
+        while upload.unread:
+            upload.read(part=2)
+            assert upload.sock.is_read
+        assert upload.sock.pauses <= 1 + 1  # for the change of protocols
+        assert loop.messages == [upload.body]
+        await loop.close(upload.protocol)
 
     asyncio.run(run())
