@@ -50,6 +50,7 @@ class Lane:
 
     single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
     rows_best: largest batch that is made when more waits: `rows_max`, or less where a larger one only takes longer.
+    knows_best: that was found out, and is no guess for want of runs to compare.
     queue_rows_max: rows that may wait, by the policy's own limit and its limit in bytes.
     rows_allowed: sizes up to which the worker pads a batch's rows.
     deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
@@ -66,6 +67,7 @@ class Lane:
         "attained_ns",
         "deadline_min_ns",
         "key",
+        "knows_best",
         "leases_count",
         "listed",
         "pace",
@@ -137,14 +139,15 @@ class Lane:
     def learn(self, rows: int, run_ns: int, held_ns: int) -> None:
         """A batch of `rows` ran `run_ns` inside TensorFlow; its worker was held by it for `held_ns`."""
         self.times.observe(self.rows_run(rows) if self.rows_allowed else rows, run_ns, held_ns)
-        if run_ns >= self.policy.batch_enough_ns or self.rows_best < self.rows_max:
+        if run_ns >= self.policy.batch_enough_ns or self.knows_best:
             self._choose_best()
 
     def _choose_best(self) -> None:
         policy = self.policy
-        self.rows_best = self.rows_max
+        self.rows_best, self.knows_best = self.rows_max, False
         if policy.batching == "adaptive" and policy.batch_enough_ns and not self.single:
-            self.rows_best = min(self.rows_max, self.rows_run(self.times.rows_enough(policy.batch_enough_ns)))
+            rows_enough = self.times.rows_enough(policy.batch_enough_ns)
+            self.rows_best, self.knows_best = min(self.rows_max, self.rows_run(rows_enough)), rows_enough < ROWS_ANY
 
     @property
     def waiting(self) -> bool:

@@ -1,9 +1,10 @@
 """Pure: on which worker a lane's next batch runs, how large it should be, or when to ask again.
 
-Three questions, each a function with its reason beside it:
+Four questions, each a function with its reason beside it:
 
     spread    may the lane use one more idle worker, or should its requests wait for those it uses already?
-    share     how many rows should this worker get, when others are idle too?
+    among     how many rows should this worker get, when others will be free soon?
+    share     and when others are idle already?
     prefetch  may a worker that is still busy be sent its next batch already?
 
 `place` asks them in this order. Nothing here changes anything.
@@ -24,6 +25,8 @@ from ringserve.broker.sizes import rows_in_time
 #: A known run is overdue this many `spread_ns` after its time. On a host whose cores are shared a worker is often put
 #: aside for some milliseconds and comes back; a second worker then only competes for the core that it waits for.
 _OVERDUE_SPREADS = 6
+#: A row that takes so many times what is paid for a batch, whatever its rows, costs hardly less in a large one.
+_ROW_TIMES_FIXED = 2
 
 
 class Placement(NamedTuple):
@@ -42,31 +45,31 @@ class Placement(NamedTuple):
 def place(lane: Lane, workers: Sequence[Worker], now_ns: int, *, credit_max: int, lanes_waiting: int) -> Placement:
     """Where the next batch of `lane` goes. `workers`: the ready ones that serve it, preferred ones first."""
     idle = [worker for worker in workers if not worker.leases]
+    rows_max = among(lane, len(workers) // max(1, lanes_waiting))
     if lane.solo:
         # It may end its worker: it runs where nothing else is held and nothing else is sent.
         idle = [worker for worker in idle if worker.lent_for is None]
         return Placement(latest_used(lane, idle), 1) if idle else Placement(None, waits_for=tuple(workers))
     ask_ns = spread(lane, workers, now_ns) if idle else 0
     if idle and not ask_ns:
-        return start(lane, idle, lanes_waiting)
+        return start(lane, idle, lanes_waiting, rows_max)
     full = is_closed(lane, now_ns)
     if idle:  # which are left alone, so the batch may only go behind one that runs this lane already
         workers = [worker for worker in workers if any(lease.lane is lane for lease in worker.leases)]
     worker, prefetch_ask_ns = prefetch(lane, workers, now_ns, full=full, credit_max=credit_max)
     if worker is not None:
-        return Placement(worker, lane.rows_best)
+        return Placement(worker, rows_max)
     if idle and full:  # and those that run the lane take no more: another worker costs it nothing
-        return start(lane, idle, lanes_waiting)
+        return start(lane, idle, lanes_waiting, rows_max)
     soonest = min(workers, key=lambda w: free_ns(w.leases, now_ns), default=None)
     return Placement(None, 0, earliest(ask_ns, prefetch_ask_ns), (soonest,) if soonest else ())
 
 
-def start(lane: Lane, idle: Sequence[Worker], lanes_waiting: int) -> Placement:
+def start(lane: Lane, idle: Sequence[Worker], lanes_waiting: int, rows_max: int) -> Placement:
     """A batch for an idle worker, which is one of several lanes' to share. One that waited to be full is not shared."""
-    rows_max = lane.rows_best
     workers_count = len(idle) // max(1, lanes_waiting)
     if workers_count > 1 and not lane.single and lane.policy.batching == "adaptive":
-        rows_max = share(lane, workers_count)
+        rows_max = min(rows_max, share(lane, workers_count))
     return Placement(latest_used(lane, unlent(lane, idle) or idle), rows_max)
 
 
@@ -113,6 +116,23 @@ def spread(lane: Lane, workers: Sequence[Worker], now_ns: int) -> int:
             continue
         ask_ns = earliest(ask_ns, head.started_ns + patience_ns)
     return ask_ns
+
+
+def among(lane: Lane, workers_count: int) -> int:
+    """Rows for the next batch when `workers_count` workers, busy ones too, will each take their part of what waits.
+
+    Where rows cost the time, each makes all others of its batch wait for as long as another worker would need for it,
+    and saves little. A queue that grows makes the parts larger by itself. In simulated time, 4 ms a row and a fifth
+    of that a batch, at 65 % of what two workers can do: p99 39 ms in place of 49, where the first to be free took all;
+    with eight workers 18 in place of 37. Where a batch costs as much as a row nothing is gained.
+    """
+    rows_max, times = lane.rows_best, lane.times
+    fixed_ns = times.fixed_ns + times.turnaround_ns
+    if workers_count < 2 or not lane.knows_best or times.row_ns < _ROW_TIMES_FIXED * fixed_ns:
+        return rows_max
+    part = -(-lane.rows_queued // workers_count)
+    saved_ns = (min(lane.rows_queued, rows_max) - part) * times.row_ns
+    return min(rows_max, lane.rows_run(part)) if saved_ns > lane.policy.spread_ns else rows_max
 
 
 def share(lane: Lane, workers_count: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ringserve.broker.placement import earliest, free_ns, place, rows_per_worker, share, spread
+from ringserve.broker.placement import among, earliest, free_ns, place, rows_per_worker, share, spread
 from ringserve.broker.policy import LanePolicy
 from ringserve.broker.runtimes import RunTimes
 from tests.broker.kit import MS, NOW, entry, lane_of, lease_of, worker_of
@@ -92,6 +92,58 @@ def test_share(fixed_ns: int, row_ns: int, rows: int, workers: int, rows_max: in
     assert lane.rows_best == rows_max
     lane.times.fixed_ns, lane.times.row_ns = fixed_ns, row_ns
     assert min(rows_max, share(lane, workers)) == min(rows_max, expected)
+
+
+@pytest.mark.parametrize(
+    # what a batch and a row take, rows waiting, workers, idle or not -> rows of the next batch
+    ("fixed_ns", "row_ns", "rows", "workers", "rows_max", "expected"),
+    [
+        (100 * US, 4 * MS, 2, 2, 8, 1),
+        (100 * US, 4 * MS, 7, 2, 8, 4),
+        (100 * US, 4 * MS, 7, 8, 8, 1),
+        (100 * US, 4 * MS, 9, 8, 8, 2),
+        (100 * US, 4 * MS, 40, 2, 8, 8),  # more than all take at once
+        (100 * US, 4 * MS, 1, 2, 8, 8),  # nothing to share
+        (100 * US, 4 * MS, 7, 1, 8, 8),  # and nobody to share it with
+        (2 * MS, 4 * MS, 8, 2, 8, 4),  # the batch itself costs something
+        (2 * MS + 1, 4 * MS, 8, 2, 8, 8),  # too much to pay it twice as often
+        (100 * US, 500 * US, 4, 2, 8, 8),  # there is no more than 1 ms to be saved
+        (100 * US, 501 * US, 4, 2, 8, 2),
+        (100 * US, 900 * US, 14, 2, 8, 8),  # 7 of 14, where 8 would go
+    ],
+)
+def test_among(fixed_ns: int, row_ns: int, rows: int, workers: int, rows_max: int, expected: int) -> None:
+    lane = lane_of(entry(1, rows), batch_rows_max=64)
+    assert among(lane, workers) == 64  # while nothing is known
+    lane.times.fixed_ns, lane.times.row_ns = fixed_ns, row_ns
+    lane.rows_best = rows_max
+    assert among(lane, workers) == rows_max
+    lane.knows_best = True
+    assert among(lane, workers) == expected
+    lane.times.turnaround_ns = row_ns / 2 - fixed_ns + 1  # is paid for a batch, too
+    assert among(lane, workers) == rows_max
+
+
+def test_parts_have_allowed_sizes() -> None:
+    lane = lane_of(entry(1, 9), batch_rows_max=8, batch_rows_allowed=(4, 8))
+    lane.times.row_ns, lane.knows_best = 4 * MS, True
+    assert among(lane, 4) == 4
+
+
+@pytest.mark.parametrize(("lanes_waiting", "rows"), [(1, 4), (2, 8)])
+def test_a_part_for_a_worker_that_is_busy_yet(lanes_waiting: int, rows: int) -> None:
+    """Where another lane waits, there is one worker for each of them."""
+    lane = lane_of(entry(1, 8), batch_rows_max=64)
+    lane.times.row_ns, lane.rows_best, lane.knows_best = 4 * MS, 8, True
+    workers = [worker_of(i, lease_of(lane, ran_ns=ran * MS, expected_ns=20 * MS)) for i, ran in ((1, 3), (2, 19))]
+    placement = place(lane, workers, NOW, credit_max=2, lanes_waiting=lanes_waiting)
+    assert (placement.worker, placement.rows_max) == (workers[1], rows)
+    idle = [worker_of(3), worker_of(4)]
+    placement = place(lane, [*workers, *idle], NOW, credit_max=2, lanes_waiting=lanes_waiting)
+    assert (placement.worker, placement.rows_max) == (idle[0], rows // 2)
+    del workers[1].leases[0]
+    placement = place(lane, workers, NOW, credit_max=2, lanes_waiting=lanes_waiting)
+    assert (placement.worker, placement.rows_max) == (workers[1], rows)
 
 
 def test_nothing_is_shared_out_while_nothing_is_known() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
+from ringserve.broker import placement
 from ringserve.broker.policy import MILLISECOND_NS as MS
 from ringserve.broker.policy import LanePolicy
 from tests.sim.load import Load, LoadLane
@@ -144,6 +146,21 @@ def test_a_lane_whose_batches_begin_to_pay_gets_larger_ones() -> None:
     load.run(8 * SECOND)
     later = sorted(lane.rows_of_batches[-50:])
     assert later[25] >= 32
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_rows_that_cost_the_time_are_for_whoever_is_free_first(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that come as they like, two thirds of what can be done: with all that waits in one batch, all of it is
+    answered when its last row is, while another worker has nothing to do."""
+
+    def late_ns() -> int:
+        lane = LoadLane("m", 700 * US, 4 * MS, interval_ns=4_175 * US * 3 // (2 * workers), chance=random.Random(1))
+        run([lane], workers, 20 * SECOND)
+        return lane.wait_ns(0.99)
+
+    parted_ns = late_ns()
+    monkeypatch.setattr(placement, "among", lambda lane, workers_count: lane.rows_best)
+    assert parted_ns <= 0.8 * late_ns()
 
 
 def test_padding_to_allowed_sizes_wastes_little_where_rows_cost_the_time() -> None:
