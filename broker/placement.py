@@ -2,9 +2,9 @@
 
 Four questions, each a function with its reason beside it:
 
+    among     how many rows should a worker get, when others will be free soon?
     spread    may the lane use one more idle worker, or should its requests wait for those it uses already?
-    among     how many rows should this worker get, when others will be free soon?
-    share     and when others are idle already?
+    share     how many rows should this one get, when others are idle already?
     prefetch  may a worker that is still busy be sent its next batch already?
 
 `place` asks them in this order. Nothing here changes anything.
@@ -45,11 +45,11 @@ class Placement(NamedTuple):
 def place(lane: Lane, workers: Sequence[Worker], now_ns: int, *, credit_max: int, lanes_waiting: int) -> Placement:
     """Where the next batch of `lane` goes. `workers`: the ready ones that serve it, preferred ones first."""
     idle = [worker for worker in workers if not worker.leases]
-    rows_max = among(lane, len(workers) // max(1, lanes_waiting))
     if lane.solo:
         # It may end its worker: it runs where nothing else is held and nothing else is sent.
         idle = [worker for worker in idle if worker.lent_for is None]
         return Placement(latest_used(lane, idle), 1) if idle else Placement(None, waits_for=tuple(workers))
+    rows_max = among(lane, len(workers) // max(1, lanes_waiting))
     ask_ns = spread(lane, workers, now_ns) if idle else 0
     if idle and not ask_ns:
         return start(lane, idle, lanes_waiting, rows_max)
@@ -127,8 +127,9 @@ def among(lane: Lane, workers_count: int) -> int:
     with eight workers 18 in place of 37. Where a batch costs as much as a row nothing is gained.
     """
     rows_max, times = lane.rows_best, lane.times
-    fixed_ns = times.fixed_ns + times.turnaround_ns
-    if workers_count < 2 or not lane.knows_best or times.row_ns < _ROW_TIMES_FIXED * fixed_ns:
+    if workers_count < 2 or not lane.knows_best:
+        return rows_max
+    if times.row_ns < _ROW_TIMES_FIXED * (times.fixed_ns + times.turnaround_ns):
         return rows_max
     part = -(-lane.rows_queued // workers_count)
     saved_ns = (min(lane.rows_queued, rows_max) - part) * times.row_ns

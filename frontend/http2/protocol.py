@@ -4,8 +4,9 @@ The transport tells when the client reads too slowly. Then transfers stop, and w
 `write_buffer_bytes_max` in spite of that, reading stops too, so that no new work is taken from a client that does not
 collect its answers. Answers held up by HTTP/2's own windows never stop reading: the window updates that would free
 them are yet to be read. A read that holds more than others can wait for stops reading until the rest had its turn, and
-after a long read there is none from the same client before the others had theirs: event loops go on reading while
-there is more, 8 MB and a tenth of a second in a row, and answers would wait for that.
+after a long read, or when enough was read of long messages, there is none from the same client before the others had
+theirs: event loops go on reading while there is more, 8 MB and a tenth of a second in a row, and answers would wait for
+that.
 """
 
 from __future__ import annotations
