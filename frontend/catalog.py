@@ -184,31 +184,34 @@ class Catalog:
         if label is not None:
             version = model.labels.get(label) if model is not None else None
             if version is None and self.starting:
-                return self._missing(name, "")
+                return self._missing(name)
             if version is None:
                 return Failure(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
         if version is None:
             if model is None or model.latest is None:
-                return self._missing(name, f"Latest({name})")
+                return self._missing(name, f"Servable not found for request: Latest({name})")
             return model.latest
         servable = model.servables.get(version) if model is not None else None
-        return servable if servable is not None else self._missing(name, f"Specific({name}, {version})")
+        if servable is None:
+            return self._missing(name, f"Servable not found for request: Specific({name}, {version})")
+        return servable
 
-    def _missing(self, name: str, request: str) -> Failure:
+    def _missing(self, name: str, text: str = "") -> Failure:
         """While TF Serving loads the models of its start its ports are closed, which clients see as UNAVAILABLE and
-        wait for; scripts take the answer "Servable not found" for the sign that it is ready."""
+        wait for; scripts take "Servable not found" for the sign that it is ready. A status is the same: before the
+        broker has told what it knows, "no such model" would be a guess."""
         if self.starting:
             return Failure(Code.UNAVAILABLE, f"The server is starting: model {name} may not be loaded yet. Try again.")
-        return Failure(Code.NOT_FOUND, f"Servable not found for request: {request}")
+        return Failure(Code.NOT_FOUND, text)
 
     def statuses(self, name: str, version: int | None = None) -> list[VersionStatus] | Failure:
         """All versions ever seen of a model, newest first, or the one asked for."""
         model = self._models.get(name)
         if version is not None:
             found = [] if model is None else [status for status in model.statuses if status.version == version]
-            return found or Failure(Code.NOT_FOUND, f"Could not find version {version} of model {name}")
+            return found or self._missing(name, f"Could not find version {version} of model {name}")
         if model is None:
-            return Failure(Code.NOT_FOUND, f"Could not find any versions of model {name}")
+            return self._missing(name, f"Could not find any versions of model {name}")
         return list(model.statuses)
 
     def names(self) -> list[str]:

@@ -68,8 +68,9 @@ def models_found(catalog: Catalog) -> list[dict[str, Any]]:
 
 def model_summary(catalog: Catalog, name: str) -> bytes | Failure:
     """One model in full: versions with states, errors and notes, labels, and what can be asked of it."""
-    if name not in catalog.names() and isinstance(catalog.statuses(name), Failure):
-        return Failure(Code.NOT_FOUND, f"no such model: {name}")
+    statuses = catalog.statuses(name)
+    if name not in catalog.names() and isinstance(statuses, Failure):
+        return Failure(Code.NOT_FOUND, f"no such model: {name}") if statuses.code == Code.NOT_FOUND else statuses
     servable = catalog.resolve(name)
     signatures = {} if isinstance(servable, Failure) else _signatures(servable)
     return _printed({**_model(catalog, name), "signatures": signatures})

@@ -141,3 +141,19 @@ def test_statuses(catalog: Catalog) -> None:
     assert catalog.statuses("nope") == Failure(Code.NOT_FOUND, "Could not find any versions of model nope")
     assert catalog.statuses("") == Failure(Code.NOT_FOUND, "Could not find any versions of model ")
     assert catalog.names() == ["broken", "m", "zero"]
+
+
+def test_no_status_is_guessed_before_all_is_known() -> None:
+    starting = Catalog()
+    refused = starting.statuses("m")
+    assert isinstance(refused, Failure)
+    assert refused.code == Code.UNAVAILABLE
+    assert "starting" in refused.text
+    assert starting.statuses("m", 9) == refused
+    starting.update([version_info("m", 1, state=VersionState.LOADING)], starting=True)
+    known = starting.statuses("m")
+    assert not isinstance(known, Failure)
+    assert [status.version for status in known] == [1]
+    assert starting.statuses("m", 9) == refused
+    starting.update([version_info("m", 1)])
+    assert starting.statuses("m", 9) == Failure(Code.NOT_FOUND, "Could not find version 9 of model m")
