@@ -251,6 +251,18 @@ def _serves(parts: Parts, model: str) -> bool:
 
 
 def _admin(parts: Parts, method: str, path: str, body: Any = None) -> Any:
+    """An operator's question, asked again as long as the answer is that there is no broker just now."""
+
+    def answered() -> tuple[int, bytes] | None:
+        answer = _asked(parts, method, path, body)
+        return None if answer[0] == 503 else answer
+
+    status, text = wait_until(answered, "an answer other than 503")
+    assert status == 200, text
+    return json.loads(text or b"null")
+
+
+def _asked(parts: Parts, method: str, path: str, body: Any) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("localhost", timeout=60)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(parts.run_dir / "admin.sock"))
@@ -260,5 +272,4 @@ def _admin(parts: Parts, method: str, path: str, body: Any = None) -> Any:
     response = connection.getresponse()
     text = response.read()
     connection.close()
-    assert response.status == 200, text
-    return json.loads(text or b"null")
+    return response.status, text
