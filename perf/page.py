@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf import page_plots, page_texts
+from perf import host, page_plots, page_texts
 from perf.loadgen import PERF
 from perf.overload_report import GOODPUT_SHARE_MIN
 
 Result = dict[str, Any]
 #: A figure is told with its neighbours' share of the machine above this.
 OTHERS_CPUS_MAX = 0.1
+#: The host had one speed if it took no more than so many times as long for the same at the end, or at the beginning.
+STEPS_RATIO_MAX = 1.25
 
 
 def number(value: float) -> str:
@@ -73,6 +75,11 @@ def source(result: Result) -> list[str]:
     words = f"`python {result['command']}`, {result['at']}, revision {result['revision']}, {result['machine']}."
     if result["failures"]:
         words += f" **{result['failures']} calls failed.**"
+    step = result["figures"].get(host.STEP)
+    if step is not None:
+        low, high = step.get("spread", (step["value"],) * 2)
+        words += f" A step of Python took {number(low)} to {number(high)} ns before and after"
+        words += ": **the host changed its speed.**" if high > STEPS_RATIO_MAX * low else "."
     if others:
         most = max(one.get("spread", (0, one["value"]))[1] for one in others.values())
         words += f" Others used at most {most:.2f} CPUs beside a run"

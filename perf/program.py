@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from perf import host
 from perf.loadgen import PERF, LoadError
 from perf.report import Report
 from perf.servers import ServerError
@@ -45,13 +46,15 @@ def server_flags(options: argparse.Namespace) -> tuple[str, ...]:
 def run_program(name: str, options: argparse.Namespace, report: Report, program: Callable[[], int]) -> int:
     """Runs `program`, which returns how many calls failed, and tells the targets. Returns the exit status.
 
-    However it ends, by SIGTERM too, the `with` statements in it stop what they started.
+    However it ends, by SIGTERM too, the `with` statements in it stop what they started. How fast the host was is
+    measured before and after it.
     """
 
     def on_sigterm(*_: object) -> NoReturn:
         sys.exit(143)
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    steps_ns = [host.step_ns()]
     try:
         failures = program()
     except (LoadError, ServerError) as error:
@@ -59,6 +62,10 @@ def run_program(name: str, options: argparse.Namespace, report: Report, program:
         return 1
     except KeyboardInterrupt:
         return 130
+    steps_ns.append(host.step_ns())
+    report.figure_of(host.STEP, steps_ns, "ns")
+    took = " and ".join(f"{each:.0f}" for each in steps_ns)
+    print(f"\nPython {host.python_build()}; a step of it took {took} ns, at the beginning and at the end")
     report.print_budgets()
     if options.json is not None:
         report.write_json(options.json, name, failures)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from perf.host import python_build
 from perf.loadgen import PERF
 
 
@@ -121,7 +122,7 @@ def command() -> str:
 
 def versions() -> dict[str, str]:
     """Of what the figures depend on beside the code itself."""
-    found = {"Python": platform.python_version(), "Linux": platform.release().partition("-")[0]}
+    found = {"Python": python_build(), "Linux": platform.release().partition("-")[0]}
     for package in ("tensorflow", "numpy", "pyzmq", "uvloop", "grpcio"):
         try:
             found[package] = importlib.metadata.version(package)

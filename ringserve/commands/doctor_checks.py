@@ -259,6 +259,10 @@ def _numa(host: Host, settings: Settings) -> Iterator[Finding]:
 
 
 def _runtime(host: Host) -> Iterator[Finding]:
+    if host.python_is_plain:
+        why = "Requests that cost the server more than the model are a tenth fewer; docs/how-to.md has the figures."
+        fix = "use the distribution's Python, or compile it with --enable-optimizations --with-lto"
+        yield Finding(Level.NOTE, "Python", "it was compiled without --enable-optimizations", why, fix)
     if not host.tensorflow_version:
         why = "Workers run models with it."
         yield Finding(Level.ERROR, "TensorFlow", "it is not installed for this Python", why, "pip install tensorflow")

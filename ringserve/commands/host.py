@@ -10,6 +10,8 @@ import mmap
 import os
 import resource
 import socket
+import sys
+import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +65,8 @@ class Host:
     nvidia_devices: int = 0
     nvidia_driver: str = ""
     nvidia_nodes_readable: bool = True
+    #: This interpreter was compiled without a profile of what programs do, as far as it tells.
+    python_is_plain: bool = False
     tensorflow_version: str = ""
     tensorflow_has_cuda: bool | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -115,6 +119,7 @@ def look(root: str = "") -> Host:
         ),
         nvidia_driver=_nvidia_driver(proc, sys_),
         nvidia_nodes_readable=all(os.access(node, os.R_OK | os.W_OK) for node in nodes),
+        python_is_plain=is_plain(sys.base_prefix, str(sysconfig.get_config_var("CONFIG_ARGS"))),
         tensorflow_version=version,
         tensorflow_has_cuda=has_cuda,
         environment={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -293,6 +298,12 @@ def _clock_synchronized() -> bool | None:
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state != 5  # TIME_ERROR
+
+
+def is_plain(prefix: str, configured: str) -> bool:
+    """Of an interpreter there that was configured with these words. Distributions, which install under /usr, compile
+    theirs with profiles whatever that says: Debian does so in its own steps."""
+    return prefix != "/usr" and "--enable-optimizations" not in configured
 
 
 def _tensorflow() -> tuple[str, bool | None]:

@@ -91,6 +91,27 @@ def test_each_of_them_is_found_alone(facts: dict[str, Any], level: Level, what: 
     assert finding.why
 
 
+def test_a_slow_python_is_good_to_know() -> None:
+    plain = host_findings(replace(GOOD, python_is_plain=True), SETTINGS, 0)
+    told = [each for each in plain if each.subject == "Python"]
+    assert [(each.level, each.what) for each in told] == [
+        (Level.NOTE, "it was compiled without --enable-optimizations")
+    ]
+    assert not any(each.subject == "Python" for each in host_findings(GOOD, SETTINGS, 0))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "configured", "plain"),
+    [
+        ("/usr", "'--enable-shared' '--prefix=/usr' '--with-computed-gotos'", False),
+        ("/usr/local", "'--enable-optimizations' '--with-lto' '--enable-shared'", False),
+        ("/opt/python", "'--prefix=/opt/python' '--enable-shared'", True),
+    ],
+)
+def test_how_python_was_compiled(prefix: str, configured: str, plain: bool) -> None:
+    assert hosts.is_plain(prefix, configured) is plain
+
+
 def test_no_avx_is_no_matter_on_other_machines() -> None:
     assert findings(machine="aarch64", cpu_flags=frozenset(("asimd",))) == []
 
