@@ -23,7 +23,8 @@ METHOD = """
 - *The machine's other work* is watched: processor time that belongs neither to the server nor to the generator,
   what the host gave to others included.
 - *The host's speed, and which Python.* Hosts of virtual machines have more than one speed: each program measures a loop
-  of plain Python before and after. How the interpreter was compiled counts, too: see "Which Python" below.
+  of plain Python before and after. How the interpreter was compiled counts, too:
+  [Choose a Python](how-to.md#choose-a-python).
 - *Models.* MLP: 784-512-512-10, float32, one row of 3.2 KB a request: what the server costs. Convolution net: 96x96x3,
   some 4 ms a row: whether the cores are used.
 - *Has something changed?* `python -m perf.compare REV1 REV2` measures two revisions in turn, and says how sure it is.
