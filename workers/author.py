@@ -47,6 +47,7 @@ class Report(NamedTuple):
 def run(settings: Settings, order: Author, weights_fd: int, report_fd: int, pool_fd: int) -> int:
     """Be an author, from the fork on. weights_fd: empty, to be filled and sealed. Returns the exit status."""
     process.begin(f"author-{order.weights_id}", settings.server.log_level, settings.server.log_format)
+    process.end_sooner(process.AUTHOR_POINTS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the pool, which gets it too, ends its authors
     # Threads inherit these, so they come before TensorFlow starts its own.
     if order.gentle:

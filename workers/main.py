@@ -57,6 +57,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
 
     name = f"worker-{order.worker_index}"
     process.begin(name, settings.server.log_level, settings.server.log_format)
+    process.end_sooner(process.WORKER_POINTS)
     if not order.first:
         # All workers of a generation warm up alike; once is enough for an operator to read.
         logging.getLogger("ringserve.workers.warmup").setLevel(logging.WARNING)

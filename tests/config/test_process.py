@@ -283,3 +283,20 @@ def test_lines_for_the_journal_begin_with_their_priority(log_format: str) -> Non
         assert [line[3:] for line in found] == ["test: one", "two"] * 5
     for where in ("elsewhere", "terminal"):
         assert not any(line.startswith("<") for line in lines(where))
+
+
+# ---------------------------------------------------------------------------------------------- when memory runs out
+
+
+def test_who_offers_itself_to_the_oom_killer_is_larger_to_it() -> None:
+    code = (
+        "from pathlib import Path; from ringserve.config import process\n"
+        "points = lambda: int(Path('/proc/self/oom_score_adj').read_text())\n"
+        "found = [points()]\n"
+        "for more in (3, 1000): process.end_sooner(more); found.append(points())\n"
+        "print(*found)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True).stdout
+    before, after, most = map(int, told.split())
+    assert after == min(before + 3, 1000)
+    assert most == 1000
