@@ -80,7 +80,7 @@ def kill(pid: int) -> None:
 
 
 class Shortage:
-    """A group for a server that has just been started, and whose memory ends on `begin`. Use it as a context manager."""
+    """A group for a server that has just been started, whose memory ends on `begin`. Use it as a context manager."""
 
     def __init__(self, supervisor_pid: int) -> None:
         """The server's processes follow their supervisor into the group as long as it has not started any."""

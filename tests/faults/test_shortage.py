@@ -1,7 +1,7 @@
 """When memory runs out, the kernel ends a worker: what is missed least.
 
 Held here: by how much each process offers itself; and in a real shortage, with a server and hogs in one control group,
-that a worker ends and no other process does, that no call fails, and that the server is whole when there is memory again.
+that a worker ends and no other process does, that no call fails, and that the server is whole once there is memory.
 """
 
 from __future__ import annotations
