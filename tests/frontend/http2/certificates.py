@@ -13,6 +13,10 @@ HAS_OPENSSL = shutil.which("openssl") is not None
 
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
 _NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+#: Clients from Python 3.13 on take no authority that does not say what it is for (RFC 5280 4.2.1.3).
+_AUTHORITY = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+#: openssl's own configuration makes an authority of everybody.
+_NO_AUTHORITY = ("-addext", "basicConstraints=critical,CA:FALSE", "-addext", _NAMES)
 
 
 class Pair(NamedTuple):
@@ -35,8 +39,8 @@ class Certificates(NamedTuple):
 def certificates() -> Certificates:
     """Made once for a test session."""
     with TemporaryDirectory() as folder:
-        authority = _make(Path(folder), "authority", "-addext", "basicConstraints=critical,CA:TRUE")
-        signed = ("-CA", "authority.pem", "-CAkey", "authority.key", "-addext", _NAMES)
+        authority = _make(Path(folder), "authority", *_AUTHORITY)
+        signed = ("-CA", "authority.pem", "-CAkey", "authority.key", *_NO_AUTHORITY)
         server, client = (_make(Path(folder), name, *signed) for name in ("server", "client"))
         return Certificates(authority, server, client, _make(Path(folder), "stranger", "-addext", _NAMES))
 
