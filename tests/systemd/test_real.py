@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ringserve.config.process import WORKER_POINTS
 from tests.e2e.server import wait_until
 from tests.frontend.http2.certificates import HAS_OPENSSL, certificates
 from tests.systemd.caller import NO_WORKER
@@ -141,6 +142,14 @@ def test_it_serves_and_is_confined(one: Host) -> None:
         assert sandbox(one, title) == _CONFINED
     pid = pids(one, "rs-worker-0")[0]
     assert one.run("nsenter", "-m", "-t", pid, "sh", "-c", "touch /etc/x || echo refused", check=False) == "refused"
+
+
+def test_a_worker_may_offer_itself_to_the_oom_killer(one: Host) -> None:
+    wait_serving(one)
+    pool, worker = (
+        int(one.run("cat", f"/proc/{pids(one, title)[0]}/oom_score_adj")) for title in ("rs-pool", "rs-worker-0")
+    )
+    assert worker == min(pool + WORKER_POINTS, 1000)
 
 
 def test_a_second_install_changes_nothing_and_an_edited_file_is_left(one: Host) -> None:
