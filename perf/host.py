@@ -11,17 +11,22 @@ import time
 from pathlib import Path
 from typing import Final
 
+from ringserve.commands.host import this_is_plain
+
 #: The figure's name, in ns.
 STEP: Final = "host, a step of Python"
 _STEPS: Final = 50_000
 _REPETITIONS: Final = 25
 
 
-def python_build(maps: Path = Path("/proc/self/maps")) -> str:
-    """`3.11.2 (GCC 12.2.0, one binary)`, or `libpython` where the interpreter is a shared library."""
-    compiler = " ".join(platform.python_compiler().split()[:2])
-    kind = "libpython" if "/libpython3" in maps.read_text() else "one binary"
-    return f"{platform.python_version()} ({compiler}, {kind})"
+def python_build(maps: Path = Path("/proc/self/maps"), *, plain: bool | None = None) -> str:
+    """`3.11.2 (GCC 12.2.0, one binary)`, or `libpython` where the interpreter is a shared library, and `no profile`
+    where it was compiled without one. plain: that, if not as this interpreter says itself."""
+    words = [" ".join(platform.python_compiler().split()[:2])]
+    words.append("libpython" if "/libpython3" in maps.read_text() else "one binary")
+    if this_is_plain() if plain is None else plain:
+        words.append("no profile")
+    return f"{platform.python_version()} ({', '.join(words)})"
 
 
 def step_ns() -> float:

@@ -119,7 +119,7 @@ def look(root: str = "") -> Host:
         ),
         nvidia_driver=_nvidia_driver(proc, sys_),
         nvidia_nodes_readable=all(os.access(node, os.R_OK | os.W_OK) for node in nodes),
-        python_is_plain=is_plain(sys.base_prefix, str(sysconfig.get_config_var("CONFIG_ARGS"))),
+        python_is_plain=this_is_plain(),
         tensorflow_version=version,
         tensorflow_has_cuda=has_cuda,
         environment={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -298,6 +298,11 @@ def _clock_synchronized() -> bool | None:
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state != 5  # TIME_ERROR
+
+
+def this_is_plain() -> bool:
+    """`is_plain` of the interpreter that runs this."""
+    return is_plain(sys.base_prefix, str(sysconfig.get_config_var("CONFIG_ARGS")))
 
 
 def is_plain(prefix: str, configured: str) -> bool:

@@ -132,14 +132,15 @@ def _told(calls: list[Any]) -> list[int]:
     return [int(each["grpc-retry-pushback-ms"]) for each in trailers if "grpc-retry-pushback-ms" in each]
 
 
-def test_who_is_refused_is_told_when_to_come_again(server: Server, stub: Any) -> None:
+@pytest.mark.parametrize("model", ["full", "timed"])
+def test_who_is_refused_is_told_when_to_come_again(server: Server, stub: Any, model: str) -> None:
     """Once the server knows how long a run takes. On a machine where runs of one kind take now this and now that long
     it does not, and says nothing: the client's own policy knows no less."""
 
     def are_told() -> bool:
         for number in range(30):
-            start(stub, "full", float(number), 20_000).result()
-        calls = [start(stub, "full", float(number), 20_000) for number in range(60)]
+            start(stub, model, float(number), 20_000).result()
+        calls = [start(stub, model, float(number), 20_000) for number in range(60)]
         refused = [call for call in calls if call.code() is grpc.StatusCode.UNAVAILABLE]
         return len(refused) > 0 and len(_told(calls)) == len(refused)
 

@@ -20,9 +20,10 @@ from perf import host, page
 def test_the_build_is_told(maps: str, kind: str, tmp_path: Path) -> None:
     file = tmp_path / "maps"
     file.write_text(maps)
-    told = host.python_build(file)
+    told = host.python_build(file, plain=False)
     assert told.startswith(f"{platform.python_version()} (")
     assert told.endswith(f", {kind})")
+    assert host.python_build(file, plain=True).endswith(f", {kind}, no profile)")
 
 
 def test_a_step_is_some_nanoseconds() -> None:
