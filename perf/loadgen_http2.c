@@ -129,12 +129,30 @@ static bool write_body(struct connection *c, struct call *call) {
     return true;
 }
 
+/* What is left of a call's message waits behind others for the connection's window and buffer. A call that has no window
+   of its own waits for that first, aside: there may be a thousand, and nobody looks at them until it comes. */
+static void block(struct http2 *h, struct call *call) {
+    if (call->blocked || call->window_bytes <= 0) return;
+    call->blocked = true;
+    call->blocked_after = NULL;
+    call->blocked_before = h->blocked_last;
+    *(h->blocked_last ? &h->blocked_last->blocked_after : &h->blocked_first) = call;
+    h->blocked_last = call;
+}
+
 static void write_blocked(struct connection *c) {
     struct http2 *h = c->state;
     for (struct call *call = h->blocked_first, *after; call && h->window_bytes > 0; call = after) {
         after = call->blocked_after;
-        if (write_body(c, call)) unblock(h, call);
+        if (write_body(c, call) || call->window_bytes <= 0) unblock(h, call);
     }
+}
+
+/* Those that wait longer go first. */
+static void write_or_block(struct connection *c, struct call *call) {
+    struct http2 *h = c->state;
+    if (h->blocked_first && out_staged(c) < OUT_BYTES_MAX) write_blocked(c);
+    if (h->blocked_first || !write_body(c, call)) block(h, call);
 }
 
 static void http2_start(struct connection *c, struct call *call) {
@@ -149,14 +167,7 @@ static void http2_start(struct connection *c, struct call *call) {
     send_frame(c, HEADERS, END_HEADERS, call->stream_id, filled ? blocks->next : blocks->first,
                (uint32_t)(filled ? blocks->next_bytes : blocks->first_bytes));
     h->request_table_filled = true;
-    if (h->blocked_first && out_staged(c) < OUT_BYTES_MAX) write_blocked(c);
-    if (h->blocked_first || !write_body(c, call)) { /* those that wait longer go first */
-        call->blocked = true;
-        call->blocked_after = NULL;
-        call->blocked_before = h->blocked_last;
-        *(h->blocked_last ? &h->blocked_last->blocked_after : &h->blocked_first) = call;
-        h->blocked_last = call;
-    }
+    write_or_block(c, call);
 }
 
 /* -------------------------------------------------------------------------------------------------------- answers */
@@ -279,7 +290,10 @@ static bool on_settings(struct connection *c, uint8_t flags, const uint8_t *data
         if (name == MAX_FRAME_SIZE) h->frame_bytes_max = value;
         if (name == INITIAL_WINDOW_SIZE) {
             for (uint32_t i = 0; i <= h->streams_mask; i++)
-                if (h->streams[i]) h->streams[i]->window_bytes += (int64_t)value - h->stream_window_bytes;
+                if (h->streams[i]) {
+                    h->streams[i]->window_bytes += (int64_t)value - h->stream_window_bytes;
+                    if (h->streams[i]->sent_bytes < h->streams[i]->message->wire_bytes) block(h, h->streams[i]);
+                }
             h->stream_window_bytes = value;
         }
     }
@@ -301,8 +315,11 @@ static void on_window_update(struct connection *c, uint32_t stream_id, uint32_t 
     struct http2 *h = c->state;
     struct call *call;
     if (!stream_id) h->window_bytes += increment;
-    else if ((call = find_stream(h, stream_id))) call->window_bytes += increment;
-    if (h->blocked_first) write_blocked(c);
+    else if ((call = find_stream(h, stream_id))) {
+        call->window_bytes += increment;
+        if (!call->blocked && call->sent_bytes < call->message->wire_bytes) write_or_block(c, call);
+    }
+    if (!stream_id && h->blocked_first) write_blocked(c);
 }
 
 static void on_goaway(struct connection *c, const uint8_t *data) {
