@@ -35,14 +35,16 @@ class Beginnings(Refusing):
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits) -> None:
         super().__init__(host, cache, limits)
+        self._is_narrow = False
         self._refused_ns = 0  # when the last long call was
         #: By stream, the crowds of calls that were let in and have not come whole.
         self._coming: dict[int, Crowd] = {}
 
     def refuses(self, call: UnaryCall, beginning: Buffer) -> bool:
         """The first bytes of a call's input are there, and more is to come. Refuses the call if its lane is full."""
-        if self.withheld_bytes and self.received_ns - self._refused_ns > CALM_NS:
-            self._withhold(0)
+        if self._is_narrow and self.received_ns - self._refused_ns > CALM_NS:
+            self._is_narrow = False
+            self._resize()
         crowd = self._crowd_of(call, beginning) if self._crowds and self.told is None else None
         if crowd is None:
             return False
@@ -76,11 +78,18 @@ class Beginnings(Refusing):
         # Of one that its beginning does not tell, narrow streams would only keep whole messages from coming.
         if size >= LONG_BYTES and not crowd.suffix and PREFIX_BYTES + len(crowd.prefix) <= NARROW_BYTES:
             self._refused_ns = self.received_ns
-            if not self.withheld_bytes:
-                self._withhold(STREAM_WINDOW_BYTES - NARROW_BYTES)
+            self._is_narrow = True
+            self._resize()
 
-    def _withhold(self, withheld_bytes: int) -> None:
-        """So much less than else new streams have room for from now on. Open ones get back what they lose by it."""
+    def _withheld(self) -> int:
+        """What new streams have less room for than else."""
+        return STREAM_WINDOW_BYTES - NARROW_BYTES if self._is_narrow else 0
+
+    def _resize(self) -> None:
+        """Tells the client what new streams have room for, if that has changed. Open ones get back what they lose."""
+        withheld_bytes = self._withheld()
+        if withheld_bytes == self.withheld_bytes:
+            return
         change, self.withheld_bytes = withheld_bytes - self.withheld_bytes, withheld_bytes
         self.write(frames.settings({frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES - withheld_bytes}))
         self.work += len(self.streams)

@@ -7,7 +7,7 @@ from typing import Final
 
 from ringserve.frontend import request_ids
 from ringserve.frontend.handler import Buffer, EngineLimits, Refused
-from ringserve.frontend.http2.beginnings import Beginnings
+from ringserve.frontend.http2.barring import Barring
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.frames import END_STREAM, ConnectionFault, ErrorCode, StreamFault, unpadded
@@ -22,7 +22,7 @@ _HELD_BYTES_MIN: Final = 256 * 2**20
 _LATE_BYTES_MIN: Final = 256
 
 
-class Bodies(Beginnings):
+class Bodies(Barring):
     """The input of a connection's calls. peer, names: `handler.Call`'s."""
 
     def __init__(self, host: Host, cache: HeaderCache, limits: EngineLimits, peer: str) -> None:
@@ -65,7 +65,8 @@ class Bodies(Beginnings):
         call = self.streams.get(stream_id)
         if call is None:
             self._must_not_be_idle(stream_id, "DATA")
-            if stream_id in self._reset_streams or 0 <= self._final_stream_id < stream_id:
+            is_over = stream_id in self._reset_streams or self._was_barred(stream_id)
+            if is_over or 0 <= self._final_stream_id < stream_id:
                 if is_noise:
                     self._noise.add()
                 return None

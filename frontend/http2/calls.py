@@ -28,6 +28,16 @@ def turned_away(streams: Sequence[bytes], block: bytes = _TURNED_AWAY) -> bytes:
     return head + (block + head).join(streams) + block
 
 
+_STOPPED: Final = frames.rst_stream(0, frames.ErrorCode.NO_ERROR)
+_TURNED_AWAY_STOPPED: Final = _TURNED_AWAY + _STOPPED[:5]
+
+
+def stopped(streams: Sequence[bytes]) -> bytes:
+    """As `turned_away`, of calls whose clients have not sent their messages, and need not (RFC 9113 8.1)."""
+    between, end = _TURNED_AWAY_STOPPED, _STOPPED[9:]
+    return b"".join([part for stream in streams for part in (_TURNED_AWAY_HEAD, stream, between, stream, end)])
+
+
 class Exchange:
     """An open stream.
 
@@ -216,7 +226,7 @@ class UnaryCall(Exchange):
         """A call that came whole has waited too long unread: refused as cheaply as can be."""
         connection = self.connection
         if connection.told is not None or self.request.echo:
-            self._turn_away_by_name()
+            self.turn_away_by_name()
             return
         self.is_done = True
         connection.calls.unread += 1
@@ -228,7 +238,7 @@ class UnaryCall(Exchange):
             connection.out.append(_TURNED_AWAY_HEAD + stream_id.to_bytes(4, "big") + _TURNED_AWAY)
         del connection.streams[stream_id]
 
-    def _turn_away_by_name(self) -> None:
+    def turn_away_by_name(self) -> None:
         """The same, where somebody wants to know of this call."""
         self.connection.calls.unread += 1
         self.connection.tell(self.request, RESOURCE_EXHAUSTED, TURNED_AWAY_TEXT)
@@ -263,15 +273,15 @@ class UnaryCall(Exchange):
         if self._raw is None:
             raise MessageFault(UNIMPLEMENTED, "no message for a unary method")
         patience_ns, connection = self.request.patience_ns, self.connection
-        if patience_ns and (connection.waited_ns() > patience_ns or not self._has_room()):
+        if patience_ns and connection.is_too_much(self):
             connection.count_ordinary()
-            self._turn_away_by_name()
+            self.turn_away_by_name()
         elif reader.is_long_work(self._raw):
             connection.host.aside(self._decode, self._decoded)
         else:
             self._run(reader.decoded(self._raw))
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """Takes one of the read's places, but for a long message, which is a queue in the socket by itself."""
         if self._raw is None or len(self._raw[1]) > frames.FRAME_BYTES_DEFAULT:
             return True

@@ -87,6 +87,7 @@ class Connection(Taking):
         waited_ns = self.waited_ns() if room else NEVER_NS  # where there is no room nobody has the patience
         sought_ns = NEVER_NS if self.is_in_rush else waited_ns  # who has less patience is looked for in runs
         crowds = self._crowds
+        is_barring, let_in = self.is_barring, self.let_in
         calls = resets = spared_at = single_at = 0
         for _ in range(FRAMES_AT_ONCE_MAX):
             if at + 9 > end:
@@ -110,11 +111,24 @@ class Connection(Taking):
                             and size <= message_bytes_max
                             and request.body_bytes in (-1, size + 5)
                         ):
+                            if stream_id in let_in and at >= single_at:
+                                after = self._take_let_in(data, at, stop, request)
+                                if after:
+                                    at = after
+                                    if self.work > WORK_AT_ONCE_MAX:
+                                        break
+                                    continue
+                                single_at = at + _SINGLE_BYTES
                             self._received_bytes += size + 5
                             call.is_fresh = False
                             call.is_half_closed = True
                             calls += 1
-                            if request.patience_ns:
+                            if stream_id in let_in:
+                                if self.is_too_much(call):  # type: ignore[arg-type]
+                                    call.turn_away()  # type: ignore[attr-defined]
+                                    at = stop
+                                    continue
+                            elif request.patience_ns:
                                 if request.patience_ns < waited_ns:
                                     call.turn_away()  # type: ignore[attr-defined]
                                     at = stop
@@ -141,13 +155,16 @@ class Connection(Taking):
                     if request.patience_ns and at >= spared_at and (request.patience_ns < sought_ns or crowds):
                         self.room_calls = room
                         after, spared_at = self._refuse_run(data, at, request, waited_ns, sought_ns)
+                        room = self.room_calls
+                        if not room:
+                            waited_ns = NEVER_NS
                         sought_ns = waited_ns
                         if after:
                             at = after
                             if self.work > WORK_AT_ONCE_MAX:
                                 break
                             continue
-                    if at >= single_at and stop + 9 <= end:
+                    if at >= single_at and not is_barring and stop + 9 <= end:
                         run_end = spared_at if spared_at > at else end
                         single_at = at + _SINGLE_BYTES
                         if at + TOGETHER_MIN * (stop - at + 9 + (_frame_header(data, stop)[0] >> 8)) <= run_end:
@@ -163,7 +180,13 @@ class Connection(Taking):
                                 continue
                     if request.unary is not None:
                         self.last_stream_id = stream_id
-                        streams[stream_id] = UnaryCall(self, stream_id, request)
+                        call = streams[stream_id] = UnaryCall(self, stream_id, request)
+                        if is_barring:
+                            self.room_calls = room
+                            self._admit(call, waited_ns)
+                            room = self.room_calls
+                            if not room:
+                                waited_ns = sought_ns = NEVER_NS
                     else:
                         self._open(stream_id, request, ends_stream=False)
                     at = stop
@@ -317,6 +340,8 @@ class Connection(Taking):
             call.start()
         if ends_stream:
             self._input(call, b"", ends_stream=True)
+        elif self.is_barring:
+            self._admit(call, self.waited_ns())
 
     def _table_is_off(self) -> None:
         self._decoder.table_is_off()

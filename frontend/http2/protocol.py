@@ -28,6 +28,7 @@ from ringserve.frontend.http2.lulls import Lulls
 from ringserve.frontend.http2.refusing import ALL_CALLS
 from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
+from ringserve.frontend.http2.shares import Shares
 from ringserve.frontend.http2.stalls import Stalls
 from ringserve.frontend.peer_names import names_of
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Until then a client must have sent its preface and settings.
 HANDSHAKE_SECONDS: Final = 20.0
+#: A read of so many calls costs more for them than for itself, however short they are.
+LONG_READ_CALLS: Final = 64
 #: By how much the ages at which connections end differ: else all clients of a new server would come back at once.
 _AGE_SPREAD: Final = 0.1
 
@@ -96,6 +99,7 @@ class EngineProtocol(asyncio.Protocol):
         self._written_bytes = 0
         self._round = Round(engine.rush)
         self._lulls = Lulls()
+        self._shares = Shares()
         self._in_place: InPlace | None = None  # while the rest of a long frame is read to where it belongs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -147,14 +151,18 @@ class EngineProtocol(asyncio.Protocol):
     def read(self, data: bytes) -> None:
         """Handles what was read."""
         connection = self.connection
+        calls_before, was_long = self.account.calls.received, len(data) >= LONG_READ_BYTES
         now_ns, since_ns = self._begin_read(len(data))
         if connection.is_in_rush:
             must_wait = self._receive_in_rush(data, since_ns, now_ns)
         else:
+            if connection.is_barring:
+                self._shares.calm()
+                connection.bar(False)
             connection.room_calls = ALL_CALLS
             connection.receive(data, since_ns)
-            must_wait = len(data) >= LONG_READ_BYTES
-        self._end_read(now_ns, len(data) >= LONG_READ_BYTES, must_wait)
+            must_wait = was_long
+        self._end_read(now_ns, was_long or self.account.calls.received - calls_before >= LONG_READ_CALLS, must_wait)
 
     def read_part(self, piece: memoryview, behind: bytes, has_more: bool) -> None:
         """Handles what was read in place, and the beginning of the next frame's head behind it.
@@ -198,7 +206,9 @@ class EngineProtocol(asyncio.Protocol):
         connection = self.connection
         if self._is_paused or self._arrivals.unread_bytes or connection.part_bytes >= IN_PLACE_BYTES_MIN:
             return
-        pause_ns = self._lulls.pause_ns(len(connection.streams), connection.was_crowded, was_long)
+        pause_ns = self._lulls.pause_ns(
+            len(connection.streams), connection.was_crowded, was_long, is_barred=connection.is_barring
+        )
         if pause_ns:
             self._is_paused = True
             self._paused_ns = now_ns
@@ -212,11 +222,14 @@ class EngineProtocol(asyncio.Protocol):
         must not wait for those who ask for too much.
         """
         connection, calls = self.connection, self.account.calls
-        unread_before = calls.unread
+        unread_before, received_before = calls.unread, calls.received
         room = self._round.room_calls(len(data), self._arrivals.unread_bytes, self._engine.own_ns())
-        connection.room_calls = room
+        connection.room_calls = room = connection.room_left(room, now_ns)
         connection.receive(data, since_ns)
-        if calls.unread != unread_before:
+        refused = calls.unread - unread_before
+        taken = calls.received - received_before - refused
+        connection.bar(self._shares.bars(now_ns, len(data), taken, refused))
+        if refused:
             self._engine.rush.seen(now_ns)
             return room > 0
         if len(data) < LONG_READ_BYTES and not connection.has_rest:

@@ -9,6 +9,7 @@ is touched. 0.4 us a call; one at a time they cost 1.9.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -23,6 +24,52 @@ _PREFIX_BYTES: Final = 5
 _ID_END: Final = b"\x80"  # all identifiers are below, read as bytes in the order of the wire
 
 _frame_header = FRAME_HEADER.unpack_from
+
+
+def run_of_headers(data: bytes, at: int, last_stream_id: int, goes_on: Callable[[bytes], bool]) -> list[bytes]:
+    """As `run_of_calls`, of HEADERS frames alone: their streams.
+
+    goes_on: whether a call with these other headers belongs to them.
+    """
+    frame_bytes = 9 + (_frame_header(data, at)[0] >> 8)
+    begin, block = data[at : at + _STREAM_AT], data[at + 9 : at + frame_bytes]
+    last, streams = last_stream_id.to_bytes(4, "big"), []
+    frames = memoryview(data)[at : at + (len(data) - at) // frame_bytes * frame_bytes]
+    for first, stream, second in _headers(frame_bytes).iter_unpack(frames):
+        if first != begin or not last < stream < _ID_END or not stream[3] & 1:
+            break
+        if second != block and not goes_on(second):
+            break
+        last = stream
+        streams.append(stream)
+    return streams
+
+
+@lru_cache(64)
+def _headers(frame_bytes: int) -> Struct:
+    """Of a HEADERS frame: what is before its stream, that, and its block."""
+    return Struct(f"{_STREAM_AT}s4s{frame_bytes - 9}s")
+
+
+def run_of_messages(
+    data: bytes, at: int, frame_bytes: int, count_max: int, goes_on: Callable[[bytes], bool], begins: bytes, ends: bytes
+) -> int:
+    """How many whole messages lie from `at` on, each in a DATA frame of that length; as `run_of_calls`.
+
+    goes_on: whether the next one may be on this stream.
+    """
+    begins = data[at + 9 : at + 14] + begins
+    rest_bytes = frame_bytes - 9 - len(begins) - len(ends)
+    if rest_bytes < 0:
+        return 0
+    begin, count = data[at : at + _STREAM_AT], 0
+    heads = Struct(f"{_STREAM_AT}s4s{len(begins)}s{rest_bytes}x{len(ends)}s")
+    stop = at + min((len(data) - at) // frame_bytes, count_max) * frame_bytes
+    for first, stream, second, third in heads.iter_unpack(memoryview(data)[at:stop]):
+        if first != begin or second != begins or third != ends or not goes_on(stream):
+            break
+        count += 1
+    return count
 
 
 def run_of_calls(

@@ -7,16 +7,17 @@ does for each (`handler.Together`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from ringserve.frontend.handler import Together
+from ringserve.frontend.handler import Kind, Together
 from ringserve.frontend.http2.bodies import Bodies
 from ringserve.frontend.http2.calls import UnaryCall
 from ringserve.frontend.http2.frames import FRAME_BYTES_DEFAULT, FRAME_HEADER
 from ringserve.frontend.http2.grpc_messages import PREFIX_BYTES
 from ringserve.frontend.http2.refusing import WORK_AT_ONCE_MAX
 from ringserve.frontend.http2.request import INTERNAL, Request
-from ringserve.frontend.http2.runs import run_of_calls
+from ringserve.frontend.http2.runs import run_of_calls, run_of_messages
 
 #: Fewer are as cheap one by one.
 TOGETHER_MIN: Final = 3
@@ -73,14 +74,54 @@ class Taking(Bodies):
         self.work = max(self.work, work + count * _CALL_WORK)
         self._received_bytes += count * body_bytes
         calls = [self._whole_call(stream, others.get(stream, request)) for stream in streams]
-        self._noise.forgive(count)
+        self._hand_over(together, calls, kind, data, range(message_at, message_at + count * call_bytes, call_bytes))
+        return at + count * call_bytes
+
+    def _take_let_in(self, data: bytes, at: int, stop: int, request: Request) -> int:
+        """As `_take_run`, of messages whose calls were let in (`barring.py`). The first one's frame ends at `stop`."""
+        frame_bytes = stop - at
+        together: Together | None = getattr(request.unary, "together", None)
+        if together is None or at + TOGETHER_MIN * frame_bytes > len(data) or frame_bytes > FRAME_BYTES_DEFAULT:
+            return 0
+        kind = together.kind(data[at + 9 + PREFIX_BYTES : stop])
+        if kind is None:
+            return 0
+        calls: list[UnaryCall] = []
+
+        def goes_on(stream: bytes) -> bool:
+            stream_id = int.from_bytes(stream, "big")
+            call = self.streams.get(stream_id)
+            if stream_id not in self.let_in or call is None or not call.is_fresh:
+                return False
+            if call.request.unary is not request.unary or call.request.body_bytes not in (-1, frame_bytes - 9):
+                return False
+            if self._was_kept_long(call):
+                return False
+            self.let_in.remove(stream_id)
+            call.is_fresh = False
+            call.is_half_closed = True
+            calls.append(call)  # type: ignore[arg-type]
+            return True
+
+        count = run_of_messages(data, at, frame_bytes, TOGETHER_MAX, goes_on, kind.prefix, kind.suffix)
+        if not count:
+            return 0
+        self.work += count * _CALL_WORK
+        self._received_bytes += count * (frame_bytes - 9)
+        first = at + 9 + PREFIX_BYTES
+        self._hand_over(together, calls, kind, data, range(first, first + count * frame_bytes, frame_bytes))
+        return at + count * frame_bytes
+
+    def _hand_over(
+        self, together: Together, calls: Sequence[UnaryCall], kind: Kind, data: bytes, messages_at: range
+    ) -> None:
+        self._noise.forgive(len(calls))
         try:
-            together.take(calls, kind, data, range(message_at, message_at + count * call_bytes, call_bytes))
+            together.take(calls, kind, data, messages_at)
         except Exception as error:
             for call in calls[1:]:
                 call.fail(INTERNAL, "internal error")
             self._bug(calls[0], error)
-        return at + count * call_bytes
 
     def _whole_call(self, stream: bytes, request: Request) -> UnaryCall:
         """A new call whose message is there."""

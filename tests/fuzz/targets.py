@@ -42,8 +42,8 @@ from ringserve.shm.tensor import TensorError, read_strings, string_count, view, 
 from tests.frontend.fakes import catalog_of, signature_def, version_info
 from tests.frontend.http1.peer import Peer as Http1Peer
 from tests.frontend.http1.peer import chunked, mirror, post
+from tests.frontend.http2.peer import ECHO, message, request_fields
 from tests.frontend.http2.peer import Peer as Http2Peer
-from tests.frontend.http2.peer import message
 from tests.fuzz import inside
 
 _SIGNATURES = {
@@ -72,6 +72,27 @@ def http2(data: bytes) -> None:
         peer.send(data[at : at + step])
         if data[0] & 2 and peer.held:
             peer.held.pop().finish(b"later")
+    _end_http2(peer)
+
+
+def http2_barred(data: bytes) -> None:
+    """The same in a rush, barred by turns. The first byte also says how many calls of each piece are taken."""
+    if not data:
+        return
+    peer = Http2Peer(_LIMITS, short_way=bool(data[0] & 1))
+    connection = peer.connection
+    connection.told = None
+    connection.is_in_rush = True
+    step = (data[0] >> 2) or len(data)
+    for turn, at in enumerate(range(1, len(data), step)):
+        connection.bar(turn % 3 < 2)
+        connection.room_calls = data[0] & 2
+        peer.send(data[at : at + step], 30_000_000)
+    assert connection.let_in <= connection.streams.keys()
+    _end_http2(peer)
+
+
+def _end_http2(peer: Http2Peer) -> None:
     peer.read()
     connection = peer.connection
     assert connection.held_bytes == peer.host.account.input_bytes >= 0
@@ -260,6 +281,7 @@ def _strings() -> bytes:
 
 _PEER = Http2Peer()
 _BLOCK = _PEER.headers(1)[9:]
+_HASTY = _PEER.headers(1, request_fields(ECHO, ("grpc-timeout", "100m")))
 
 TARGETS: dict[str, Target] = {
     "http2": Target(
@@ -271,6 +293,14 @@ TARGETS: dict[str, Target] = {
             b"\x01"
             + frames.frame(frames.HEADERS, 0, 1, _BLOCK[:9])
             + frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1, _BLOCK[9:]),
+        ),
+    ),
+    "http2_barred": Target(
+        http2_barred,
+        (
+            b"\x03" + _HASTY + _PEER.data(1, message(b"hello")) + _PEER.headers(3) + _PEER.data(3, message(b"hello")),
+            b"\x01" + _HASTY * 2 + frames.rst_stream(1, frames.ErrorCode.CANCEL) + _PEER.data(1, message(b"hello")),
+            b"\xa3" + _HASTY + _PEER.data(1, message(bytes(300))) + frames.window_update(1, 9),
         ),
     ),
     "hpack": Target(

@@ -302,3 +302,12 @@ def test_where_deadlines_are_short_only_little_reads_that_were_refused_are_follo
         one.connection_lost(None)
 
     run_held(test)
+
+
+@pytest.mark.parametrize(("patience_ms", "is_paused"), [(0, False), (3, False), (4, True), (1_000, True)])
+def test_a_barred_connection_is_read_in_pauses(patience_ms: int, is_paused: bool) -> None:
+    """What comes of it costs little but the read."""
+    lulls = Lulls()
+    lulls.answered(MS // 10, patience_ms * MS)
+    assert lulls.pause_ns(0, False, False, is_barred=True) == (2 * MS if is_paused else 0)
+    assert lulls.pause_ns(0, False, True, is_barred=True) == 0  # there was enough in it
