@@ -56,7 +56,7 @@ class Barring(Beginnings):
         expected = len(self.let_in)
         if not expected or now_ns - self._let_in_ns > LET_IN_NS:
             return room_calls
-        return room_calls - expected if 2 * expected < room_calls else 0
+        return max(0, room_calls // 2 - expected)
 
     def is_too_much(self, call: UnaryCall) -> bool:
         """A call that may be refused has come whole. Whether it has waited for too long, or is one too many."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 #: Of the calls of one look: from so many refused ones on messages are kept by their clients, and until so few.
-BARS_FROM: Final = 0.6
-BARS_UNTIL: Final = 0.25
+BARS_FROM: Final = 0.75
+BARS_UNTIL: Final = 0.68
 #: Bytes of a call, its headers included, below which they are no matter.
 _CALL_BYTES_MIN: Final = 1_000
 #: How often that is looked at, and of how many calls.

@@ -191,13 +191,13 @@ def test_one_batch_at_a_time() -> None:
     connection, now_ns = peer.connection, peer.host.clock_ns()
     assert connection.room_left(8, now_ns) == 8
     peer.send(row(peer, 1, 3))
-    assert connection.room_left(8, now_ns) == 5
+    assert connection.room_left(8, now_ns) == 1
     peer.send(row(peer, 7, 1))
     assert connection.room_left(8, now_ns) == 0
     assert connection.room_left(8, now_ns + LET_IN_NS) == 0
     assert connection.room_left(8, now_ns + LET_IN_NS + 1) == 8  # they are slow: nobody waits for them
     peer.send(frames.rst_stream(1, ErrorCode.CANCEL) + peer.data(3, message(b"hello")))
-    assert connection.room_left(8, now_ns) == 6
+    assert connection.room_left(8, now_ns) == 2
     peer.connection.disconnected()
 
 

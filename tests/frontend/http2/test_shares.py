@@ -19,7 +19,7 @@ def test_it_begins_when_most_are_refused(share: float, bars: bool) -> None:
     assert after(Shares(), LOOK_NS, share) is bars
 
 
-@pytest.mark.parametrize(("share", "bars"), [(0.5, True), (BARS_UNTIL + 0.01, True), (BARS_UNTIL, False)])
+@pytest.mark.parametrize(("share", "bars"), [(0.7, True), (BARS_UNTIL + 0.01, True), (BARS_UNTIL, False)])
 def test_it_goes_on_until_few_are(share: float, bars: bool) -> None:
     shares = Shares()
     assert after(shares, LOOK_NS, 1.0)
