@@ -20,7 +20,7 @@ from ringserve.frontend.http2.beginnings import NARROW_BYTES, Beginnings
 from ringserve.frontend.http2.calls import Exchange, UnaryCall
 from ringserve.frontend.http2.control import STREAM_WINDOW_BYTES
 from ringserve.frontend.http2.headers import HeaderCache
-from ringserve.frontend.http2.refusing import NEVER_NS, Row
+from ringserve.frontend.http2.refusing import Row
 from ringserve.frontend.http2.request import Request
 from ringserve.frontend.http2.sending import Host
 
@@ -91,7 +91,7 @@ class Barring(Beginnings):
         self._refuse_row([run for run in row.runs if run.streams], row.received_bytes, row.resets)
         self.last_stream_id = int.from_bytes(last_stream, "big")
         for stream, place, stop in reversed(kept):
-            known = self._refusable(data[place + 9 : stop], NEVER_NS)
+            known = self._decoder.alike(data[place + 9 : stop])
             assert known is not None, "it was in the row"
             stream_id = int.from_bytes(stream, "big")
             call = self.streams[stream_id] = UnaryCall(self, stream_id, known)  # type: ignore[arg-type]

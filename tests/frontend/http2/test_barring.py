@@ -77,6 +77,24 @@ def test_who_has_given_up_already_takes_nobody_s_place() -> None:
     assert peer.connection.last_stream_id == 5
 
 
+@pytest.mark.parametrize("room", [0, 5, ALL_CALLS])
+def test_headers_that_no_cache_knows_are_refused_and_let_in_too(room: int) -> None:
+    peer, count = barred(room), 600
+    for first in range(1, 2 * count, 400):
+        pieces = []
+        for stream_id in range(first, min(first + 400, 2 * count), 2):
+            fields = request_fields(ECHO, TIMEOUT, ("x-number", f"{stream_id:030}"))
+            pieces.append(peer.headers(stream_id, fields))
+        peer.connection.room_calls = room
+        peer.send(b"".join(pieces))
+    found = peer.read()
+    let_in, refused = windows(found)[1], told(found)
+    assert set(refused.values()) <= {REFUSED}
+    assert sorted([*let_in, *refused]) == list(range(1, 2 * count, 2))
+    assert len(let_in) >= min(room, 1_000) * 3 if room < count else len(let_in) == count
+    assert not peer.host.bugs
+
+
 def test_a_row_of_refusals_is_one_piece_of_output() -> None:
     peer = barred(0)
     peer.send(row(peer, 1, 200))
