@@ -28,7 +28,7 @@ from typing import Any
 
 from perf import loadgen, models, page
 from perf.loadgen import PERF
-from perf.report import machine, revision
+from perf.report import revision
 from perf.servers import ROOT, die_with_parent
 
 RESULTS = PERF / "results" / "performance.json"
@@ -119,7 +119,7 @@ def main() -> int:
                 if "trouble" in result or result["failures"]:
                     failed.append(program.name)
                 # After each: an hour's figures are not lost with the last program.
-                known |= {"quick": options.quick, "machine": machine(), "revision": revision()}
+                known |= {"quick": options.quick, "revision": revision()}
                 results.write_text(json.dumps(known, indent=1) + "\n")
         print(f"\n{time.monotonic() - began_s:.0f} s; figures in {results}")
     print(f"page: {page.write(known, docs)}")

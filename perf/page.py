@@ -236,7 +236,11 @@ def text(known: Result, plots: Sequence[str]) -> str:
         lines += ["**Short windows, measured once: this shows that everything works, and no more.**", ""]
     if measured:
         versions = ", ".join(f"{name} {version}" for name, version in measured[-1]["versions"].items())
-        lines += [f"Machine: {known['machine']}. Versions: {versions}.", ""]
+        machines = sorted({result["machine"] for result in measured})
+        which = f"Machine: {machines[0]}" if len(machines) == 1 else (
+            f"**Measured on different machines**, which each section names: {', '.join(machines)}"
+        )  # fmt: skip
+        lines += [f"{which}. Versions: {versions}.", ""]
     missed = [one for result in measured for one in result["targets"] if not one["met"]]
     judged = sum(len(result["targets"]) for result in measured)
     lines += [f"Of {judged} targets {judged - len(missed)} are met. **Missed:**" if missed else

@@ -23,10 +23,10 @@ from ringserve.frontend.http2.frames import (
     END_STREAM,
     FRAME_BYTES_DEFAULT,
     FRAME_HEADER,
+    HEAD_RESET,
     HEADERS,
     PADDED,
     PRIORITY_FLAG,
-    RST_STREAM,
     ConnectionFault,
     ErrorCode,
     StreamFault,
@@ -43,7 +43,6 @@ from ringserve.frontend.http2.taking import TOGETHER_MIN, Taking
 _HEAD_USUAL: Final = FRAME_BYTES_DEFAULT << 8 | 255
 #: Of the shortest DATA frame that can hold a message's prefix.
 _HEAD_PREFIXED: Final = 5 << 8
-_HEAD_RESET: Final = 4 << 8 | RST_STREAM
 #: CONTINUATION frames of one header block; a block of the largest size needs four.
 _FRAGMENTS_MAX: Final = 64
 #: Where no calls could be taken together, the next ones are tried so much later.
@@ -194,7 +193,7 @@ class Connection(Taking):
                         break
                     continue
                 elif (
-                    head == _HEAD_RESET and stream_id <= self.last_stream_id and stream_id & 1
+                    head == HEAD_RESET and stream_id <= self.last_stream_id and stream_id & 1
                     and stream_id not in streams
                 ):  # fmt: skip
                     resets += 1  # it crossed our answer on its way

@@ -85,6 +85,8 @@ class StreamFault(Exception):
 
 #: Length and type of a frame as one number (length << 8 | type), flags, stream identifier with its reserved bit.
 FRAME_HEADER: Final = Struct(">IBI")
+#: That number of every RST_STREAM.
+HEAD_RESET: Final = 4 << 8 | RST_STREAM
 _SETTING: Final = Struct(">HI")
 
 

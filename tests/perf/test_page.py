@@ -38,7 +38,7 @@ def results() -> dict[str, Any]:
         "idle": idle.as_json("idle", 2),
         "many": {"trouble": "it ended with 1"},
     }
-    return {"programs": programs, "machine": "Abacus x2", "revision": "abc"}
+    return {"programs": programs, "revision": "abc"}
 
 
 def section(text: str, heading: str) -> str:
@@ -51,6 +51,17 @@ def test_figures_have_their_spread_and_their_source() -> None:
     assert "| mlp grpc, 1 in flight | 9.60 (9.50–9.70) |" in told
     assert "python -m" in told or "`python " in told
     assert "Others used at most 0.02 CPUs beside a run." in told
+
+
+def test_each_machine_is_named() -> None:
+    known = results()
+    for name in ("end_to_end", "idle"):
+        known["programs"][name]["machine"] = "Abacus x2"
+    assert "\nMachine: Abacus x2. Versions: " in page.text(known, [])
+    known["programs"]["idle"]["machine"] = "Slide rule x1"
+    text = page.text(known, [])
+    assert "**Measured on different machines**, which each section names: Abacus x2, Slide rule x1. Versions: " in text
+    assert "Slide rule x1." in section(text, "Idle")
 
 
 def test_missed_targets_are_plain() -> None:
