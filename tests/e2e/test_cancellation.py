@@ -208,11 +208,13 @@ def test_a_rest_client_that_sent_more_than_one_request(server: Server, stub: Any
 
 
 def test_a_rest_client_that_only_stops_sending_is_answered(server: Server, stub: Any) -> None:
+    before = rows_run(server)
     client = RestClient(server, 1)
     client.socket.shutdown(socket.SHUT_WR)
     wait_until(lambda: queued(server) == 1, "it to be queued")
     assert len(outputs_of(stub.Predict(rows(FULL - 1), timeout=LONG_S))["sum"]) == FULL - 1
     assert b" 200 " in client.answer()
+    wait_until(lambda: rows_run(server) == before + FULL, "its rows to be counted, for those who count next")
 
 
 # ---------------------------------------------------------------------------------------- and processes that end

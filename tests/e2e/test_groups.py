@@ -121,6 +121,7 @@ def test_where_the_old_worker_stops_first_calls_wait_for_the_new_one(models: Pat
     with two_groups(models, tmp_path, "stop_first") as server:
         server.wait_available("a")
         server.wait_available("b-1")
+        wait_until(lambda: pids(server, "large"), "its worker to be told of as one that serves")
         (before,) = pids(server, "large")
         seen: set[frozenset[int]] = set()
         with Patient(server, "b-1", threads=3) as traffic:
@@ -167,6 +168,7 @@ def pressure(server: Server) -> Iterator[None]:
 def test_a_group_grows_under_load_and_shrinks_after_it(models: Path, tmp_path: Path) -> None:
     with serve(tmp_path, ELASTIC, folder=str(models)) as server:
         server.wait_available("slow")
+        wait_until(lambda: pids(server, "default"), "its worker to be told of as one that serves")
         (first,) = pids(server, "default")
         generation = state(server)["generation"]
         with pressure(server):
