@@ -253,17 +253,18 @@ class GrpcioEngine:
 
     async def drain(self, timeout_s: float) -> None:
         """Stops accepting, lets the calls that are open finish, and closes; after `timeout_s` it closes anyway."""
-        self._stop_accepting()
-        await self._server.stop(timeout_s)
+        await self._stop(timeout_s)
 
     async def close(self) -> None:
         """Ends everything at once."""
-        self._stop_accepting()
-        await self._server.stop(None)
+        await self._stop(None)
 
-    def _stop_accepting(self) -> None:
+    async def _stop(self, grace_s: float | None) -> None:
         if self._relay is not None:
             self._relay.stop_accepting()
+        await self._server.stop(grace_s)
+        if self._relay is not None:
+            await self._relay.end()
 
 
 async def serve_grpcio(
