@@ -148,6 +148,7 @@ def main() -> int:
     parser.add_argument("--duration_s", type=float, default=8.0, help="of each measured window")
     parser.add_argument("--rate", type=float, default=0.0, help="the capacity, calls a second; 0: measure it")
     parser.add_argument("--deadline_ms", type=float, default=0.0, help="0: the model's own")
+    parser.add_argument("--connections", type=int, default=0, help="of the clients; 0: 8")
     parser.add_argument("--apart", action="store_true", help="the generator has the last core for itself")
     add_server_options(parser, "overload")
     options = parser.parse_args()
@@ -171,7 +172,12 @@ def main() -> int:
         failed = 0
         for kind in KINDS:
             if only in (None, kind.name):
-                chosen = Kind(kind.name, kind.in_flight, options.deadline_ms or kind.deadline_ms, kind.connections)
+                chosen = Kind(
+                    kind.name,
+                    max(kind.in_flight, options.connections),
+                    options.deadline_ms or kind.deadline_ms,
+                    options.connections or kind.connections,
+                )
                 failed += run_kind(chosen, plan, report, options)
         if only in (None, "starvation") and not options.apart:
             failed += overload_starvation.run(plan.duration_s, plan.rate, plan.flags, report)

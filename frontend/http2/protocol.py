@@ -30,6 +30,7 @@ from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
 from ringserve.frontend.http2.shares import Shares
 from ringserve.frontend.http2.stalls import Stalls
+from ringserve.frontend.http2.turns import TURN_NS_MAX
 from ringserve.frontend.peer_names import names_of
 
 if TYPE_CHECKING:
@@ -87,8 +88,9 @@ class EngineProtocol(asyncio.Protocol):
         self._can_write = True
         self._is_full = False  # with answers that the client does not take
         self._waits_for_turn = False  # with the rest of a read, or with the next one
+        self.turn_ns = 0  # about how long that takes
         self._is_paused = False  # so that its next read holds more
-        self._paused_ns = 0  # since when; 0: nothing came meanwhile, or it has been read
+        self._unread_ns = 0  # since when it waits for either; 0: nothing came meanwhile, or it has been read
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -184,8 +186,8 @@ class EngineProtocol(asyncio.Protocol):
         self.connection.is_awake = True  # `flush` follows anyway
         now_ns = self.clock_ns()
         since_ns = arrivals.since_ns(nbytes, now_ns, self.connection.held_bytes)
-        if self._paused_ns:
-            since_ns, self._paused_ns = min(since_ns, self._paused_ns), 0
+        if self._unread_ns:
+            since_ns, self._unread_ns = min(since_ns, self._unread_ns), 0
         if arrivals.is_standing:
             rush.seen(now_ns)
         self.connection.is_in_rush = rush.is_on(now_ns)
@@ -198,6 +200,9 @@ class EngineProtocol(asyncio.Protocol):
         if not connection.has_rest:
             self._pause_if_it_pays(now_ns, was_long)
         if connection.has_rest or (must_wait and not self._is_paused):
+            ended_ns = self._unread_ns = self.clock_ns()
+            # Of a read that was too much for one turn the next part is that, too.
+            self.turn_ns = TURN_NS_MAX if connection.has_rest or connection.part_bytes else ended_ns - now_ns
             self._wait_for_turn()
         connection.was_crowded = False
 
@@ -211,7 +216,7 @@ class EngineProtocol(asyncio.Protocol):
         )
         if pause_ns:
             self._is_paused = True
-            self._paused_ns = now_ns
+            self._unread_ns = now_ns
             self._engine.pauses.ask(self, pause_ns)
             self._set_reading()
 
@@ -253,6 +258,8 @@ class EngineProtocol(asyncio.Protocol):
         if self._round.has_begun and not connection.has_rest:
             self._round.end(self._engine.own_ns())  # a system call, which only a rush is worth
         self._waits_for_turn = connection.has_rest and not self._is_full
+        if not connection.has_rest:
+            self._look_for_unread()
         self._set_reading()
         return self._waits_for_turn
 
@@ -261,9 +268,13 @@ class EngineProtocol(asyncio.Protocol):
         self._is_paused = False
         if self._round.has_begun:
             self._round.end(self._engine.own_ns())
-        if self._transport.is_closing() or self._arrivals.is_empty():
-            self._paused_ns = 0
+        self._look_for_unread()
         self._set_reading()
+
+    def _look_for_unread(self) -> None:
+        """What comes from now on has not waited."""
+        if self._transport.is_closing() or self._arrivals.is_empty():
+            self._unread_ns = 0
 
     def _set_reading(self) -> None:
         """Reads while there is room for answers, and nothing of what was read waits."""

@@ -55,7 +55,7 @@ class NativeEngine:
         self.account = Account(buffers or Buffers(limits.held_bytes_max, self._loop.call_later))
         self._side = Aside(self._loop, on_bug)
         self.aside = self._side.do
-        self.turns = Turns(self._loop)
+        self.turns = Turns(self._loop, self.clock_ns)
         self.pauses = Pauses(self._loop)
         self.rush = Rush()
         self.host_of_the_gone = HostOfTheGone(self._loop.time, self.clock_ns, on_bug, self.account)

@@ -165,6 +165,31 @@ def test_who_waits_in_a_queue_is_read_in_pauses_that_end_together_and_count_as_w
     run_held(test)
 
 
+@pytest.mark.parametrize(("unread_bytes", "waited_ms"), [(100, 30), (0, 0)])
+def test_what_came_while_its_client_waited_for_a_turn_has_waited_since(unread_bytes: int, waited_ms: int) -> None:
+    """After a long read the next one is short: nothing else would tell how old it is."""
+
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        unread = 0
+        one._arrivals = Arrivals(lambda: unread)
+        held.call(one, sock, 60, size=700)
+        assert (sock.is_read, one._is_paused) == (False, False)
+        unread = unread_bytes
+        held.now_ns += 30 * MS
+        await until_read(sock)
+        unread = 0
+        held.now_ns += 1 * MS
+        held.call(one, sock, 1)
+        assert held.calls.pop().timeout_ns == (100 - waited_ms - (waited_ms > 0)) * MS
+        held.now_ns += 1 * MS
+        held.call(one, sock, 1)
+        assert held.calls.pop().timeout_ns == 100 * MS  # once
+        one.connection_lost(None)
+
+    run_held(test)
+
+
 @pytest.mark.parametrize("unread_bytes", [0, 1])
 def test_what_is_there_already_is_read_first(unread_bytes: int) -> None:
     async def test(held: Held) -> None:
