@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringserve.frontend.http2.turns import TURN_NS_MAX, Turns
+from ringserve.frontend.http2.turns import TURN_NS, TURN_NS_MAX, Turns
 
 MS = 1_000_000
 
@@ -62,6 +62,13 @@ def test_those_who_wait_get_as_long_as_the_others_had() -> None:
         counts.append(sum(client.taken for client in clients) - sum(counts))
     assert counts == [TURN_NS_MAX // (MS // 10), 20, 20, 5]
     assert [client.taken for client in clients] == [1] * 145 + [0] * 155
+
+
+def test_few_get_no_more_than_answers_may_wait_for() -> None:
+    loop = Loop()
+    clients = [Client(loop, TURN_NS // 4) for _ in range(8)]
+    loop.turn(1_000 * MS)
+    assert [client.taken for client in clients] == [1] * 4 + [0] * 4
 
 
 def test_one_goes_on_however_little_the_others_had() -> None:
