@@ -18,9 +18,9 @@ from typing import Final, Protocol
 #: With one read a turn 0.6 MB there and back took a seventh longer (2,500 in place of 2,900 a second, seven pairs).
 LONG_BYTES_MAX: Final = 2**20
 #: What one turn of the loop gives at most to those who waited, however long the last one took; for each of them beyond
-#: so many; and in all. Where they are few answers wait for it: with 10 ms for 8 of them 5 % of what was taken of 140,000
-#: calls a second was late, 0.3 % so. With 1 ms for 128 of them reads were for single calls again: 20,000 of 60,000 in
-#: time in place of 35,000.
+#: so many; and in all. Where they are few answers wait for it: with 10 ms for 8 of them 5 % of what was taken of
+#: 140,000 calls a second was late, 0.3 % so. With 1 ms for 128 of them reads were for single calls again: 20,000 of
+#: 60,000 in time in place of 35,000.
 TURN_NS: Final = 1_000_000
 _FEW: Final = 8
 _EACH_NS: Final = 200_000
