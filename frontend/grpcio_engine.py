@@ -256,7 +256,7 @@ class GrpcioEngine:
         await self._stop(timeout_s)
 
     async def close(self) -> None:
-        """Ends everything at once."""
+        """Ends everything at once; who is relayed has a second to take what was said last."""
         await self._stop(None)
 
     async def _stop(self, grace_s: float | None) -> None:

@@ -172,11 +172,11 @@ def main() -> int:
         failed = 0
         for kind in KINDS:
             if only in (None, kind.name):
-                chosen = Kind(
-                    kind.name,
-                    max(kind.in_flight, options.connections),
-                    options.deadline_ms or kind.deadline_ms,
-                    options.connections or kind.connections,
+                chosen = replace(
+                    kind,
+                    in_flight=max(kind.in_flight, options.connections),
+                    deadline_ms=options.deadline_ms or kind.deadline_ms,
+                    connections=options.connections or kind.connections,
                 )
                 failed += run_kind(chosen, plan, report, options)
         if only in (None, "starvation") and not options.apart:

@@ -200,9 +200,9 @@ class EngineProtocol(asyncio.Protocol):
         if not connection.has_rest:
             self._pause_if_it_pays(now_ns, was_long)
         if connection.has_rest or (must_wait and not self._is_paused):
-            ended_ns = self._unread_ns = self.clock_ns()
             # Of a read that was too much for one turn the next part is that, too.
-            self.turn_ns = TURN_NS_MAX if connection.has_rest or connection.part_bytes else ended_ns - now_ns
+            is_part = connection.has_rest or connection.part_bytes
+            self.turn_ns = TURN_NS_MAX if is_part else self.clock_ns() - now_ns
             self._wait_for_turn()
         connection.was_crowded = False
 
@@ -245,6 +245,7 @@ class EngineProtocol(asyncio.Protocol):
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn and not self._is_full:
             self._waits_for_turn = True
+            self._unread_ns = self._unread_ns or self.clock_ns()
             self._engine.turns.ask(self)
         self._set_reading()
 

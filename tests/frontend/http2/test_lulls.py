@@ -190,6 +190,27 @@ def test_what_came_while_its_client_waited_for_a_turn_has_waited_since(unread_by
     run_held(test)
 
 
+def test_what_comes_after_a_client_took_its_answers_has_not_waited() -> None:
+    """It was not read as it took none, and so waited for no turn either."""
+
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        one._arrivals = Arrivals(lambda: 0)
+        one.pause_writing()
+        sock.unsent_bytes = 2**30
+        held.call(one, sock, 60, size=700)
+        assert (sock.pauses, sock.is_read) == (1, False)
+        sock.unsent_bytes = 0
+        one.resume_writing()
+        assert (sock.pauses, sock.is_read) == (1, True)
+        held.now_ns += 1_000 * MS
+        held.call(one, sock, 1)
+        assert (len(held.calls), held.calls[-1].timeout_ns) == (61, 100 * MS)
+        one.connection_lost(None)
+
+    run_held(test)
+
+
 @pytest.mark.parametrize("unread_bytes", [0, 1])
 def test_what_is_there_already_is_read_first(unread_bytes: int) -> None:
     async def test(held: Held) -> None:
