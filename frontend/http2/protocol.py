@@ -24,13 +24,14 @@ from ringserve.frontend.http2.arrivals import LONG_READ_BYTES, Arrivals, bytes_u
 from ringserve.frontend.http2.connection import Connection
 from ringserve.frontend.http2.frames import ErrorCode
 from ringserve.frontend.http2.in_place import IN_PLACE_BYTES_MIN, InPlace
+from ringserve.frontend.http2.long_turns import WAITED_PART
 from ringserve.frontend.http2.lulls import Lulls
 from ringserve.frontend.http2.refusing import ALL_CALLS
 from ringserve.frontend.http2.rush import Round
 from ringserve.frontend.http2.sending import PUMP_BYTES_MAX
 from ringserve.frontend.http2.shares import Shares
 from ringserve.frontend.http2.stalls import Stalls
-from ringserve.frontend.http2.turns import TURN_NS_MAX
+from ringserve.frontend.http2.turns import FEW, TURN_NS_MAX
 from ringserve.frontend.peer_names import names_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class EngineProtocol(asyncio.Protocol):
         self.turn_ns = 0  # about how long that takes
         self._is_paused = False  # so that its next read holds more
         self._unread_ns = 0  # since when it waits for either; 0: nothing came meanwhile, or it has been read
+        self._unread_part = 1.0  # of that time, which the first byte is taken to have waited
         self._reading_paused = False
         self.now: Callable[[], float] = loop.time
         self.clock_ns = engine.clock_ns
@@ -185,9 +187,12 @@ class EngineProtocol(asyncio.Protocol):
         arrivals, rush = self._arrivals, self._engine.rush
         self.connection.is_awake = True  # `flush` follows anyway
         now_ns = self.clock_ns()
+        if self._engine.connections_count > FEW:
+            self._engine.turns.reads(now_ns)
         since_ns = arrivals.since_ns(nbytes, now_ns, self.connection.held_bytes)
         if self._unread_ns:
-            since_ns, self._unread_ns = min(since_ns, self._unread_ns), 0
+            since_ns = min(since_ns, now_ns - int((now_ns - self._unread_ns) * self._unread_part))
+            self._unread_ns = 0
         if arrivals.is_standing:
             rush.seen(now_ns)
         self.connection.is_in_rush = rush.is_on(now_ns)
@@ -199,10 +204,12 @@ class EngineProtocol(asyncio.Protocol):
         self.flush()
         if not connection.has_rest:
             self._pause_if_it_pays(now_ns, was_long)
-        if connection.has_rest or (must_wait and not self._is_paused):
+        must_wait = must_wait or connection.has_rest
+        if connection.has_rest or (not self._is_paused and (must_wait or self._engine.turns.long.are_long(now_ns))):
             # Of a read that was too much for one turn the next part is that, too.
             is_part = connection.has_rest or connection.part_bytes
             self.turn_ns = TURN_NS_MAX if is_part else self.clock_ns() - now_ns
+            self._unread_part = 1.0 if must_wait else WAITED_PART
             self._wait_for_turn()
         connection.was_crowded = False
 
@@ -216,7 +223,7 @@ class EngineProtocol(asyncio.Protocol):
         )
         if pause_ns:
             self._is_paused = True
-            self._unread_ns = now_ns
+            self._unread_ns, self._unread_part = now_ns, 1.0
             self._engine.pauses.ask(self, pause_ns)
             self._set_reading()
 
@@ -300,7 +307,9 @@ class EngineProtocol(asyncio.Protocol):
         if connection.first_answered is not None:
             arrived_ns, patience_ns = connection.first_answered
             connection.first_answered = None
-            self._lulls.answered(self.clock_ns() - arrived_ns, patience_ns)
+            now_ns = self.clock_ns()
+            self._lulls.answered(now_ns - arrived_ns, patience_ns)
+            self._engine.turns.long.answered(patience_ns, now_ns)
         while True:
             is_long = self._can_write and connection.has_transfers()
             if is_long:

@@ -4,7 +4,8 @@ Where a read holds more than others can wait for, one part of one connection is 
 many of them there are, what comes in meanwhile on other connections waits for one part only. Of long messages, which
 cost little but their bytes, a turn takes some reads, until they are enough together. And those who only wait until they
 may be read again go on for as long as the loop was busy with all others since: one of them a turn was a lot where there
-were eight, but of 128 half waited for 160-240 ms, while each of the others was read every 2 ms for a single call.
+were eight, but of 128 half waited for 160-240 ms, while each of the others was read every 2 ms for a single call. Where
+so many are read in a turn that it lasts too long (`long_turns.py`), everybody waits, and so many go on as it bears.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ringserve.frontend.http2.long_turns import LongTurns
+
 #: What one turn of the loop reads of long messages, of all connections together: as long as others wait for it, 0.2 ms.
 #: With one read a turn 0.6 MB there and back took a seventh longer (2,500 in place of 2,900 a second, seven pairs).
 LONG_BYTES_MAX: Final = 2**20
@@ -22,7 +25,7 @@ LONG_BYTES_MAX: Final = 2**20
 #: 140,000 calls a second was late, 0.3 % so. With 1 ms for 128 of them reads were for single calls again: 20,000 of
 #: 60,000 in time in place of 35,000.
 TURN_NS: Final = 1_000_000
-_FEW: Final = 8
+FEW: Final = 8
 _EACH_NS: Final = 200_000
 TURN_NS_MAX: Final = 10_000_000
 
@@ -45,7 +48,16 @@ class Turns:
         self._ended_ns = 0  # when the last turn was over
         self._queue: deque[Waiting] = deque()
         self._long_bytes = 0  # that were read in this turn of the loop
+        self.long = LongTurns()
         self.taken = 0  # since the beginning
+
+    def reads(self, now_ns: int) -> None:
+        """A read begins."""
+        if self.long.reads(now_ns):
+            self._loop.call_soon(self._have_read)
+
+    def _have_read(self) -> None:
+        self.long.ended(self._clock_ns())
 
     def ask(self, waiting: Waiting) -> None:
         """`waiting` gets its turns behind those who asked before, in later turns of the loop."""
@@ -65,8 +77,12 @@ class Turns:
 
     def _next(self) -> None:
         queue = self._queue
-        most_ns = min(TURN_NS + _EACH_NS * max(0, len(queue) - _FEW), TURN_NS_MAX)
-        left_ns = min(self._clock_ns() - self._ended_ns, most_ns)
+        now_ns, taken_before = self._clock_ns(), self.taken
+        if self.long.are_long(now_ns):
+            left_ns = self.long.group_ns
+        else:
+            most_ns = min(TURN_NS + _EACH_NS * max(0, len(queue) - FEW), TURN_NS_MAX)
+            left_ns = min(now_ns - self._ended_ns, most_ns)
         while queue:
             self.taken += 1
             first = queue[0]  # stays there until its turn is over, so that `ask` does not call this a second time
@@ -78,6 +94,7 @@ class Turns:
             if left_ns <= 0:
                 break
         self._ended_ns = self._clock_ns()
+        self.long.grouped(self.taken - taken_before, len(queue))
         if queue:
             self._loop.call_soon(self._next)
 

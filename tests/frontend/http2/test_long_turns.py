@@ -1,0 +1,232 @@
+"""Goal: where turns of the loop last too long for the calls in it, connections are read in groups that do not, each in
+its turn, and what came meanwhile counts as having waited for a part of that; nowhere else is anybody read later.
+Method: the decision by itself; turns taken by hand in a loop whose time is what reads are said to take; and an engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringserve.frontend.http2.arrivals import Arrivals
+from ringserve.frontend.http2.long_turns import GROUP_NS_MIN, WAITED_PART, LongTurns
+from ringserve.frontend.http2.protocol import EngineProtocol
+from ringserve.frontend.http2.turns import FEW, Turns
+from tests.frontend.http2.test_lulls import Held, run_held
+from tests.frontend.http2.test_turns import Socket
+
+MS = 1_000_000
+
+
+def turn(turns: LongTurns, began_ms: float, took_ms: float, patience_ms: float) -> int:
+    """A turn, and the answer to a call behind it: when that was."""
+    began_ns, end_ns = int(began_ms * MS), int((began_ms + took_ms) * MS)
+    assert turns.reads(began_ns)
+    assert not turns.reads(began_ns + 1)
+    turns.ended(end_ns)
+    turns.answered(int(patience_ms * MS), end_ns)
+    return end_ns
+
+
+@pytest.mark.parametrize(
+    ("took_ms", "patience_ms", "is_long", "group_ms"),
+    [
+        (6, 12.5, False, 1),
+        (6.5, 12.5, True, 12.5 / 3),
+        (1_000, 0, False, 1),  # whose calls have no deadline
+        (100, 250, False, 1),
+        (130, 250, True, 250 / 3),
+        (2, 2, True, 1),  # no smaller groups: a turn costs something, too
+    ],
+)
+def test_turns_are_long_where_calls_cannot_bear_them(
+    took_ms: float, patience_ms: float, is_long: bool, group_ms: float
+) -> None:
+    turns = LongTurns()
+    end_ns = turn(turns, 5_000, took_ms, patience_ms)
+    assert turns.are_long(end_ns) == is_long
+    assert turns.group_ns == pytest.approx(group_ms * MS, abs=1)
+
+
+def test_a_turn_is_as_long_as_it_would_have_been_without_groups() -> None:
+    turns = LongTurns()
+    turns.grouped(2, 5)
+    assert turns.are_long(turn(turns, 1_000, 2, 12.5))  # 7 ms for all of them
+    turns = LongTurns()
+    turns.grouped(2, 4)
+    assert not turns.are_long(turn(turns, 1_000, 2, 12.5))
+    assert not turns.are_long(turn(turns, 1_010, 6, 12.5))  # nobody waited any more
+
+
+def test_turns_are_long_until_none_was_for_a_while() -> None:
+    turns = LongTurns()
+    assert not turns.are_long(0)
+    turn(turns, 1_000, 10, 12.5)
+    end_ns = turn(turns, 1_020, 10, 12.5)
+    for ms in range(0, 100, 9):
+        assert turns.are_long(end_ns + ms * MS)
+        turn(turns, 1_030 + ms, 4, 12.5)
+    assert turns.are_long(end_ns + 99 * MS)
+    assert not turns.are_long(end_ns + 100 * MS)
+
+
+@given(st.lists(st.tuples(st.integers(0, 100 * MS), st.integers(0, 500 * MS)), max_size=20))
+def test_a_group_is_never_longer_than_what_its_calls_bear(turns_taken: list[tuple[int, int]]) -> None:
+    turns, now_ns = LongTurns(), 0
+    for took_ns, patience_ns in turns_taken:
+        now_ns += 1
+        was_long, before_ns = turns.are_long(now_ns + took_ns), turns.group_ns
+        turns.reads(now_ns)
+        now_ns += took_ns
+        turns.ended(now_ns)
+        turns.answered(patience_ns, now_ns)
+        if turns.are_long(now_ns) and not was_long:
+            assert GROUP_NS_MIN <= turns.group_ns <= max(GROUP_NS_MIN, patience_ns // 2)
+            assert took_ns > patience_ns // 2 > 0 or patience_ns == 1
+        elif turns.group_ns != before_ns:
+            assert was_long
+
+
+class Loop:
+    """One whose turns are taken by hand: first what was called soon, then whoever may be read and has something."""
+
+    def __init__(self, count: int, read_ns: int, patience_ns: int) -> None:
+        self.now_ns = 5_000 * MS
+        self.ready: list[Callable[[], None]] = []
+        self.turns = Turns(cast(asyncio.AbstractEventLoop, self), lambda: self.now_ns)
+        self.read_ns, self.patience_ns = read_ns, patience_ns
+        self.clients = [Client(self) for _ in range(count)]
+
+    def call_soon(self, callback: Callable[[], None], *_: Any) -> None:
+        self.ready.append(callback)
+
+    def turn(self) -> int:
+        """How long it took."""
+        began_ns = self.now_ns
+        ready, self.ready = self.ready, []
+        for each in ready:
+            each()
+        self.turns.long.answered(self.patience_ns, self.now_ns)
+        for client in self.clients:
+            if client.is_read:
+                client.read()
+        return self.now_ns - began_ns
+
+
+class Client:
+    """One that always has something to be read."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.turn_ns = loop.read_ns
+        self.is_read = True
+        self.reads_count = 0
+        self._loop = loop
+
+    def read(self) -> None:
+        loop = self._loop
+        loop.turns.reads(loop.now_ns)
+        self.reads_count += 1
+        loop.now_ns += loop.read_ns
+        if loop.turns.long.are_long(loop.now_ns):
+            self.is_read = False
+            loop.turns.ask(self)
+
+    def take_turn(self) -> bool:
+        self.is_read = True
+        return False
+
+
+def test_many_are_read_in_groups_that_their_calls_bear_each_in_its_turn() -> None:
+    loop = Loop(400, read_ns=80_000, patience_ns=12_500_000)
+    lengths = [loop.turn() for _ in range(40)]
+    assert lengths[0] == lengths[1] == 400 * 80_000  # nothing was answered before
+    bearable_ns = 12_500_000 // 3 + 80_000
+    assert all(length_ns <= bearable_ns for length_ns in lengths[3:])
+    counts = [client.reads_count for client in loop.clients]
+    assert max(counts) - min(counts) <= 2  # within a group they are read in another order than they wait in
+    assert sum(lengths[3:]) / len(lengths[3:]) >= 0.8 * bearable_ns
+    assert loop.now_ns - 5_000 * MS > 200 * MS  # groups stay as long as they are needed
+
+
+def test_groups_end_when_everybody_can_be_read_in_time() -> None:
+    loop = Loop(400, read_ns=80_000, patience_ns=12_500_000)
+    for _ in range(40):
+        loop.turn()
+    gone, loop.clients = loop.clients[20:], loop.clients[:20]
+    for _ in range(100):
+        loop.turn()
+    assert not loop.turns.long.are_long(loop.now_ns)
+    assert all(client.is_read for client in (*gone, *loop.clients))
+    before = loop.turns.taken
+    assert loop.turn() == 20 * 80_000
+    assert loop.turns.taken == before
+
+
+def test_few_and_those_without_deadlines_are_read_as_they_come() -> None:
+    for loop in (Loop(FEW, 80_000, 12_500_000), Loop(400, 80_000, 0)):
+        for _ in range(10):
+            loop.turn()
+        assert {client.reads_count for client in loop.clients} == {10}
+        assert loop.turns.taken == 0
+
+
+def long_engine(held: Held) -> None:
+    turns = held.loop.engine.turns.long
+    turns.reads(held.now_ns - 10 * MS)
+    turns.ended(held.now_ns)
+    turns.answered(12 * MS, held.now_ns)
+
+
+async def until_read(sock: Socket) -> None:
+    async with asyncio.timeout(20):
+        while not sock.is_read:
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("unread_bytes", "waited_ms"), [(1, 20 * WAITED_PART), (0, 0)])
+def test_what_comes_while_a_group_is_waited_for_has_waited_for_a_part_of_that(
+    unread_bytes: int, waited_ms: float
+) -> None:
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        one._arrivals = Arrivals(lambda: unread_bytes)
+        long_engine(held)
+        held.call(one, sock, 1)
+        assert (len(held.calls), sock.is_read) == (1, False)
+        held.now_ns += 20 * MS
+        await until_read(sock)
+        held.call(one, sock, 1)
+        assert held.calls[-1].timeout_ns == pytest.approx((100 - waited_ms) * MS)
+        one.connection_lost(None)
+
+    run_held(test)
+
+
+@pytest.mark.parametrize(("count", "is_watched"), [(FEW, False), (FEW + 1, True)])
+def test_turns_are_timed_where_connections_are_many(count: int, is_watched: bool) -> None:
+    """A look behind each turn costs the loop another one."""
+
+    async def test(held: Held) -> None:
+        protocols: list[EngineProtocol] = []
+        socks: list[Socket] = []
+        for _ in range(count):
+            protocol, sock = held.connect()
+            protocols.append(protocol)
+            socks.append(sock)
+        held.call(protocols[0], socks[0], 1, ("grpc-timeout", "48m"))
+        held.now_ns += 7 * MS
+        await asyncio.sleep(0)
+        held.calls.pop().finish(b"done")
+        protocols[0].flush()
+        assert held.loop.engine.turns.long.are_long(held.now_ns) == is_watched
+        held.call(protocols[1], socks[1], 1)
+        assert socks[1].is_read != is_watched
+        for protocol in protocols:
+            protocol.connection_lost(None)
+
+    run_held(test)
