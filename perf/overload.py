@@ -1,7 +1,7 @@
 """More than the server can do: what is still answered in time, who is refused and how soon, and when is it over?
 
-    python -m perf.overload                 the MLP, the convolution net, starvation (about five minutes)
-    python -m perf.overload --only conv     one of these: mlp, conv, starvation (--starvation is the last one alone)
+    python -m perf.overload                 all of it (about seven minutes)
+    python -m perf.overload --only conv     one of mlp, mlp_400, conv, starvation (--starvation is the last one)
     python -m perf.overload --apart         the generator on a core of its own, the server on the others
     python -m perf.overload --quick         small and short: does it work
     python -m perf.overload --record        also appends a line per figure to perf/results/overload.tsv
@@ -9,10 +9,10 @@
 First the capacity, closed loop. Then Poisson arrivals that wait for nobody, at 50 to 400 % of it, each call with a
 deadline that counts from when it should have been sent; the server is told of it (grpc-timeout) and the client gives
 up when it has passed, as gRPC's clients do. Every answer is checked. Goodput is what was answered rightly within the
-deadline. Two models: the MLP, which is cheap, so that the frontend is what is overloaded; and the convolution net,
-4 ms a row, where it is TensorFlow. Then recovery: seconds at 200 %, then 50 %, and how many 100 ms pass until the p99
-of such a piece is what it was in quiet. Starvation: model B under a light load, alone and beside model A at 400 % of
-its capacity.
+deadline. Two models: the MLP, which is cheap, so that the frontend is what is overloaded, asked over 8 connections and
+(mlp_400) over 400; and the convolution net, 4 ms a row, where it is TensorFlow. Then recovery: seconds at 200 %, then
+50 %, and how many 100 ms pass until the p99 of such a piece is what it was in quiet. Starvation: model B under a light
+load, alone and beside model A at 400 % of its capacity.
 
 The generator takes its share of the same cores, the more the more it sends, unless it has one of its own: what it
 cannot send in time counts as late, in the column `unsent` when every connection had as many calls in flight as the
@@ -44,15 +44,20 @@ IN_FLIGHT_MAX = 100_000
 
 @dataclass(frozen=True)
 class Kind:
-    """A model to overload. in_flight: of the closed loop that finds the capacity. deadline_ms: of every call."""
+    """An overload of a model. in_flight: of the closed loop that finds the capacity. deadline_ms: of every call."""
 
     name: str
+    model: str
     in_flight: int
     deadline_ms: float
     connections: int = 8
 
 
-KINDS = (Kind("mlp", 256, 50.0), Kind("conv", 32, 100.0))
+KINDS = (
+    Kind("mlp", "mlp", 256, 50.0),
+    Kind("mlp_400", "mlp", 400, 50.0, connections=400),
+    Kind("conv", "conv", 32, 100.0),
+)
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,10 @@ def recover(kind: Kind, server: Ringserve, load: Load, plan: Plan, full_rate: fl
 
 def run_kind(kind: Kind, plan: Plan, report: Report, options: argparse.Namespace) -> int:
     """Returns how many calls failed that were neither refused nor late."""
-    model = models.prepared(kind.name)[kind.name]
+    model = models.prepared(kind.model)[kind.model]
     name = f"{kind.name} apart" if plan.generator_cores else kind.name
     with ExitStack() as stack:
-        server = stack.enter_context(Ringserve(kind.name, model.base_path, plan.flags))
+        server = stack.enter_context(Ringserve(kind.model, model.base_path, plan.flags))
         server.wait_ready(model.exchanges[0])
         full_rate = plan.rate or capacity(kind, server, model.exchanges, plan)
         print(f"\n{name}: capacity {full_rate:,.0f} calls a second, deadline {kind.deadline_ms:g} ms", flush=True)
@@ -148,7 +153,7 @@ def main() -> int:
     parser.add_argument("--duration_s", type=float, default=8.0, help="of each measured window")
     parser.add_argument("--rate", type=float, default=0.0, help="the capacity, calls a second; 0: measure it")
     parser.add_argument("--deadline_ms", type=float, default=0.0, help="0: the model's own")
-    parser.add_argument("--connections", type=int, default=0, help="of the clients; 0: 8")
+    parser.add_argument("--connections", type=int, default=0, help="of the clients; 0: as many as each has")
     parser.add_argument("--apart", action="store_true", help="the generator has the last core for itself")
     add_server_options(parser, "overload")
     options = parser.parse_args()

@@ -167,7 +167,7 @@ def large(result: Result) -> list[str]:
 
 def overload(result: Result) -> list[str]:
     lines = []
-    for key in ("mlp", "conv"):
+    for key in ("mlp", "mlp_400", "conv"):
         shares = sorted({int(name.split()[1][:-1]) for name in result["figures"] if name.startswith(f"{key} ")
                          and name.split()[1].endswith("%")})  # fmt: skip
         columns = (("goodput/s", "goodput", 1.0), ("refused %", "refused", 100.0), ("late %", "late", 100.0),

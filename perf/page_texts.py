@@ -60,7 +60,8 @@ generator's memory and into the frontend's, are among them.
 """,
     "overload": """
 Poisson arrivals at up to four times the capacity, each call with a deadline. Goodput is what was answered rightly
-within it; see [DESIGN.md](../DESIGN.md#overload).
+within it; see [DESIGN.md](../DESIGN.md#overload). 8 connections; `mlp_400` is the MLP asked over 400, where most reads
+hold one or two calls.
 """,
     "compare_servers": """
 The same MLP, the same JSON bodies, the same generator and checks, on the same two cores: servers that one could choose

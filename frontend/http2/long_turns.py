@@ -4,7 +4,7 @@ A loop reads whoever has sent something before it goes round again. Of 400 conne
 this took 30 ms, in which nothing that had been read was handed on and nobody was answered, and who was read last had
 waited for all of it without a trace. So calls that had 50 ms were late by the time of three such turns: of 40,000 a
 second 5,000 were answered in time. Where turns take longer than their calls can bear, connections are read in groups
-(`turns.py`), each as small as its calls' deadlines ask for: 22,000.
+(`turns.py`), each as small as its calls' deadlines ask for: 30,000.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ WAITED_PART: Final = 0.4
 class LongTurns:
     """What is known of one event loop's turns. group_ns: how long reads may take in one, while turns are long."""
 
-    __slots__ = ("_began_ns", "_long_ns", "_times", "_times_next", "_took_ns", "group_ns")
+    __slots__ = ("_began_ns", "_long_ns", "_patience_ns", "_times", "_times_next", "_took_ns", "group_ns")
 
     def __init__(self) -> None:
         self._began_ns = 0  # the first read of this turn; 0: there was none
         self._took_ns = 0  # the last one, or would have if nobody had waited for a later one
         self._times = self._times_next = 1.0
         self._long_ns = -_LONG_FOR_NS  # when there was one
+        self._patience_ns = 0  # of the last call that had a deadline
         self.group_ns = GROUP_NS_MIN
 
     def reads(self, now_ns: int) -> bool:
@@ -56,9 +57,18 @@ class LongTurns:
 
     def answered(self, patience_ns: int, now_ns: int) -> None:
         """A call was answered that might have been unread for so long; 0: for ever."""
-        if 0 < patience_ns < _BEARABLE * self._took_ns:
+        if patience_ns:
+            self._patience_ns = patience_ns
+            self._judge(now_ns)
+
+    def refused(self, now_ns: int) -> None:
+        """Calls had been unread for too long: where all are, nobody is answered."""
+        self._judge(now_ns)
+
+    def _judge(self, now_ns: int) -> None:
+        if 0 < self._patience_ns < _BEARABLE * self._took_ns:
             self._long_ns = now_ns
-            self.group_ns = max(patience_ns // _GROUP, GROUP_NS_MIN)
+            self.group_ns = max(self._patience_ns // _GROUP, GROUP_NS_MIN)
 
     def are_long(self, now_ns: int) -> bool:
         return now_ns - self._long_ns < _LONG_FOR_NS

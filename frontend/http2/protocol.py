@@ -154,8 +154,8 @@ class EngineProtocol(asyncio.Protocol):
 
     def read(self, data: bytes) -> None:
         """Handles what was read."""
-        connection = self.connection
-        calls_before, was_long = self.account.calls.received, len(data) >= LONG_READ_BYTES
+        connection, calls = self.connection, self.account.calls
+        received_before, unread_before, was_long = calls.received, calls.unread, len(data) >= LONG_READ_BYTES
         now_ns, since_ns = self._begin_read(len(data))
         if connection.is_in_rush:
             must_wait = self._receive_in_rush(data, since_ns, now_ns)
@@ -166,7 +166,9 @@ class EngineProtocol(asyncio.Protocol):
             connection.room_calls = ALL_CALLS
             connection.receive(data, since_ns)
             must_wait = was_long
-        self._end_read(now_ns, was_long or self.account.calls.received - calls_before >= LONG_READ_CALLS, must_wait)
+        if calls.unread > unread_before:
+            self._engine.turns.long.refused(now_ns)
+        self._end_read(now_ns, was_long or calls.received - received_before >= LONG_READ_CALLS, must_wait)
 
     def read_part(self, piece: memoryview, behind: bytes, has_more: bool) -> None:
         """Handles what was read in place, and the beginning of the next frame's head behind it.
@@ -204,12 +206,12 @@ class EngineProtocol(asyncio.Protocol):
         self.flush()
         if not connection.has_rest:
             self._pause_if_it_pays(now_ns, was_long)
-        must_wait = must_wait or connection.has_rest
-        if connection.has_rest or (not self._is_paused and (must_wait or self._engine.turns.long.are_long(now_ns))):
+        in_group = self._engine.turns.long.are_long(now_ns)
+        if connection.has_rest or (not self._is_paused and (must_wait or in_group)):
             # Of a read that was too much for one turn the next part is that, too.
             is_part = connection.has_rest or connection.part_bytes
             self.turn_ns = TURN_NS_MAX if is_part else self.clock_ns() - now_ns
-            self._unread_part = 1.0 if must_wait else WAITED_PART
+            self._unread_part = WAITED_PART if in_group and not connection.has_rest else 1.0
             self._wait_for_turn()
         connection.was_crowded = False
 

@@ -75,6 +75,17 @@ def test_turns_are_long_until_none_was_for_a_while() -> None:
     assert not turns.are_long(end_ns + 100 * MS)
 
 
+@pytest.mark.parametrize(("patience_ms", "is_long"), [(12.5, True), (0, False), (25, False)])
+def test_where_all_are_refused_for_their_age_turns_stay_long(patience_ms: float, is_long: bool) -> None:
+    """Nobody is answered then: it goes by the last one who was."""
+    turns = LongTurns()
+    turn(turns, 1_000, 1, patience_ms)
+    assert turns.reads(2_000 * MS)
+    turns.ended(2_010 * MS)
+    turns.refused(2_010 * MS)
+    assert turns.are_long(2_010 * MS) == is_long
+
+
 @given(st.lists(st.tuples(st.integers(0, 100 * MS), st.integers(0, 500 * MS)), max_size=20))
 def test_a_group_is_never_longer_than_what_its_calls_bear(turns_taken: list[tuple[int, int]]) -> None:
     turns, now_ns = LongTurns(), 0
@@ -188,20 +199,39 @@ async def until_read(sock: Socket) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("count", [1, 60])  # a long read waits for its turn anyway
 @pytest.mark.parametrize(("unread_bytes", "waited_ms"), [(1, 20 * WAITED_PART), (0, 0)])
 def test_what_comes_while_a_group_is_waited_for_has_waited_for_a_part_of_that(
-    unread_bytes: int, waited_ms: float
+    unread_bytes: int, waited_ms: float, count: int
 ) -> None:
     async def test(held: Held) -> None:
         one, sock = held.connect()
-        one._arrivals = Arrivals(lambda: unread_bytes)
+        unread = 0
+        one._arrivals = Arrivals(lambda: unread)
         long_engine(held)
-        held.call(one, sock, 1)
-        assert (len(held.calls), sock.is_read) == (1, False)
+        held.call(one, sock, count, size=700)
+        assert (len(held.calls), sock.is_read) == (count, False)
         held.now_ns += 20 * MS
+        unread = unread_bytes
         await until_read(sock)
+        unread = 0
         held.call(one, sock, 1)
         assert held.calls[-1].timeout_ns == pytest.approx((100 - waited_ms) * MS)
+        one.connection_lost(None)
+
+    run_held(test)
+
+
+@pytest.mark.parametrize(("took_ms", "is_long"), [(20, False), (30, True)])
+def test_refusals_for_age_keep_groups_going(took_ms: float, is_long: bool) -> None:
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        long_engine(held)
+        held.now_ns += 1_000 * MS
+        assert not held.loop.engine.turns.long.are_long(held.now_ns)
+        one._unread_ns = held.now_ns - int(took_ms * MS)
+        held.call(one, sock, 1)
+        assert (len(held.calls), held.loop.engine.turns.long.are_long(held.now_ns)) == (not is_long, is_long)
         one.connection_lost(None)
 
     run_held(test)
