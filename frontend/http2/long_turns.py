@@ -18,7 +18,8 @@ _LONG_FOR_NS: Final = 100_000_000
 #: connections), with 8 too many calls are late.
 _BEARABLE: Final = 2
 _GROUP: Final = 3
-GROUP_NS_MIN: Final = 1_000_000
+#: Who has less patience gets turns as if he had so much: small groups cost everybody something.
+PATIENCE_NS_MIN: Final = 4_000_000
 #: What comes while its connection waits for its group comes at any time of that: for so much of it the first call is
 #: taken to have waited. With none of it half of all calls were late, with all of it most were refused; in the middle
 #: 21,000 of 40,000 were answered with three fifths or a half of it, 27,000 with this.
@@ -36,7 +37,7 @@ class LongTurns:
         self._times = self._times_next = 1.0
         self._long_ns = -_LONG_FOR_NS  # when there was one
         self._patience_ns = 0  # of the last call that had a deadline
-        self.group_ns = GROUP_NS_MIN
+        self.group_ns = PATIENCE_NS_MIN // _GROUP
 
     def reads(self, now_ns: int) -> bool:
         """Somebody is read. True: as the first one of this turn, whose end is to be told by `ended`."""
@@ -58,7 +59,7 @@ class LongTurns:
     def answered(self, patience_ns: int, now_ns: int) -> None:
         """A call was answered that might have been unread for so long; 0: for ever."""
         if patience_ns:
-            self._patience_ns = patience_ns
+            self._patience_ns = max(patience_ns, PATIENCE_NS_MIN)
             self._judge(now_ns)
 
     def refused(self, now_ns: int) -> None:
@@ -68,7 +69,7 @@ class LongTurns:
     def _judge(self, now_ns: int) -> None:
         if 0 < self._patience_ns < _BEARABLE * self._took_ns:
             self._long_ns = now_ns
-            self.group_ns = max(self._patience_ns // _GROUP, GROUP_NS_MIN)
+            self.group_ns = self._patience_ns // _GROUP
 
     def are_long(self, now_ns: int) -> bool:
         return now_ns - self._long_ns < _LONG_FOR_NS

@@ -209,7 +209,7 @@ class EngineProtocol(asyncio.Protocol):
         in_group = self._engine.turns.long.are_long(now_ns)
         if connection.has_rest or (not self._is_paused and (must_wait or in_group)):
             # Of a read that was too much for one turn the next part is that, too.
-            is_part = connection.has_rest or connection.part_bytes
+            is_part = connection.has_rest or (must_wait and connection.part_bytes)
             self.turn_ns = TURN_NS_MAX if is_part else self.clock_ns() - now_ns
             self._unread_part = WAITED_PART if in_group and not connection.has_rest else 1.0
             self._wait_for_turn()

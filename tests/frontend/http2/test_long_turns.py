@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringserve.frontend.http2.arrivals import Arrivals
-from ringserve.frontend.http2.long_turns import GROUP_NS_MIN, WAITED_PART, LongTurns
+from ringserve.frontend.http2.long_turns import PATIENCE_NS_MIN, WAITED_PART, LongTurns
 from ringserve.frontend.http2.protocol import EngineProtocol
 from ringserve.frontend.http2.turns import FEW, Turns
 from tests.frontend.http2.test_lulls import Held, run_held
@@ -36,12 +36,13 @@ def turn(turns: LongTurns, began_ms: float, took_ms: float, patience_ms: float) 
 @pytest.mark.parametrize(
     ("took_ms", "patience_ms", "is_long", "group_ms"),
     [
-        (6, 12.5, False, 1),
+        (6, 12.5, False, 4 / 3),
         (6.5, 12.5, True, 12.5 / 3),
-        (1_000, 0, False, 1),  # whose calls have no deadline
-        (100, 250, False, 1),
+        (1_000, 0, False, 4 / 3),  # whose calls have no deadline
+        (100, 250, False, 4 / 3),
         (130, 250, True, 250 / 3),
-        (2, 2, True, 1),  # no smaller groups: a turn costs something, too
+        (1.9, 0.1, False, 4 / 3),
+        (2.1, 0.1, True, 4 / 3),  # no smaller groups: turns cost something, too, and everybody pays
     ],
 )
 def test_turns_are_long_where_calls_cannot_bear_them(
@@ -97,8 +98,8 @@ def test_a_group_is_never_longer_than_what_its_calls_bear(turns_taken: list[tupl
         turns.ended(now_ns)
         turns.answered(patience_ns, now_ns)
         if turns.are_long(now_ns) and not was_long:
-            assert GROUP_NS_MIN <= turns.group_ns <= max(GROUP_NS_MIN, patience_ns // 2)
-            assert took_ns > patience_ns // 2 > 0 or patience_ns == 1
+            assert turns.group_ns <= max(PATIENCE_NS_MIN, patience_ns) // 2
+            assert 0 < patience_ns < 2 * took_ns + 2
         elif turns.group_ns != before_ns:
             assert was_long
 
