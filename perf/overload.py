@@ -1,6 +1,6 @@
 """More than the server can do: what is still answered in time, who is refused and how soon, and when is it over?
 
-    python -m perf.overload                 all of it (about seven minutes)
+    python -m perf.overload                 all of it (about five minutes)
     python -m perf.overload --only conv     one of mlp, mlp_400, conv, starvation (--starvation is the last one)
     python -m perf.overload --apart         the generator on a core of its own, the server on the others
     python -m perf.overload --quick         small and short: does it work

@@ -29,11 +29,12 @@ WAITED_PART: Final = 0.4
 class LongTurns:
     """What is known of one event loop's turns. group_ns: how long reads may take in one, while turns are long."""
 
-    __slots__ = ("_began_ns", "_long_ns", "_patience_ns", "_times", "_times_next", "_took_ns", "group_ns")
+    __slots__ = ("_began_ns", "_ended_ns", "_long_ns", "_patience_ns", "_times", "_times_next", "_took_ns", "group_ns")
 
     def __init__(self) -> None:
         self._began_ns = 0  # the first read of this turn; 0: there was none
-        self._took_ns = 0  # the last one, or would have if nobody had waited for a later one
+        self._ended_ns = 0
+        self._took_ns = 0  # the last one that was timed, or would have if nobody had waited for a later one
         self._times = self._times_next = 1.0
         self._long_ns = -_LONG_FOR_NS  # when there was one
         self._patience_ns = 0  # of the last call that had a deadline
@@ -54,7 +55,7 @@ class LongTurns:
     def ended(self, now_ns: int) -> None:
         """All that could be read in this turn was."""
         self._took_ns = int((now_ns - self._began_ns) * self._times)
-        self._began_ns = 0
+        self._began_ns, self._ended_ns = 0, now_ns
 
     def answered(self, patience_ns: int, now_ns: int) -> None:
         """A call was answered that might have been unread for so long; 0: for ever."""
@@ -67,7 +68,9 @@ class LongTurns:
         self._judge(now_ns)
 
     def _judge(self, now_ns: int) -> None:
-        if 0 < self._patience_ns < _BEARABLE * self._took_ns:
+        # Turns are not timed any more where all but a few have left: what the last one took says nothing then.
+        is_known = now_ns - self._ended_ns < _LONG_FOR_NS
+        if is_known and 0 < self._patience_ns < _BEARABLE * self._took_ns:
             self._long_ns = now_ns
             self.group_ns = self._patience_ns // _GROUP
 

@@ -194,6 +194,25 @@ def long_engine(held: Held) -> None:
     turns.answered(12 * MS, held.now_ns)
 
 
+def test_groups_end_where_all_but_a_few_have_left() -> None:
+    """Turns are timed no more then: the last long one must not count for ever."""
+
+    async def test(held: Held) -> None:
+        one, sock = held.connect()
+        one._arrivals = Arrivals(lambda: 0)
+        long_engine(held)
+        for passed_ms in range(0, 300, 10):
+            held.now_ns += 10 * MS
+            held.call(one, sock, 1, ("grpc-timeout", "48m"))
+            assert sock.is_read == (passed_ms + 10 >= 190)
+            await until_read(sock)
+            held.calls.pop().finish(b"done")
+            one.flush()
+        one.connection_lost(None)
+
+    run_held(test)
+
+
 async def until_read(sock: Socket) -> None:
     async with asyncio.timeout(20):
         while not sock.is_read:
@@ -229,7 +248,10 @@ def test_refusals_for_age_keep_groups_going(took_ms: float, is_long: bool) -> No
         one, sock = held.connect()
         long_engine(held)
         held.now_ns += 1_000 * MS
-        assert not held.loop.engine.turns.long.are_long(held.now_ns)
+        turns = held.loop.engine.turns.long
+        assert not turns.are_long(held.now_ns)
+        turns.reads(held.now_ns - 10 * MS)
+        turns.ended(held.now_ns)
         one._unread_ns = held.now_ns - int(took_ms * MS)
         held.call(one, sock, 1)
         assert (len(held.calls), held.loop.engine.turns.long.are_long(held.now_ns)) == (not is_long, is_long)
