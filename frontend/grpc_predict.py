@@ -133,7 +133,7 @@ class _Together:
         self._timeout_ns = timeout_ns
         self._crowds = crowds
 
-    def take(self, calls: Sequence[Call], kind: Template, data: bytes, places: range) -> None:
+    def take(self, calls: Sequence[Call], kind: Template, data: bytes, places: Sequence[int]) -> None:
         """See handler."""
         tally, lane, client, encoder = self._tally, kind.lane, self._client, self._encoder
         started_ns, default_ns = tally.clock_ns(), self._timeout_ns

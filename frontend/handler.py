@@ -104,7 +104,7 @@ class Together(Protocol):
     def kind(self, message: bytes) -> Kind | None:
         """The kind of this message; None: calls with such messages are to be handled singly."""
 
-    def take(self, calls: Sequence[Call], kind: Kind, data: bytes, places: range) -> None:
+    def take(self, calls: Sequence[Call], kind: Kind, data: bytes, places: Sequence[int]) -> None:
         """Handles these calls, whose messages are of that kind and lie in `data` at these places."""
 
 StreamHandler = Callable[[Stream], Awaitable[None]]

@@ -18,7 +18,7 @@ from ringserve.frontend.http2.calls import turned_away
 from ringserve.frontend.http2.grpc_messages import PREFIX_BYTES
 from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
 from ringserve.frontend.http2.request import Request
-from ringserve.frontend.http2.runs import run_of_calls
+from ringserve.frontend.http2.runs import Calls, run_of_calls
 from ringserve.frontend.http2.sending import Host
 
 #: More work in one part of a read than others can wait for: bytes of header blocks that no cache knows, about a
@@ -98,21 +98,21 @@ class Refusing(Arriving):
             other = self._known(block, body_bytes)
             return other is not None and other.unary is request.unary and 0 < other.timeout_ns <= timeout_ns
 
-        streams, call_bytes, body_bytes = run_of_calls(
-            data, at, request, self.last_stream_id, self._limits.message_bytes_max, goes_on, crowd.prefix, crowd.suffix
-        )
-        end = at + len(streams) * call_bytes
+        run = run_of_calls(
+            data, at, request, self.last_stream_id, self._limits.message_bytes_max, goes_on, crowd.prefix, crowd.suffix,
+            open_streams=self.streams,
+        )  # fmt: skip
+        streams, end = run.streams, run.stop(len(run.streams))
         taken = int(min(room, self.room_calls))
         if taken > 0:
             del streams[-taken:]
-        if streams:
-            self.crowded(crowd, size)
-            code, text, retry_ms = crowd.refuse(len(streams))
-            self.calls.refuse_all(code, len(streams))
-            pushback = frames.retry_pushback(retry_ms) if retry_ms else b""
-            answers = turned_away(streams, frames.refusal_block(code, text, pushback))
-            self._answer_run(len(streams), streams[-1], len(streams) * body_bytes, answers)
-        return at + len(streams) * call_bytes if streams else 0, end
+        if not streams:
+            return 0, end
+        self.crowded(crowd, size)
+        code, text, retry_ms = crowd.refuse(len(streams))
+        self.calls.refuse_all(code, len(streams))
+        pushback = frames.retry_pushback(retry_ms) if retry_ms else b""
+        return self._answer_calls(run, turned_away(streams, frames.refusal_block(code, text, pushback))), end
 
     def _disperse(self, size: int, crowd: Crowd) -> None:
         """Its lane is full no more."""
@@ -128,6 +128,15 @@ class Refusing(Arriving):
         self.work += self._decoder.read_bytes
         return other
 
+    def _answer_calls(self, run: Calls, answers: bytes) -> int:
+        """Answers those that are left of a run, and passes the resets between them. Where they end."""
+        count = len(run.streams)
+        self._answer_run(count, run.streams[-1], count * run.body_bytes, answers)
+        resets = run.resets_before(count)
+        if resets:
+            self._noise.add_late_resets(resets)
+        return run.stop(count)
+
     def _answer_run(self, count: int, last_stream: bytes, received_bytes: int, answers: bytes) -> None:
         self.last_stream_id = int.from_bytes(last_stream, "big")
         self._received_bytes += received_bytes
@@ -142,13 +151,13 @@ class Refusing(Arriving):
             other = self._known(block, body_bytes)
             return other is not None and 0 < other.patience_ns < chosen_ns
 
-        streams, call_bytes, body_bytes = run_of_calls(
-            data, at, request, self.last_stream_id, self._limits.message_bytes_max, goes_on
+        run = run_of_calls(
+            data, at, request, self.last_stream_id, self._limits.message_bytes_max, goes_on, open_streams=self.streams
         )
+        streams = run.streams
         if self.room_calls and request.patience_ns >= waited_ns:
             del streams[-self.room_calls :]
         if not streams:
             return 0
         self.calls.turn_away(len(streams))
-        self._answer_run(len(streams), streams[-1], len(streams) * body_bytes, turned_away(streams))
-        return at + len(streams) * call_bytes
+        return self._answer_calls(run, turned_away(streams))

@@ -65,17 +65,22 @@ class Taking(Bodies):
 
         end = min(end, at + room * call_bytes)
         limit, prefix, suffix = self._limits.message_bytes_max, kind.prefix, kind.suffix
-        streams = run_of_calls(data, at, request, self.last_stream_id, limit, goes_on, prefix, suffix, end)[0]
-        count = len(streams)
+        run = run_of_calls(
+            data, at, request, self.last_stream_id, limit, goes_on, prefix, suffix, end,
+            open_streams=self.streams, own_resets=False,
+        )  # fmt: skip
+        count = len(run.streams)
         if count < TOGETHER_MIN:
             return 0
         if patience_ns:
             self.room_calls -= count
         self.work = max(self.work, work + count * _CALL_WORK)
         self._received_bytes += count * body_bytes
-        calls = [self._whole_call(stream, others.get(stream, request)) for stream in streams]
-        self._hand_over(together, calls, kind, data, range(message_at, message_at + count * call_bytes, call_bytes))
-        return at + count * call_bytes
+        calls = [self._whole_call(stream, others.get(stream, request)) for stream in run.streams]
+        self._hand_over(together, calls, kind, data, run.places(message_at - at))
+        if run.resets:
+            self._noise.add_late_resets(len(run.resets))
+        return run.stop(count)
 
     def _take_let_in(self, data: bytes, at: int, stop: int, request: Request) -> int:
         """As `_take_run`, of messages whose calls were let in (`barring.py`). The first one's frame ends at `stop`."""
@@ -113,7 +118,7 @@ class Taking(Bodies):
         return at + count * frame_bytes
 
     def _hand_over(
-        self, together: Together, calls: Sequence[UnaryCall], kind: Kind, data: bytes, messages_at: range
+        self, together: Together, calls: Sequence[UnaryCall], kind: Kind, data: bytes, messages_at: Sequence[int]
     ) -> None:
         self._noise.forgive(len(calls))
         try:

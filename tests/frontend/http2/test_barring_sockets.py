@@ -46,7 +46,7 @@ class Gathering(Service):
     def kind(self, message: bytes) -> SomeKind | None:
         return SomeKind(len(message), b"", b"") if len(message) < 5_000 else None
 
-    def take(self, calls: Sequence[Call], kind: SomeKind, data: bytes, places: range) -> None:
+    def take(self, calls: Sequence[Call], kind: SomeKind, data: bytes, places: Sequence[int]) -> None:
         self.taken.append(len(calls))
         for call, place in zip(calls, places, strict=True):
             self._echo(call, data[place : place + kind.size])

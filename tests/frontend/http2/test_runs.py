@@ -5,6 +5,8 @@ ends a run among them, through both ways of the same connection; runs found by h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,12 +136,59 @@ def test_a_run_goes_on_over_deadlines_that_no_cache_knows_until_they_are_too_muc
     assert len(answers(peer.read())) == count == peer.host.account.calls.unread
 
 
+def given_up(stream_ids: Iterable[int]) -> bytes:
+    return b"".join(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in stream_ids if stream_id > 0)
+
+
+@pytest.mark.parametrize("resets", [1, 2, 5])
+def test_resets_of_what_is_closed_end_no_run(resets: int) -> None:
+    """Those of calls that were answered long ago, and of calls of this very run."""
+    peer = quiet_peer()
+    ids = range(101, 201, 2)
+    peer.send(b"".join(peer.call(stream_id, b"alike", ECHO) for stream_id in range(1, 101, 2)))
+    peer.read()
+    pieces = [peer.call(stream_id, b"alike", ECHO, TIMEOUT) for stream_id in ids]
+    for number, stream_id in enumerate(ids):
+        if number % resets == 0:
+            pieces[number] += given_up([stream_id, *range(stream_id - 100, stream_id - 100 + 2 * resets, 2)])
+    peer.send(b"".join(pieces), 26 * MS)
+    assert len(peer.connection.out) == 1
+    assert [each.status for each in answers(peer.read()).values()] == [Code.RESOURCE_EXHAUSTED] * 50
+    assert peer.host.account.calls.unread == 50
+
+
+def test_the_reset_of_an_open_call_is_heard_in_a_run() -> None:
+    peer = quiet_peer()
+    peer.send(peer.call(1, b"alike", HOLD, TIMEOUT))
+    calls = [peer.call(stream_id, b"alike", ECHO, TIMEOUT) for stream_id in range(3, 43, 2)]
+    peer.send(b"".join([*calls[:10], given_up([1]), *calls[10:]]), 26 * MS)
+    assert peer.cancelled == 1
+    assert peer.host.account.calls.unread == 20
+
+
+def test_whoever_resets_more_than_he_began_is_an_attacker_in_a_run_too() -> None:
+    peer = quiet_peer()
+    peer.send(peer.call(1, b"alike", ECHO))
+    peer.read()
+    pieces = [peer.call(stream_id, b"alike", ECHO, TIMEOUT) for stream_id in range(3, 63, 2)]
+    peer.send((given_up([1]) * (NOISE_MAX // 20)).join(pieces), 26 * MS)
+    assert goaway(peer.read()) == ErrorCode.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("gives_up", [0, 2, 4, 6])
 @pytest.mark.parametrize(("room", "calls"), [(0, 20), (3, 20), (20, 20), (30, 20), (1, 2)])
-def test_in_a_rush_the_newest_are_taken(room: int, calls: int) -> None:
+def test_in_a_rush_the_newest_are_taken(room: int, calls: int, gives_up: int) -> None:
+    """gives_up: behind each call its client resets the one that it began so much earlier; 0: none."""
     peer = quiet_peer()
     peer.connection.is_in_rush, peer.connection.room_calls = True, room
     ids = range(1, 2 * calls, 2)
-    peer.send(b"".join(peer.call(stream_id, b"%02d" % stream_id, ECHO, TIMEOUT) for stream_id in ids))
+    peer.send(
+        b"".join(
+            peer.call(stream_id, b"%02d" % stream_id, ECHO, TIMEOUT)
+            + given_up([stream_id - gives_up] if gives_up else [])
+            for stream_id in ids
+        )
+    )
     told = answers(peer.read())
     taken = [stream_id for stream_id in ids if not told[stream_id].status]
     assert len(told) == calls

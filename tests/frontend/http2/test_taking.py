@@ -47,7 +47,7 @@ class Many:
         is_one = len(message) >= 4 and message[:2] == b"al" and message[-2:] == b"ke"
         return SomeKind(len(message)) if is_one else None
 
-    def take(self, calls: Sequence[Call], kind: SomeKind, data: bytes, places: range) -> None:
+    def take(self, calls: Sequence[Call], kind: SomeKind, data: bytes, places: Sequence[int]) -> None:
         self.counts.append(len(calls))
         assert len(places) == len(calls)
         for number, (each, at) in enumerate(zip(calls, places, strict=True)):
@@ -81,6 +81,8 @@ def taking_peer(*, is_together: bool = True, fails_at: int = -1, holds: str = ""
 def one_of(peer: Peer, kind: str, stream_id: int) -> bytes:
     if kind == "reset":
         return frames.rst_stream(max(1, stream_id - 4), ErrorCode.CANCEL)
+    if kind == "old reset":
+        return frames.rst_stream(1, ErrorCode.CANCEL)
     if kind == "ping":
         return frames.ping(bytes(8), False)
     if kind == "late data":
@@ -96,7 +98,7 @@ def one_of(peer: Peer, kind: str, stream_id: int) -> bytes:
     return made.replace(b"alike", b"al%dke" % (stream_id % 10))
 
 
-MORE_KINDS = [*KINDS, *["alike"] * 8, "late data", "no deadline", "less patient", "other method"]
+MORE_KINDS = [*KINDS, *["alike"] * 8, "old reset", "late data", "no deadline", "less patient", "other method"]
 
 
 def outcome(
@@ -108,7 +110,7 @@ def outcome(
     for kind, count in kinds:
         for _ in range(count):
             pieces.append(one_of(peer, kind, stream_id))
-            stream_id += 0 if kind in ("reset", "ping", "late data") else 2
+            stream_id += 0 if kind in ("reset", "old reset", "ping", "late data") else 2
     data = b"".join(pieces)
     for part in (data[:cut], data[cut:]):
         connection.room_calls = room
@@ -133,6 +135,18 @@ def test_calls_are_taken_together_just_as_one_by_one(
 ) -> None:
     together = outcome(kinds, cut, holds, streams_max, waited_ns, room, is_together=True)
     assert together == outcome(kinds, cut, holds, streams_max, waited_ns, room, is_together=False)
+
+
+def test_resets_of_what_is_closed_end_no_run_and_those_of_its_own_calls_do() -> None:
+    peer, many = taking_peer()
+    peer.send(one_of(peer, "alike", 1))
+    pieces = [one_of(peer, "alike", stream_id) for stream_id in range(3, 63, 2)]
+    for number in (3, 4, 9):
+        pieces[number] += frames.rst_stream(1, ErrorCode.CANCEL) * (number - 2)
+    pieces[19] += frames.rst_stream(31, ErrorCode.CANCEL)
+    peer.send(b"".join(pieces))
+    assert many.counts == [20, 10]
+    assert peer.messages == [b"al%dke" % (stream_id % 10) for stream_id in range(1, 63, 2)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +210,7 @@ def test_each_has_its_own_deadline() -> None:
     peer, many = taking_peer()
     seen: list[int] = []
 
-    def take(calls: Sequence[Call], kind: SomeKind, data: bytes, places: range) -> None:
+    def take(calls: Sequence[Call], kind: SomeKind, data: bytes, places: Sequence[int]) -> None:
         seen.extend(each.timeout_ns // MS for each in calls)
 
     many.take = take  # type: ignore[method-assign]
