@@ -120,6 +120,8 @@ class Refused(NamedTuple):
     text: str
 
 
+#: Longer timeouts mean this one, of thirty years: added to a time it is still a number of 64 bits.
+TIMEOUT_NS_MAX: Final = 10**18
 #: The part of its deadline that a call may have waited before it is read: it still must be decoded, queued and run.
 #: Who has waited for longer is told why it is refused, and when to come again.
 PATIENCE_PART: Final = 4

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.handler import PATIENCE_PART, TURNED_AWAY_TEXT
+from ringserve.frontend.handler import PATIENCE_PART, TIMEOUT_NS_MAX, TURNED_AWAY_TEXT
 
 HEADER: Final = b"x-request-timeout"
 BAD_TIMEOUT: Final = Failure(
@@ -16,9 +16,6 @@ BAD_TIMEOUT: Final = Failure(
 
 _TIMEOUT: Final = re.compile(rb"((?:\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(?:[eE][+-]?\d{1,2})?)(us|ms|s)?")
 _UNIT_NS: Final = {None: 1e9, b"s": 1e9, b"ms": 1e6, b"us": 1e3}
-#: Longer ones are no timeouts but mistakes: 30 years.
-_NS_MAX: Final = 1e18
-
 #: A look at how long a request has waited costs a system call, so nobody looks where it may wait for longer than
 #: anybody waits for a process that has not stopped.
 _PATIENCE_NS_MAX: Final = 1_000_000_000
@@ -32,9 +29,9 @@ def patience_of(timeout_ns: int) -> int:
 
 
 def parse_timeout(value: bytes) -> int:
-    """The timeout in ns, at least 1; -1 when the value makes no sense."""
+    """The timeout in ns, at least 1; -1 when the value makes no sense, as one of thirty years does not."""
     match = _TIMEOUT.fullmatch(value.strip(b" \t"))
     if match is None:
         return -1
     ns = float(match[1]) * _UNIT_NS[match[2]]
-    return max(1, round(ns)) if 0.0 < ns <= _NS_MAX else -1
+    return max(1, round(ns)) if 0.0 < ns <= TIMEOUT_NS_MAX else -1

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ringserve.frontend import request_ids
-from ringserve.frontend.handler import PATIENCE_PART, Methods, StreamHandler, UnaryHandler
+from ringserve.frontend.handler import PATIENCE_PART, TIMEOUT_NS_MAX, Methods, StreamHandler, UnaryHandler
 from ringserve.frontend.http2 import frames
 from ringserve.frontend.status import grpc_text
 
@@ -160,12 +160,15 @@ def _judge_name(name: bytes) -> tuple[int, str, str]:
 
 
 def parse_timeout(value: bytes) -> int:
-    """`grpc-timeout` in ns, at least 1 because 0 means "none" elsewhere; -1 when it is malformed."""
+    """`grpc-timeout` in ns, at least 1 because 0 means "none" elsewhere; -1 when it is malformed.
+
+    At most `TIMEOUT_NS_MAX`: eight digits of hours are more than a 64-bit number of nanoseconds holds.
+    """
     unit_ns = _UNIT_NS.get(value[-1:], 0)
     digits = value[:-1]
     if not unit_ns or not digits.isdigit() or len(digits) > 8:
         return -1
-    return int(digits) * unit_ns or 1
+    return min(int(digits) * unit_ns, TIMEOUT_NS_MAX) or 1
 
 
 def binary_pairs(key: str, value: bytes) -> Metadata:

@@ -211,6 +211,8 @@ def test_caches_are_bounded() -> None:
         (b"3S", 3_000_000_000),
         (b"2M", 120_000_000_000),
         (b"1H", 3_600_000_000_000),
+        (b"99999999M", 10**18),  # with a time added to it still a number of 64 bits
+        (b"99999999H", 10**18),
         (b"", -1),
         (b"S", -1),
         (b"5", -1),
