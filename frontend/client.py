@@ -308,6 +308,8 @@ class Client:
                 self._ring.release(offset)
             if bucket is not None:
                 bucket.pop(request_id, None)
+            if self._joins:
+                self._joins.pop(request_id, None)  # it was split, and then run again as a whole
             if reply is not None:
                 answered.append((reply, row_first, rows))
         if outputs is not None:

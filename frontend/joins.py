@@ -1,7 +1,8 @@
 """The parts of a split request, gathered until they are all there.
 
-Parts are copied: each lies in another batch's record, which goes back to its worker at once. A part can come twice
-(its worker died after sending it and it ran again); the second is ignored.
+Parts are copied: each lies in another batch's record, which goes back to its worker at once. Rows can come twice: their
+worker died after sending them, or the broker did, and they ran again. Where a request is cut depends on what stands
+before it, so that those that ran again need not lie in a part as the first ones did: only what is missing is taken.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ NOT_ALIKE_TEXT = (
 )
 
 
+#: Of each output its rows, copied.
+_Columns = list[tuple[Output, bytes | list[bytes]]]
+
+
 class Join:
     """Collects the parts of one request of `rows_whole` rows."""
 
     def __init__(self, rows_whole: int) -> None:
         self._rows_whole = rows_whole
-        self._rows_here = 0
-        self._parts: dict[int, list[tuple[Output, bytes | list[bytes]]]] = {}
+        #: By their first row, none of which two have: how many rows, and each output's.
+        self._parts: dict[int, tuple[int, _Columns]] = {}
 
     @property
     def complete(self) -> bool:
-        return self._rows_here == self._rows_whole
+        return sum(rows for rows, _ in self._parts.values()) == self._rows_whole
 
     def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> bool:
         """Rows [row_first, row_first + rows) of `outputs` are the request's rows from `row_start` on.
@@ -40,25 +45,33 @@ class Join:
         False: they cannot be joined with those that are here, as their inner shapes differ (a model may make rows as
         wide as the widest of a batch).
         """
-        if row_start in self._parts:
-            return True
-        for part in self._parts.values():
+        for _, part in self._parts.values():
             if any(output.shape[1:] != here.shape[1:] for output, (here, _) in zip(outputs, part, strict=True)):
                 return False
             break
-        self._parts[row_start] = [
-            (
-                output,
-                output.strings(row_first, rows) if output.dtype == STRING else bytes(output.raw(row_first, rows)),
-            )
-            for output in outputs
-        ]
-        self._rows_here += rows
+        for start, stop in self._missing(row_start, row_start + rows):
+            at, count = row_first + start - row_start, stop - start
+            self._parts[start] = count, [
+                (output, output.strings(at, count) if output.dtype == STRING else bytes(output.raw(at, count)))
+                for output in outputs
+            ]
         return True
+
+    def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The rows from `start` to `stop` that are not here yet."""
+        missing = []
+        for here in sorted(self._parts):
+            rows = self._parts[here][0]
+            if start < min(here, stop):
+                missing.append((start, min(here, stop)))
+            start = max(start, here + rows)
+        if start < stop:
+            missing.append((start, stop))
+        return missing
 
     def outputs(self) -> list[Output]:
         """The whole request's outputs, over memory of their own."""
-        parts = [self._parts[row_start] for row_start in sorted(self._parts)]
+        parts = [self._parts[row_start][1] for row_start in sorted(self._parts)]
         joined = []
         for column in zip(*parts, strict=True):
             first = column[0][0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ringserve.frontend.joins import Join
 from ringserve.frontend.outputs import Output
@@ -43,6 +45,32 @@ def test_a_part_that_comes_twice_counts_once() -> None:
     assert join.add([floats(0, 2)], 0, 2, 0)
     assert join.add([floats(0, 2)], 0, 2, 0)
     assert not join.complete
+
+
+def cuts() -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Any parts of a request of twelve rows: where they begin, and how many rows they have."""
+    part = st.integers(0, 11).flatmap(lambda start: st.tuples(st.just(start), st.integers(1, 12 - start)))
+    return st.lists(part, max_size=12)
+
+
+@given(cuts(), cuts())
+def test_each_row_is_taken_once_however_often_the_request_was_cut_and_where(
+    parts: list[tuple[int, int]], rest: list[tuple[int, int]]
+) -> None:
+    join = Join(12)
+    here: set[int] = set()
+    for start, rows in [*parts, *rest, (0, 5), (5, 7)]:
+        assert join.complete == (len(here) == 12)
+        if join.complete:
+            break
+        # In the record one row of another request lies before them.
+        assert join.add([floats(start - 1, rows + 1), texts(b"", *map(b"%d".__mod__, range(start, start + rows)))],
+                        1, rows, start)  # fmt: skip
+        here.update(range(start, start + rows))
+    assert join.complete
+    numbers, strings = join.outputs()
+    assert np.frombuffer(numbers.raw(0, 12), "<f4").tolist() == list(range(24))
+    assert strings.strings(0, 12) == [b"%d" % row for row in range(12)]
 
 
 def test_6_5_parts_of_different_inner_shapes_are_not_joined() -> None:
