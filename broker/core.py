@@ -26,7 +26,7 @@ from ringserve.broker.fleet import Fleet, Worker, WorkerState
 from ringserve.broker.lane_table import LaneTable
 from ringserve.broker.lanes import Entry, Lane, whole
 from ringserve.broker.leases import Lease, Leases
-from ringserve.broker.loans import LOAN_IDS, Loan, Loans
+from ringserve.broker.loans import LOAN_ID_FIRST, Loan, Loans
 from ringserve.broker.messages import Done, Execute, Handed, LaneSpec, ModelVersion
 from ringserve.broker.neighbours import Neighbours, runs
 from ringserve.broker.observer import Observer
@@ -181,13 +181,16 @@ class Core:
             self._orphans.list(lane, now_ns)
 
     def resubmit(self, frontend_id: int, groups: Sequence[Sequence[Any]], now_ns: int) -> None:
-        """Requests that may have been submitted before: only those neither queued nor leased are taken."""
+        """Requests that may have been submitted before: only those neither queued nor leased are taken, and of a split
+        one what ran on workers that left since: its frontend may not have it."""
         fresh = []
         for key, requests in groups:
             lane = self._lanes.get(key)
             if lane is not None:
                 held = self._leases.requests_of(lane, frontend_id) | lane.requests_of(frontend_id)
                 taken = [request for request in requests if request[0] not in held]
+                if lane.splits and lane.ask_again(frontend_id, requests, now_ns):
+                    self._orphans.list(lane, now_ns)
                 self._counters["resubmits_known"] += len(requests) - len(taken)
                 requests = taken
             if requests:
@@ -218,7 +221,7 @@ class Core:
     def done(self, done: Done, now_ns: int) -> None:
         """A batch is over. One that was revoked, or is not known, is counted and otherwise ignored."""
         lease = self._leases.settle(done.batch_id, done.worker_id, now_ns)
-        loan = self._loans.done(done.batch_id) if done.batch_id > LOAN_IDS else None
+        loan = self._loans.done(done.batch_id) if done.batch_id > LOAN_ID_FIRST else None
         if lease is None:
             if loan is None:
                 self._counters["dones_ignored"] += 1

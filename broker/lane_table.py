@@ -41,6 +41,8 @@ class LaneTable:
         for lane in self:
             if worker_id in lane.recent:
                 lane.recent.remove(worker_id)
+            for split in lane.splits.values():
+                split.worker_left(worker_id)
 
     def open(self, key: bytes) -> Lane | None:
         """The lane of a key that is not in the table; None when there are too many lanes and all are in use."""

@@ -33,16 +33,24 @@ def whole(frontend_id: int, request: Sequence[int], arrived_ns: int) -> Entry:
 class Split:
     """A request too large for one batch, between its first part and its end.
 
-    failure: decided while parts of it run; the frontend is told when none reads its records any more.
+    failure: decided while parts of it run; the frontend is told when none reads its records any more. done: (worker id,
+    first row, rows) of parts that are over. lost: (first row, rows) of those whose worker has left since, perhaps
+    before it had sent their Result.
     """
 
-    __slots__ = ("end", "failure", "parts_leased", "parts_queued")
+    __slots__ = ("done", "end", "failure", "lost", "parts_leased", "parts_queued")
 
     def __init__(self) -> None:
         self.parts_queued = 1
         self.parts_leased = 0
         self.failure: Failure | None = None
         self.end = ""  # with failure: which way of ending it counts as
+        self.done: list[tuple[int, int, int]] = []
+        self.lost: list[tuple[int, int]] = []
+
+    def worker_left(self, worker_id: int) -> None:
+        self.lost += [(row_start, rows) for worker, row_start, rows in self.done if worker == worker_id]
+        self.done = [part for part in self.done if part[0] != worker_id]
 
 
 class Lane:
@@ -253,6 +261,19 @@ class Lane:
             self.rows_queued += sum(part[2] for part, _, _ in entries)
             self._open_batches = None
         self._lower_deadline(entries)
+
+    def ask_again(self, frontend_id: int, requests: Iterable[Sequence[int]], now_ns: int) -> bool:
+        """Put back what these requests of a frontend, as in Submit, have lost with workers. True: there was some."""
+        lost: list[Entry] = []
+        for request_id, _, deadline_ns, *offsets in requests:
+            split = self.splits.get((frontend_id, request_id))
+            if split is not None and split.failure is None:
+                for row_start, rows in split.lost:
+                    lost.append(([frontend_id, request_id, rows, row_start, *offsets], deadline_ns, now_ns))
+                split.parts_queued += len(split.lost)
+                split.lost.clear()
+        self.put_back(lost, solo=False)
+        return bool(lost)
 
     # ------------------------------------------------------------------------------- TF Serving's count of batches
 

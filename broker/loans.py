@@ -27,8 +27,10 @@ from ringserve.broker.leases import Lease
 from ringserve.broker.messages import Done, Lend, Recall
 from ringserve.broker.policy import ROWS_ANY
 
-#: Loans are numbered in steps of this, so that batch ids of one never meet another's, nor those that the broker gives.
+#: Loans are numbered in steps of this, so that batch ids of one never meet another's.
 LOAN_IDS = 1 << 32
+#: The first one's number. The broker's own batches come to it after nine hundred years at 10,000 a second.
+LOAN_ID_FIRST = 1 << 48
 #: A loan that was used less often than this was not worth its messages: the lane's next row must be twice as long.
 _WORTH_USES = 4
 _ALONE_MIN_MAX = 1_024
@@ -85,7 +87,7 @@ class Loans:
         self._by_id: dict[int, Loan] = {}
         self._ended: dict[int, int] = {}  # of workers that left lately: loan id -> its last batch that was done
         self._blameless: deque[int] = deque(maxlen=_ENDED_KEPT)
-        self._last_id = 0
+        self._last_id = LOAN_ID_FIRST - LOAN_IDS
         self._to_tell: list[tuple[int, Lend | Recall]] = []
         #: Lone batches in a row: (their lane, their frontend, how many, the last one's id).
         self._row: tuple[Lane, int, int, int] | None = None

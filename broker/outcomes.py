@@ -139,6 +139,7 @@ class Outcomes:
                 self.ended["done"] += 1
             else:
                 split.parts_leased -= 1
+                split.done.append((lease.worker_id, part[3], part[2]))
                 self._close_split(lane, (part[0], part[1]))
 
     def take_back(self, lease: Lease, *, blamed: bool) -> None:

@@ -324,6 +324,32 @@ def test_resubmit_takes_only_what_is_neither_queued_nor_leased() -> None:
     assert sent(bench.done(10, batch_id)) == [(10, [(1, 1, 0), (2, 1, 0)])]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_of_a_split_request_runs_again_what_a_worker_may_have_kept_to_itself(late: bool) -> None:
+    """Its part was over, for the broker; whether its frontend has the Result only that knows, and it asks again. late:
+    nothing of the request is held any more by then."""
+    bench = Bench(2, batch_rows_max=32)
+    turns = [bench.submit((1, 64)), bench.turn()]
+    lost = {worker_id: parts for turn in turns for worker_id, parts in sent(turn)}[10]
+    ids = {worker_id: execute.batch_id for turn in turns for worker_id, execute in turn.executes}
+    bench.done(10, ids[10], rows=32)
+    if late:
+        bench.done(11, ids[11], rows=32)
+    assert sent(bench.left(10)) == []
+    for _ in range(2):  # another worker may leave, too
+        bench.core.resubmit(FRONTEND, [[bench.key, [[1, 64, 0, 64]]]], bench.now_ns)
+    turns = [bench.turn()]
+    if not late:
+        turns += [bench.done(11, ids[11], rows=32)]
+        assert [parts for turn in turns for _, parts in sent(turn)] == [lost]
+        assert (bench.counted("done"), bench.counted("split")) == (0, 1)
+    while turns[-1].executes:
+        turns += [bench.done(11, execute.batch_id, rows=32) for _, execute in turns[-1].executes]
+    again = [part for turn in turns for _, parts in sent(turn) for part in parts]
+    assert again == (lost if not late else [(1, 32, 0), (1, 32, 32)])
+    assert (bench.counted("done"), bench.counted("split")) == (1 + late, 0)
+
+
 def test_resubmit_knows_a_split_request_by_its_parts() -> None:
     bench = Bench(1, credit_max=1, batch_rows_max=8)
     bench.submit((1, 20))

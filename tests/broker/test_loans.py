@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from ringserve.broker.core import Turn
-from ringserve.broker.loans import LOAN_IDS
+from ringserve.broker.loans import LOAN_ID_FIRST
 from ringserve.broker.messages import Code, Handed, Lend, Recall
 from ringserve.broker.outcomes import ENDS
 from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
 from tests.broker.kit import FRONTEND, MS, OTHER_FRONTEND, Bench, sent, spec_of, told
 
-FIRST = LOAN_IDS  # the first loan's id
+FIRST = LOAN_ID_FIRST  # the first loan's id
 
 
 def lone(bench: Bench, count: int = 4, *, frontend_id: int = FRONTEND, key: bytes | None = None) -> Turn:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ringserve.broker.core import Core, Turn
-from ringserve.broker.loans import LOAN_IDS
+from ringserve.broker.loans import LOAN_ID_FIRST
 from ringserve.broker.messages import Code, Execute, Handed, LaneSpec
 from ringserve.broker.outcomes import ENDS
 from ringserve.broker.policy import MILLISECOND_NS, LanePolicy
@@ -172,7 +172,7 @@ class Checks:
 
     def started(self, worker_id: int, batch_id: int) -> None:
         known = any(batch.execute.batch_id == batch_id for batch in self.held[worker_id])
-        assert known or batch_id > LOAN_IDS  # one that a frontend handed over, which left meanwhile
+        assert known or batch_id > LOAN_ID_FIRST  # one that a frontend handed over, which left meanwhile
 
     def settled(self, batch_id: int) -> None:
         for batches in self.held.values():
@@ -183,7 +183,7 @@ class Checks:
                         self.requests[part[0], part[1]].free_since_ns = self.now_ns
                     batches.remove(batch)
                     return
-        if batch_id > LOAN_IDS:
+        if batch_id > LOAN_ID_FIRST:
             return  # its worker left meanwhile, or its frontend
         raise AssertionError(f"batch {batch_id} was settled and nobody held it")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ringserve.broker.core import Core
-from ringserve.broker.loans import LOAN_IDS
+from ringserve.broker.loans import LOAN_ID_FIRST
 from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
 from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
 from tests.sim.checks import Checks
@@ -365,7 +365,7 @@ class World:
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
             self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows), self.now_ns)
-            if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_IDS:
+            if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)
 
         self.loans.send(worker.worker_id, "up", deliver)
