@@ -111,7 +111,8 @@ class Executor:
 
     results: the writable bytes behind `ring`. allowed_batch_rows: by model name, the sizes up to which a batch's rows
     are padded (ascending), until `set_options` says otherwise; models that are not there are not padded. traces: say in
-    each Result when TensorFlow ran (clock_ns then is the monotonic clock).
+    each Result when TensorFlow ran (clock_ns then is the monotonic clock). awaits: whether a frontend that has no ring
+    yet will have one: a batch may overtake the news of it, and waits then.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class Executor:
         allowed_batch_rows: Mapping[str, Sequence[int]] | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         traces: bool = False,
+        awaits: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._servables = servables
+        self._awaits = awaits
         self._rings = rings
         self._ring = ring
         self._results = results
@@ -175,12 +178,15 @@ class Executor:
         self._lanes.clear()
 
     # -------------------------------------------------------------------------------------------------- the steps
-    # Generators: each yields the bytes it waits for while the result ring is full, and goes on when resumed.
+    # Generators: each yields the bytes it waits for while the result ring is full, and goes on when resumed; or 0.
 
     def _steps(self, run: _Run) -> Generator[int, None, Done]:
         message = run.message
-        lane = self._lane(message.lane_key)
         parts: list[Part] = [part for part in message.parts if part[FRONTEND] in self._rings]
+        while len(parts) < len(message.parts) and any(self._awaits(part[FRONTEND]) for part in message.parts):
+            yield 0
+            parts = [part for part in message.parts if part[FRONTEND] in self._rings]
+        lane = self._lane(message.lane_key)
         if isinstance(lane, Failure):
             for part in parts:
                 self._fail(run, part, lane)
@@ -255,6 +261,8 @@ class Executor:
     def _send_rows(self, run: _Run, lane: _Lane, parts: list[Part], outputs: list[Any]) -> Generator[int, None, None]:
         """One record with `outputs`, which are the rows of these parts of one frontend, and the Result that says so."""
         frontend_id = parts[0][FRONTEND]
+        if frontend_id not in self._rings:
+            return  # gone while the parts before these waited for room
         block = Block(outputs, lane.plan.output_dtypes)
         if block.nbytes > self._ring.record_bytes_max:
             yield from self._send_less(run, lane, parts, outputs, block.nbytes)

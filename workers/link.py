@@ -56,6 +56,10 @@ class Link:
     process shall stop, -1 for none. wake_fds: further descriptors that end a `wait` besides mail and news. pool_fd: its
     end-of-file tells of the pool's death. Valid after `register`: worker_id and rings (request rings, read-only) by
     frontend id. left, options, asks: news that the caller takes out of these lists.
+
+    When the broker is lost its frontends have left under their old ids only, and may still have to read what was sent
+    to these, however long they stood still. So the cable to a frontend that left stays open until the other end is
+    closed, by a frontend that has read all and forgotten this worker, or by its death: then its id comes into `left`.
     """
 
     def __init__(
@@ -80,6 +84,9 @@ class Link:
         self._frontends: dict[int, FrontendPeer] = {}
         #: Those that are polled, by descriptor.
         self._cables: dict[int, Cable] = {}
+        #: Those of frontends that left and have not hung up, with the frontends' ids.
+        self._leaving: dict[int, tuple[int, Cable]] = {}
+        self._newest_id = -1  # of the frontends that were ever here
         self._ready: dict[int, int] = {}
         self._poller = _poller_of(pool_fd, stop_fd, *wake_fds)
         # While there is no broker nothing else is taken in, so that what waits there must not end every pause at once.
@@ -162,7 +169,13 @@ class Link:
             messages += cable.receive()
             if cable.over:
                 self._unplug(cable)  # it would end every wait until the registration tells of the death
+                if fd in self._leaving:
+                    self._hung_up(*self._leaving.pop(fd))
         return messages
+
+    def awaits(self, frontend_id: int) -> bool:
+        """The broker has not told of this frontend yet. It will: ids only grow."""
+        return frontend_id > self._newest_id
 
     def news(self) -> bool:
         """Take in what the broker says of peers. False when the broker is lost. Raises StopOrdered.
@@ -210,6 +223,7 @@ class Link:
                     os.close(fds[0])
                 self._frontends[message.peer_id] = FrontendPeer(segment, self._plug(fds[1]))
                 self.rings[message.peer_id] = segment.data
+                self._newest_id = max(self._newest_id, message.peer_id)
             elif isinstance(message, PeerLeft):
                 self._forget(message.peer_id)
             elif isinstance(message, ModelOptions):
@@ -223,11 +237,17 @@ class Link:
         peer = self._frontends.pop(peer_id, None)
         if peer is not None:
             del self.rings[peer_id]
-            self._unplug(peer.cable)
-            peer.cable.close(flush_ms=_FLUSH_MS)
             # A batch that waits for room may still hold a view: its memory goes when the view does.
             peer.segment.abandon()
-            self.left.append(peer_id)
+            if peer.cable.over:
+                self._hung_up(peer_id, peer.cable)
+            else:
+                self._leaving[peer.cable.fd] = (peer_id, peer.cable)
+
+    def _hung_up(self, peer_id: int, cable: Cable) -> None:
+        """Nobody reads any more what was sent to this frontend."""
+        cable.close()
+        self.left.append(peer_id)
 
     def _forget_all(self) -> None:
         self.asks.clear()  # of a broker that is gone: its numbers mean nothing to the next one
@@ -248,6 +268,8 @@ class Link:
         """Deliver what is queued and leave."""
         for peer_id in list(self._frontends):
             self._forget(peer_id)
+        for _, cable in self._leaving.values():
+            cable.close(flush_ms=_FLUSH_MS)
         if self._broker is not None:
             self._broker.close(flush_ms=_FLUSH_MS)
         if self._channel is not None:

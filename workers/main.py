@@ -83,7 +83,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
     try:
         link.register()
         traces = bool(settings.tracing.endpoint or settings.access_log.to)
-        executor = Executor(models, link.rings, ring, segment.data, link.worker_id, traces=traces)
+        executor = Executor(models, link.rings, ring, segment.data, link.worker_id, traces=traces, awaits=link.awaits)
         worker = Worker(
             link, executor, segment, ring, models, loader,
             answer=Profiler(told.put, name).answer,

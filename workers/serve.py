@@ -22,11 +22,8 @@ from ringserve.workers.loading import NICENESS, LoadEnded, Loader, Open
 
 log = logging.getLogger(__name__)
 
-#: How long the records of a frontend that left are kept.
-_LEFT_KEPT_NS = 5_000_000_000
 _TIDY_NS = 10_000_000_000
-#: How often to look, while there is something to keep, or to tidy.
-_LOOK_MS = 1000
+#: How often to look while there is something to tidy.
 _LOOK_TIDY_MS = 10_000
 
 #: Answers an operator's call, at once or, when it returns None, later through the worker's `told`.
@@ -93,8 +90,6 @@ class Worker:
         self._clock = clock
         self._backlog: deque[Execute] = deque()
         self._batch: Batch | None = None
-        #: (when, frontend_id): records of frontends that left, see `_forget_left`.
-        self._leaving: deque[tuple[int, int]] = deque()
         self._untidy = False
         self._tidied_ns = 0
         self.messages_dropped_count = 0
@@ -153,8 +148,8 @@ class Worker:
             if not link.news():
                 self._come_back(mail)
                 continue
-            if link.left or self._leaving:
-                self._forget_left()
+            while link.left:
+                self._executor.frontend_left(link.left.pop())
             if link.options or link.asks:
                 self._on_control()
             self._on_side_threads()
@@ -163,7 +158,7 @@ class Worker:
             self._work()
             if not mail and self._stopping() and self._batch is None:
                 return
-            link.wait(_LOOK_MS if self._leaving else _LOOK_TIDY_MS if self._untidy else None)
+            link.wait(_LOOK_TIDY_MS if self._untidy else None)
             if self._untidy:
                 self._tidy()
 
@@ -243,15 +238,3 @@ class Worker:
             self._link.send_result(frontend_id, wire.pack(result))
         if batch.done is not None:
             self._link.send_done(wire.pack(batch.done))
-
-    def _forget_left(self) -> None:
-        """Take back the records of frontends that left, but not at once.
-
-        When it is the broker that was lost, the frontends "left" under their old ids only, and Results for these ids
-        may still be on their way: their records must not be written over before they can have been read.
-        """
-        now_ns = self._clock()
-        while self._link.left:
-            self._leaving.append((now_ns + _LEFT_KEPT_NS, self._link.left.pop()))
-        while self._leaving and self._leaving[0][0] <= now_ns:
-            self._executor.frontend_left(self._leaving.popleft()[1])

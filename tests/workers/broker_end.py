@@ -158,6 +158,7 @@ class WorkerEnd:
         niceness: int = 0,
         answer: Answer = lambda ask: Told(ask.ask_id, 0, "", b""),
         told: Handover[Told] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.outcome: object = None
         loader = Loader(orders, open_model, niceness=niceness)
@@ -177,7 +178,7 @@ class WorkerEnd:
             try:
                 link.register()
                 models: dict[Any, Any] = {}
-                executor = Executor(models, link.rings, ring, segment.data, link.worker_id)
+                executor = Executor(models, link.rings, ring, segment.data, link.worker_id, awaits=link.awaits)
                 Worker(
                     link,
                     executor,
@@ -188,7 +189,7 @@ class WorkerEnd:
                     answer=answer,
                     told=told,
                     stopping=lambda: False,
-                    clock=time.monotonic_ns,
+                    clock=clock,
                 ).serve()
             except BaseException as error:
                 self.outcome = error

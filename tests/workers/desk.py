@@ -118,7 +118,9 @@ class Desk:
             self.results.data,
             77,
             allowed_batch_rows=allowed_batch_rows,
+            awaits=lambda frontend_id: frontend_id in self.awaited,
         )
+        self.awaited: set[int] = set()  # frontends of which there is no news yet
         self.batches = 0
         self.requests = 0
         self.rows: dict[int, int] = {}

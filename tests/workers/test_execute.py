@@ -232,6 +232,43 @@ def test_a_frontend_that_leaves_while_its_answer_waits(served: Load) -> None:
     assert desk.run(spec, [parts[2]])[1].rows == 1
 
 
+def test_a_frontend_that_leaves_while_others_answers_wait_is_given_no_record(served: Load) -> None:
+    servable = served("echo")
+    desk = Desk(servable, frontends=3, result_bytes=4096)
+    request = {"x": RANDOM.random((1, 700), dtype=np.float32)}
+    parts = [desk.part(request, frontend_id=i) for i in (1, 2, 3)]
+    spec = lane(servable, request, ["y"])
+    batch = desk.start(spec, parts)  # the first one's answer fills the ring, the second's waits
+    answers: dict[int, Any] = {}
+    desk.read(batch, spec, answers, release=False)
+    del desk.mapped[3]
+    desk.executor.frontend_left(3)
+    desk.release()
+    assert batch.proceed()
+    desk.read(batch, spec, answers)
+    assert list(answers) == [parts[0][1], parts[1][1]]
+    assert desk.writer.statistics().used_bytes == 0
+
+
+def test_a_batch_that_is_faster_than_the_news_of_its_frontend_waits(served: Load) -> None:
+    servable = served("half")
+    desk = Desk(servable, frontends=2)
+    parts = [desk.part(rows_of(1.0), frontend_id=1), desk.part(rows_of(2.0), frontend_id=2)]
+    ring = desk.mapped.pop(2)
+    desk.awaited.add(2)
+    spec = lane(servable, rows_of(1.0), ["y"])
+    batch = desk.start(spec, parts)
+    assert batch.done is None
+    assert not batch.proceed()
+    assert batch.take_results() == []
+    desk.mapped[2] = ring
+    desk.awaited.clear()
+    assert batch.proceed()
+    answers: dict[int, Any] = {}
+    desk.read(batch, spec, answers)
+    assert sorted(answers) == sorted(part[1] for part in parts)
+
+
 def test_frontends_that_are_gone_are_dropped(served: Load) -> None:
     servable = served("half")
     desk = Desk(servable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import select
 import socket
 import threading
@@ -158,6 +159,34 @@ def test_the_next_broker_is_told_all_of_it(start: Start, served: Any) -> None:
     messages = broker.until(Ready([["half", 1], ["echo", 1]], True))
     assert [m.name for m in messages if isinstance(m, Loaded)] == ["mlp", "half", "echo"]
     assert not [m for m in messages if isinstance(m, Loading)]
+
+
+def test_what_a_frontend_may_still_read_is_kept_until_it_hangs_up(start: Start, served: Any) -> None:
+    """However long the one stood still that has not noticed the old broker's end; nobody else's answers lie there."""
+    from tests.workers.broker_end import FrontendEnd, wait_for
+
+    hours = itertools.count(0, 3_600_000_000_000)
+    broker, _ = start([order_of("half")], Models(served), clock=lambda: next(hours))
+    broker.until(Ready([["half", 1]], True))
+    spec, rows = lane(served("half"), rows_of(1.0), ["y"]), rows_of(*range(100))
+    slow = FrontendEnd(broker, 1)
+    first = slow.ask(spec, **rows)
+    _, shape, offset = first.outputs[0]
+    kept = np.ndarray(shape, np.float32, broker.results.data, offset)
+    expected = kept.copy()
+    broker.lose()
+    broker.accept(12)
+    broker.until(Ready([["half", 1]], True))
+    other = FrontendEnd(broker, 2)
+    records = [other.ask(spec, **rows_of(*range(1000, 1100))).record_id for _ in range(20)]
+    assert first.record_id not in records
+    assert np.array_equal(kept, expected)
+    slow.cable.close()
+
+    def reused() -> bool | None:
+        return other.ask(spec, **rows).record_id == first.record_id or None
+
+    wait_for(reused, "the first one's record")
 
 
 def test_a_stop_while_it_loads_is_obeyed_at_once(start: Start, served: Any) -> None:
