@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections import deque
 from typing import NamedTuple
 
 from ringserve.broker import wire
+from ringserve.broker.cable import GONE_ERRNOS, NO_MEMORY_PAUSE_S
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
@@ -165,7 +167,10 @@ class ControlChannel:
                 sent = socket.send_fds(self._socket, [frame], fds, socket.MSG_NOSIGNAL)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno not in GONE_ERRNOS:
+                    time.sleep(NO_MEMORY_PAUSE_S)
+                    return
                 self._drop_unsent()
                 return
             for fd in fds:

@@ -3,6 +3,7 @@ broker's poll loop serves them, whatever workers do."""
 
 from __future__ import annotations
 
+import errno
 import selectors
 from collections.abc import Iterator
 
@@ -46,6 +47,38 @@ def test_what_the_socket_does_not_take_is_kept_and_sent_later(ends: tuple[Cable,
         one.flush()
     assert received == sent
     assert not one.unsent
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.EPIPE])
+def test_want_of_memory_loses_nothing_and_tears_nothing(code: int) -> None:
+    """It is no end of the other side, which EPIPE is; half of a message was taken before."""
+    connection, other_end = pair()
+    other = Cable(other_end)
+
+    class Short:
+        """A socket whose kernel has once no memory for what it is to send."""
+
+        calls = 0
+
+        def send(self, data: memoryview, flags: int) -> int:
+            self.calls += 1
+            if self.calls == 2:
+                raise OSError(code, "no")
+            return connection.send(data[:100] if self.calls == 1 else data, flags)
+
+    one = Cable(connection)
+    one._socket = Short()  # type: ignore[assignment]
+    sent = [bytes(1000), b"one", b"two"]
+    told = [one.send(message) for message in sent]
+    if code == errno.EPIPE:
+        assert told == [True] * 3  # nobody is there
+        assert not one.unsent
+    else:
+        assert told == [False] * 3
+        assert one.flush()
+        assert other.receive() == sent
+    connection.close()
+    other.close()
 
 
 def test_what_was_sent_before_a_death_arrives(ends: tuple[Cable, Cable]) -> None:

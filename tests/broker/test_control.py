@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -38,6 +39,29 @@ def test_messages_arrive_in_order_with_their_types(pair: tuple[ControlChannel, C
     for message in sent:
         ours.send(message)
     assert [received.message for received in receive_all(theirs, 4)] == sent
+
+
+def test_too_many_descriptors_under_way_lose_no_message(pair: tuple[ControlChannel, ControlChannel]) -> None:
+    """The kernel takes no more of them than a process may have open, and calls that an error."""
+    ours, theirs = pair
+
+    class Short:
+        calls = 0
+
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+
+    real = ours._socket
+    ours._socket = Short()  # type: ignore[assignment]
+    ours.send(PeerJoined(1, 3, 4096), (ours.fd,))
+    ours.send(PeerLeft(2))
+    assert ours.unsent
+    ours._socket = real
+    ours.flush()
+    received = receive_all(theirs, 2)
+    assert [each.message for each in received] == [PeerJoined(1, 3, 4096), PeerLeft(2)]
+    assert [len(each.fds) for each in received] == [1, 0]
+    os.close(received[0].fds[0])
 
 
 def test_descriptors_go_with_their_own_message(pair: tuple[ControlChannel, ControlChannel]) -> None:
