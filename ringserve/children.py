@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -103,16 +104,18 @@ class Child:
         self._start_failures = 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if there is a process; one that has ended but is not yet reaped takes it without harm."""
-        if self.process is not None and self.process.returncode is None:
-            os.kill(self.process.pid, number)
+        """Send a signal, if there is a process. May be called by a handler of signals in the middle of `reap`."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def reap(self) -> int:
         """Collect the process, which has ended. Returns its exit status, negative for a signal."""
         assert self.process is not None
         status = self.process.wait()
-        os.close(self.pidfd)
-        self.process, self.pidfd = None, -1
+        pidfd, self.pidfd = self.pidfd, -1
+        os.close(pidfd)
+        self.process = None
         return status
 
     def after(self, status: int, now_ns: int, limits: Workers) -> Fatal | None:
@@ -150,8 +153,11 @@ CommandOf = Callable[[ChildSpec], list[str]]
 
 
 def describe_status(status: int) -> str:
-    """`status 3`, or `signal SIGKILL` for what subprocess calls -9."""
-    return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+    """`status 3`, or `signal SIGKILL` for what subprocess calls -9. Most real-time signals have no name."""
+    if status >= 0:
+        return f"status {status}"
+    names = {int(each): each.name for each in signal.Signals}
+    return f"signal {names.get(-status, -status)}"
 
 
 def shell_status(status: int) -> int:

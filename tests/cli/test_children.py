@@ -89,7 +89,8 @@ def test_some_statuses_are_fatal_at_once(child: Child, status: Exit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "shell"), [(3, "status 3", 3), (0, "status 0", 1), (-9, "signal SIGKILL", 137)]
+    ("status", "text", "shell"),
+    [(3, "status 3", 3), (0, "status 0", 1), (-9, "signal SIGKILL", 137), (-35, "signal 35", 163)],
 )
 def test_statuses(status: int, text: str, shell: int) -> None:
     assert describe_status(status) == text
