@@ -46,10 +46,12 @@ _AGE_SPREAD: Final = 0.1
 
 
 def peer_text(transport: asyncio.BaseTransport) -> str:
-    """The client's address as gRPC writes it."""
+    """The client's address as gRPC writes it; empty where nobody knows, as of one that has reset its connection."""
     sock = transport.get_extra_info("socket")
     family = sock.family if sock is not None else None
     address = transport.get_extra_info("peername")
+    if address is None:
+        return ""
     if family == socket.AF_INET:
         return f"ipv4:{address[0]}:{address[1]}"
     if family == socket.AF_INET6:
