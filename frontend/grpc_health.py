@@ -93,6 +93,8 @@ class Health:
             raise StreamFailure(request.code, request.text)
         changed = asyncio.Event()
         forget = (self._catalog.watch(changed.set), self._draining.watch(changed.set))
+        more = asyncio.ensure_future(stream.receive())  # there may be none, and what nobody reads is kept in memory
+        more.add_done_callback(lambda _: changed.set())
         try:
             sent: int | None = None
             while True:
@@ -104,8 +106,11 @@ class Health:
                     sent = status
                 if self._draining.began:
                     raise stopping()
+                if more.done() and not more.exception() and more.result() is not None:
+                    raise StreamFailure(Code.INTERNAL, "more than one message for a method that takes one")
                 await changed.wait()
         finally:
+            more.cancel()
             for each in forget:
                 each()
 

@@ -18,6 +18,8 @@ from ringserve.frontend.http2.sending import Host
 
 #: Input of unfinished and untaken messages that a connection may hold, however small `message_bytes_max` is.
 _HELD_BYTES_MIN: Final = 256 * 2**20
+#: What a message takes here besides its bytes, while it waits: one of none took 75 of the 5 that were counted.
+_MESSAGE_BYTES: Final = 128
 #: DATA that come late for a stream that we have reset cost a client nothing when they are smaller.
 _LATE_BYTES_MIN: Final = 256
 
@@ -105,8 +107,10 @@ class Bodies(Barring):
         if call.is_done:
             return
         self.count_held(call)
-        if self.held_bytes > self._held_bytes_max or self.host.account.input_bytes > self._limits.held_bytes_max:
+        if self.held_bytes > self._held_bytes_max:
             self.refuse(call, RESOURCE_EXHAUSTED, "this connection has too many unfinished messages")
+        elif self.host.account.input_bytes > self._limits.held_bytes_max:
+            self.refuse(call, RESOURCE_EXHAUSTED, "this server holds too many unfinished messages; try again")
         else:
             self.return_stream_window(call)
 
@@ -124,7 +128,8 @@ class Bodies(Barring):
 
     def count_held(self, call: Exchange) -> None:
         """Brings the account of held input up to date with one stream."""
-        held = call.unread_bytes + (call.reader.held_bytes if call.reader is not None else 0)
+        held = call.unread_bytes + call.waiting_count * _MESSAGE_BYTES
+        held += call.reader.held_bytes if call.reader is not None else 0
         self.held_bytes += held - call.held_bytes
         self.host.account.input_bytes += held - call.held_bytes
         call.held_bytes = held

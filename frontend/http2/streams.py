@@ -61,16 +61,15 @@ class StreamingCall(Exchange):
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        raw = self._messages.popleft()
+        reader, raw = self.reader, self._messages.popleft()
+        assert reader is not None
         self.unread_bytes -= len(raw[1]) + 5
-        if not self.is_done:
-            self.connection.count_held(self)
-            self.connection.return_stream_window(self)
-        assert self.reader is not None
+        self.connection.count_held(self)
+        self.connection.return_stream_window(self)
         try:
-            if self.reader.is_long_work(raw):
-                return await self._decoded_aside(self.reader, raw)
-            return bytes(self.reader.decoded(raw))  # a long one is a view
+            if reader.is_long_work(raw):
+                return await self._decoded_aside(reader, raw)
+            return bytes(reader.decoded(raw))  # a long one is a view
         except MessageFault as fault:
             raise StreamFailure(fault.code, fault.text) from fault
 
@@ -117,19 +116,22 @@ class StreamingCall(Exchange):
         if messages or self.is_half_closed:
             self._wake_reader()
 
+    @property
+    def waiting_count(self) -> int:
+        return len(self._messages)
+
     def gone(self) -> None:
         if not self.is_done:
             self.is_done = True
             self.connection.calls.ended[ledger.CANCELLED] += 1
-            if self._task is not None:
-                self._task.cancel()
+            self._let_go()
+            self._cancel()
 
     def fail(self, code: int, text: str) -> None:
         """Ends the call from outside of its handler."""
         if not self.is_done:
             self._end(code, text)
-            if self._task is not None:
-                self._task.cancel()
+            self._cancel()
 
     # Inside.
 
@@ -152,8 +154,7 @@ class StreamingCall(Exchange):
         else:
             self._end(0, "")
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._task = None  # which refers to this call, by its traceback, too: memory would wait for the collector
             # A task cancelled by somebody other than `gone` must not leave its client waiting.
             self._end(INTERNAL, "the call was abandoned")
 
@@ -161,6 +162,7 @@ class StreamingCall(Exchange):
         if self.is_done:
             return
         self.is_done = True
+        self._let_go()
         connection = self.connection
         connection.calls.ended[code] += 1
         echo = self.request.echo
@@ -174,6 +176,19 @@ class StreamingCall(Exchange):
         connection.close_stream(self)
         self._wake_reader()
         self._wake_writers()
+
+    def _let_go(self) -> None:
+        """Nobody takes any more what has come, nor waits until the call is late."""
+        self._messages.clear()
+        self.reader = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cancel(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     def _send_headers(self) -> None:
         if not self._headers_sent:

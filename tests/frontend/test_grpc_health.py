@@ -135,6 +135,16 @@ def test_watch_of_a_service_that_is_not_known_waits_for_it(server: ApiServer, st
     watching.cancel()
 
 
+def test_watch_takes_one_message(server: ApiServer) -> None:
+    """Of a second one nobody would ever free the memory."""
+    with connect(server.target) as channel:
+        watching = channel.stream_stream("/grpc.health.v1.Health/Watch")(iter([b"", b"\n\x04more"]), timeout=60)
+        with pytest.raises(grpc.RpcError) as raised:
+            list(watching)
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
+    assert raised.value.details() == "more than one message for a method that takes one"
+
+
 def test_watchers_that_left_are_forgotten(server: ApiServer, stub: Any) -> None:
     catalog = server.api.client.catalog
     watchings = [stub.Watch(pb2.HealthCheckRequest(), timeout=60) for _ in range(3)]
