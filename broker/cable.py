@@ -8,20 +8,13 @@ Frame: u32 length (little endian), then the message as `broker/wire.py` packs it
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
-import time
 from collections import deque
-from typing import Final
+
+from ringserve.broker.sockets import is_gone
 
 _LENGTH = struct.Struct("<I")
-
-#: What the kernel says of a socket whose other end is gone. All else passes: for want of memory (a control group's
-#: limit counts what sockets hold) or of descriptors under way a message waits, and none is lost or torn.
-GONE_ERRNOS: Final = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF))
-#: Until the next try: such a socket is writable for all that the kernel knows, and would wake its loop without end.
-NO_MEMORY_PAUSE_S: Final = 0.001
 
 _RECEIVE_BYTES = 65_536
 
@@ -72,8 +65,7 @@ class Cable:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                if error.errno not in GONE_ERRNOS:
-                    time.sleep(NO_MEMORY_PAUSE_S)
+                if not is_gone(error):
                     return False
                 unsent.clear()
                 break

@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import time
 from collections import deque
 from typing import NamedTuple
 
 from ringserve.broker import wire
-from ringserve.broker.cable import GONE_ERRNOS, NO_MEMORY_PAUSE_S
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
@@ -43,6 +41,7 @@ from ringserve.broker.messages import (
     VersionInfo,
     Welcome,
 )
+from ringserve.broker.sockets import is_gone
 
 ControlMessage = (
     Hello
@@ -168,8 +167,7 @@ class ControlChannel:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in GONE_ERRNOS:
-                    time.sleep(NO_MEMORY_PAUSE_S)
+                if not is_gone(error):
                     return
                 self._drop_unsent()
                 return

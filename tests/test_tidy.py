@@ -88,7 +88,7 @@ def _ours(path: Path) -> Iterator[str]:
 
 _EDGES_OF_BROKER = {
     *("main", "service", "setup", "registry", "repository", "watcher", "mailbox", "wire", "control", "metrics"),
-    *("processes", "cable", "cables"),
+    *("processes", "cable", "cables", "sockets"),
     *("admin", "changes", "models", "operators", "state_file"),
 }
 _PURE_BROKER = [path for path in LIBRARY if path.parent.name == "broker" and path.stem not in _EDGES_OF_BROKER]
@@ -102,8 +102,9 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/wire": ("broker.messages",),
     "broker/mailbox": ("broker.messages",),
     "broker/cables": ("broker.cable", "broker.registry"),
-    "broker/cable": (),
-    "broker/control": ("broker.messages", "broker.wire"),
+    "broker/cable": ("broker.sockets",),
+    "broker/control": ("broker.messages", "broker.sockets", "broker.wire"),
+    "broker/sockets": (),
     "broker/main": ("broker", "config"),
     "broker/service": ("broker", "config"),
     "broker/setup": ("broker", "config"),
