@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 
 class Code(IntEnum):
@@ -148,7 +148,7 @@ class Result(NamedTuple):
     whole (axis 0 is all rows of this record when the lane is batchable).
     answers: [[request_id, row_first, rows, row_start], ...]: rows [row_first, row_first + rows) of the outputs are rows
     [row_start, ...) of that request.
-    failures: [[request_id, code, text], ...].
+    failures: [[request_id, code, text, rows, row_start], ...]: for these rows of it.
     record_id: give it back with Release when all is read; -1 when there is nothing to release.
     run: [when TensorFlow began, when it ended (monotonic ns), rows run], for traces and the access log;
     empty without these.

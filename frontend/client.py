@@ -23,7 +23,7 @@ from ringserve.frontend.broker_link import BrokerLink
 from ringserve.frontend.deadlines import ARRIVED_LATE_TEXT, NO_BROKER_TEXT, RUNNING_TEXT, DeadlineWheel, Grace
 from ringserve.frontend.direct import Direct
 from ringserve.frontend.handler import Buffer
-from ringserve.frontend.joins import NOT_ALIKE_TEXT, NOT_PER_ROW_TEXT, Join
+from ringserve.frontend.joins import Joins
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outgoing import Outgoing
 from ringserve.frontend.outputs import Answered, Output, Reply, answer_all, outputs_of
@@ -77,7 +77,7 @@ class Client:
         self._timeout_ns_max = timeout_ns_max
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
-        self._joins: dict[int, Join] = {}
+        self._joins = Joins()
         self._next_id = 1
         self._deadlines = DeadlineWheel(self._loop, time.monotonic_ns, self._expire)
         self._grace = Grace(self._loop, self._give_up)
@@ -308,18 +308,15 @@ class Client:
                 self._ring.release(offset)
             if bucket is not None:
                 bucket.pop(request_id, None)
-            if self._joins:
-                self._joins.pop(request_id, None)  # it was split, and then run again as a whole
+            self._joins.pop(request_id, None)  # where it was split, and then run again as a whole
             if reply is not None:
                 answered.append((reply, row_first, rows))
         if outputs is not None:
             answer_all(answered, outputs)
-        for request_id, code, text in result.failures:
-            entry = pending.get(request_id)
-            if entry is not None:
-                if entry[2] > 1:
-                    # It may have been split: its other parts need not run any more.
-                    self._out.cancel(entry[1], request_id)
+        for request_id, code, text, rows, row_start in result.failures:
+            if (entry := pending.get(request_id)) is not None and rows != entry[2]:
+                self._part_failed(entry, code, text, rows, row_start)
+            else:
                 self._fail(request_id, code, text)
         self.result = None
         if result.record_id >= 0:
@@ -327,18 +324,24 @@ class Client:
 
     def _join(self, entry: _Pending, outputs: list[Output], row_first: int, rows: int, row_start: int) -> None:
         reply, _, rows_whole, request, _ = entry
-        request_id = request[0]
-        join = self._joins.get(request_id)
-        if join is None:
-            join = self._joins[request_id] = Join(rows_whole)
-        per_row = all(output.batchable for output in outputs)
-        if not per_row or not join.add(outputs, row_first, rows, row_start):
-            self._out.cancel(entry[1], request_id)  # its other parts need not run any more
-            self._fail(request_id, Code.INVALID_ARGUMENT, NOT_ALIKE_TEXT if per_row else NOT_PER_ROW_TEXT)
+        join = self._joins.of(request[0], rows_whole)
+        text = join.add(outputs, row_first, rows, row_start)
+        if text:
+            self._part_failed(entry, Code.INVALID_ARGUMENT, text, rows, row_start)
         elif join.complete:
-            self._forget(request_id)
+            self._forget(request[0])
             if reply is not None:
                 reply.answer(join.outputs(), 0, rows_whole)
+
+    def _part_failed(self, entry: _Pending, code: int, text: str, rows: int, row_start: int) -> None:
+        """Its other parts need not run any more, but may do so now: until then its records belong to the workers."""
+        reply, _, rows_whole, (request_id, *_), _ = entry
+        join = self._joins.of(request_id, rows_whole)
+        self.cancel(request_id)
+        if join.fail(rows, row_start):
+            self._forget(request_id)
+        if reply is not None:
+            reply.fail(code, text)
 
     def _fail(self, request_id: int, code: int, text: str) -> None:
         entry = self._pending.get(request_id)

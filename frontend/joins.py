@@ -27,27 +27,43 @@ NOT_ALIKE_TEXT = (
 _Columns = list[tuple[Output, bytes | list[bytes]]]
 
 
+class Joins(dict[int, "Join"]):
+    """By request id, those of requests of which some parts have run."""
+
+    def of(self, request_id: int, rows_whole: int) -> Join:
+        join = self.get(request_id)
+        if join is None:
+            join = self[request_id] = Join(rows_whole)
+        return join
+
+
 class Join:
-    """Collects the parts of one request of `rows_whole` rows."""
+    """Collects the parts of one request of `rows_whole` rows. complete: nothing of it runs any more."""
 
     def __init__(self, rows_whole: int) -> None:
         self._rows_whole = rows_whole
-        #: By their first row, none of which two have: how many rows, and each output's.
+        self._has_failed = False
+        #: By their first row, none of which two have: how many rows, and each output's; none of a request that failed.
         self._parts: dict[int, tuple[int, _Columns]] = {}
 
     @property
     def complete(self) -> bool:
         return sum(rows for rows, _ in self._parts.values()) == self._rows_whole
 
-    def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> bool:
+    def add(self, outputs: Sequence[Output], row_first: int, rows: int, row_start: int) -> str:
         """Rows [row_first, row_first + rows) of `outputs` are the request's rows from `row_start` on.
 
-        False: they cannot be joined with those that are here, as their inner shapes differ (a model may make rows as
-        wide as the widest of a batch).
+        Why they cannot be joined with those that are here: a model may make rows as wide as the widest of a batch.
+        Empty: they can, or the request has failed and they are only counted.
         """
+        if self._has_failed:
+            self.fail(rows, row_start)
+            return ""
+        if not all(output.batchable for output in outputs):
+            return NOT_PER_ROW_TEXT
         for _, part in self._parts.values():
             if any(output.shape[1:] != here.shape[1:] for output, (here, _) in zip(outputs, part, strict=True)):
-                return False
+                return NOT_ALIKE_TEXT
             break
         for start, stop in self._missing(row_start, row_start + rows):
             at, count = row_first + start - row_start, stop - start
@@ -55,7 +71,15 @@ class Join:
                 (output, output.strings(at, count) if output.dtype == STRING else bytes(output.raw(at, count)))
                 for output in outputs
             ]
-        return True
+        return ""
+
+    def fail(self, rows: int, row_start: int) -> bool:
+        """These rows will not come, so that nobody needs the others. They are counted: whether all have run now."""
+        self._has_failed = True
+        self._parts = {start: (count, []) for start, (count, _) in self._parts.items()}
+        for start, stop in self._missing(row_start, row_start + rows):
+            self._parts[start] = stop - start, []
+        return self.complete
 
     def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The rows from `start` to `stop` that are not here yet."""

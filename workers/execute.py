@@ -324,7 +324,7 @@ class Executor:
 
     def _fail(self, run: _Run, part: Part, failure: Failure) -> None:
         message = run.message
-        failures = [[part[REQUEST], int(failure.code), failure.text]]
+        failures = [[part[REQUEST], int(failure.code), failure.text, part[ROWS], part[ROW_START]]]
         result = Result(self.worker_id, message.batch_id, message.lane_key, -1, [], [], failures, run.span)
         run.send((part[FRONTEND], result))
 

@@ -30,7 +30,7 @@ INTS = st.integers(min_value=-(2**63), max_value=2**64 - 1)
         Submit(7, [], True),
         Cancel(7, [[b"key", 1]]),
         Execute(2**63, b"key", [[7, 1, 2, 0, 64]]),
-        Result(8, 1, b"key", 640, [[1, [2, 10], 640]], [[1, 0, 2, 0]], [[2, 3, "bad input"]]),
+        Result(8, 1, b"key", 640, [[1, [2, 10], 640]], [[1, 0, 2, 0]], [[2, 3, "bad input", 1, 0]]),
         Done(8, 1, 12345, 2),
         Release(7, [640, 704]),
         Failed([[1, 4, "Timed out waiting for notification"]], [[b"lane", 5_000_000]]),

@@ -141,6 +141,9 @@ class Stage:
         outputs: list[list[Any]] = [[dtypes.FLOAT, list(values.shape), offset]]
         self.send(Result(worker_id, 1, LANE.key, offset, outputs, answers, []))
 
+    def fail(self, worker_id: int, *failures: list[Any]) -> None:
+        self.send(Result(worker_id, 1, LANE.key, -1, [], [], list(failures)))
+
     def send(self, message: Result | Failed) -> None:
         """As the worker does, or, of what has failed, the broker."""
         if isinstance(message, Result):
@@ -275,19 +278,6 @@ async def test_while_a_lane_is_full_who_would_come_too_late_is_refused_here(
         await until(lambda: taken.answers)
         assert lane.pressure.rows == 12
     assert lane.pressure.rows == 0
-
-
-async def test_parts_of_a_split_request_are_joined_in_row_order(tmp_path: Path) -> None:
-    async with staged(tmp_path) as (stage, client, _):
-        worker_id = await stage.worker_joins()
-        seen = Seen()
-        request_id = client.infer(LANE, 5, [ROW * 5], 0, seen)
-        stage.answer(worker_id, np.array([[4.0], [5.0]]), [[request_id, 0, 2, 3]])
-        stage.answer(worker_id, np.array([[4.0], [5.0]]), [[request_id, 0, 2, 3]], 64)  # the batch ran twice
-        stage.answer(worker_id, np.array([[9.0], [1.0], [2.0], [3.0]]), [[request_id, 1, 3, 0]], 128)
-        await until(lambda: seen.answers)
-        assert seen.answers == [[[1.0], [2.0], [3.0], [4.0], [5.0]]]
-        assert client.pending_count == 0
 
 
 async def test_full_is_an_answer_and_room_comes_back(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringserve.frontend.joins import Join
+from ringserve.frontend.joins import NOT_ALIKE_TEXT, Join
 from ringserve.frontend.outputs import Output
 from ringserve.shm.dtype import FLOAT, STRING
 from ringserve.shm.tensor import string_record_bytes, write_strings
@@ -31,7 +31,7 @@ def test_parts_are_joined_in_their_order() -> None:
         ([floats(3, 2), texts(b"d", b"e")], 0, 2, 3),
         ([floats(-1, 4), texts(b"x", b"a", b"b", b"c")], 1, 3, 0),
     ):
-        assert join.add(outputs, row_first, rows, row_start)
+        assert not join.add(outputs, row_first, rows, row_start)
         complete.append(join.complete)
     assert complete == [False, True]
     numbers, strings = join.outputs()
@@ -42,9 +42,18 @@ def test_parts_are_joined_in_their_order() -> None:
 
 def test_a_part_that_comes_twice_counts_once() -> None:
     join = Join(4)
-    assert join.add([floats(0, 2)], 0, 2, 0)
-    assert join.add([floats(0, 2)], 0, 2, 0)
+    assert not join.add([floats(0, 2)], 0, 2, 0)
+    assert not join.add([floats(0, 2)], 0, 2, 0)
     assert not join.complete
+
+
+def test_a_part_that_failed_counts_as_run() -> None:
+    join = Join(6)
+    assert not join.add([floats(0, 2)], 0, 2, 0)
+    join.fail(2, 2)
+    assert not join.complete
+    assert not join.add([floats(0, 3, width=5)], 0, 3, 3)  # nobody joins it any more
+    assert join.complete
 
 
 def cuts() -> st.SearchStrategy[list[tuple[int, int]]]:
@@ -64,7 +73,7 @@ def test_each_row_is_taken_once_however_often_the_request_was_cut_and_where(
         if join.complete:
             break
         # In the record one row of another request lies before them.
-        assert join.add([floats(start - 1, rows + 1), texts(b"", *map(b"%d".__mod__, range(start, start + rows)))],
+        assert not join.add([floats(start - 1, rows + 1), texts(b"", *map(b"%d".__mod__, range(start, start + rows)))],
                         1, rows, start)  # fmt: skip
         here.update(range(start, start + rows))
     assert join.complete
@@ -75,6 +84,6 @@ def test_each_row_is_taken_once_however_often_the_request_was_cut_and_where(
 
 def test_6_5_parts_of_different_inner_shapes_are_not_joined() -> None:
     join = Join(4)
-    assert join.add([floats(0, 2)], 0, 2, 0)
-    assert not join.add([floats(2, 2, width=3)], 0, 2, 2)
+    assert not join.add([floats(0, 2)], 0, 2, 0)
+    assert join.add([floats(2, 2, width=3)], 0, 2, 2) == NOT_ALIKE_TEXT
     assert not join.complete

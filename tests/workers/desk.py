@@ -169,7 +169,7 @@ class Desk:
         """Take the batch's results into `answers`; each request must be answered once."""
         for frontend_id, result in batch.take_results():
             assert (result.worker_id, result.lane_key) == (77, wire.pack_lane(spec))
-            for request_id, code, text in result.failures:
+            for request_id, code, text, _rows, _row_start in result.failures:
                 assert request_id not in answers
                 answers[request_id] = (code, text)
             outputs = [self.output(*described) for described in result.outputs]
