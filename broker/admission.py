@@ -74,7 +74,7 @@ def admit(
             if failure is not None:
                 refused.append((request_id, failure))
                 continue
-            if rows > lane.rows_max:
+            if rows > lane.rows_max and policy.split:
                 lane.splits[frontend_id, request_id] = Split()
             elif batches is not None and not (batches and batches[-1] + rows <= lane.rows_max):
                 opened_at = rows_queued
@@ -108,8 +108,6 @@ def _second_look(
         return failures.NO_ROWS
     if 0 < policy.request_rows_max < rows:
         return failures.too_large(rows, policy.request_rows_max)
-    if rows > lane.rows_max and not policy.split:
-        return failures.too_large(rows, lane.rows_max)
     if not lane.queue:
         return None
     if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > lane.queue_rows_max:

@@ -58,6 +58,12 @@ class Lease:
         """How long this batch may be the head before it is taken for hung."""
         return max(self.lane.policy.lease_ns_max, RUN_TIMES_MAX * self.expected_ns)
 
+    def waited_for_until_ns(self) -> int:
+        """Until when a client waits for it that has said so, or may: such a batch runs for long, and does not hang."""
+        latest_ns = self.started_ns + self.lane.policy.lease_waits_ns_max
+        deadlines_ns = [deadline_ns for _, deadline_ns, _ in self.entries]
+        return min(latest_ns, max(deadlines_ns)) if all(deadlines_ns) else latest_ns
+
 
 class Leases:
     """All leases, by batch id and by worker. A worker's list may be read by others, and is changed only here.
@@ -155,6 +161,9 @@ class Leases:
         if not self._deadline_min_ns or now_ns < self._deadline_min_ns:
             return []
         heads = [held[0] for held in self._by_worker.values() if held]
+        for lease in heads:
+            if lease.deadline_ns <= now_ns:
+                lease.deadline_ns = max(lease.deadline_ns, lease.waited_for_until_ns())
         late = [lease.worker_id for lease in heads if lease.deadline_ns <= now_ns]
         self._deadline_min_ns = min((lease.deadline_ns for lease in heads if lease.deadline_ns > now_ns), default=0)
         return late

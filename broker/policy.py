@@ -27,7 +27,7 @@ class LanePolicy:
       `timeout`: TF Serving's: a batch goes when it is full, when a request waits that does not fit it, or when its
       oldest request has waited `batch_wait_ns_max`.
       `none`: each request by itself, whatever its rows.
-    batch_rows_max: rows of one batch. A request with more is split, or refused when `split` is off.
+    batch_rows_max: rows of one batch. A request with more is split, or runs by itself when `split` is off.
     batch_rows_allowed: ascending sizes up to which workers pad a batch's rows; empty = batches keep their size.
     batch_wait_ns_max: only for `timeout`; with 0 a batch goes as soon as a worker is free.
     batch_enough_ns: only for `adaptive`: where rows cost the time, a batch that runs for longer than this holds no more
@@ -40,10 +40,13 @@ class LanePolicy:
     queue_ns_max: a request that by prediction would wait longer is refused, whatever its deadline; 0 = not limited.
     queue_batches_max: TF Serving's `max_enqueued_batches`: whole batches that may wait in one lane; 0 = not limited
       this way.
-    split: may a request with more rows than `batch_rows_max` run as several parts?
+    split: does a request with more rows than `batch_rows_max` run as several parts? Rows that depend on each other get
+      other answers then.
     workers_max: how many workers may run this model, always the same ones; 0 = all that have loaded it.
     lease_ns_max: a batch that runs longer has hung and its worker is ended. Never less than
       `leases.RUN_TIMES_MAX` times the learned run time, so that a slow model is not taken for a hung one.
+    lease_waits_ns_max: nor is one that has run for less than this, as long as the deadline of a request in it is still
+      to come, or one has none; 0 = it is.
     spread_ns: a wait shorter than this is better spent filling the batch than on one more worker.
     prefetch_ns: this long before a worker is predicted to be free it is sent its next batch, so that it does not idle
       while messages travel. 0 = never (but see the next).
@@ -74,6 +77,7 @@ class LanePolicy:
     split: bool = True
     workers_max: int = 0
     lease_ns_max: int = 60 * SECOND_NS
+    lease_waits_ns_max: int = 0
     spread_ns: int = MILLISECOND_NS
     prefetch_ns: int = MILLISECOND_NS
     prefetch_full_ns: int = 5 * MILLISECOND_NS
@@ -103,6 +107,7 @@ class LanePolicy:
             "prefetch_ns",
             "prefetch_full_ns",
             "no_worker_ns_max",
+            "lease_waits_ns_max",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; it is {getattr(self, name)}")

@@ -33,6 +33,10 @@ from ringserve.config.topology import read_topology
 
 log = logging.getLogger(__name__)
 
+#: Where nobody says how long a batch may run: what hangs is found by then, unless a client waits for longer.
+_LEASE_MS = 30_000
+_LEASE_WAITS_MS = 300_000
+
 
 def lane_policy(batching: Batching, workers: Workers, request_ring_bytes: int) -> LanePolicy:
     """The policy of one model's lanes."""
@@ -54,7 +58,8 @@ def lane_policy(batching: Batching, workers: Workers, request_ring_bytes: int) -
         split=batching.split,
         spread_ns=batching.spread_us * 1_000,
         workers_max=batching.workers_max,
-        lease_ns_max=workers.lease_ms_max * 1_000_000,
+        lease_ns_max=(workers.lease_ms_max or _LEASE_MS) * 1_000_000,
+        lease_waits_ns_max=0 if workers.lease_ms_max else _LEASE_WAITS_MS * 1_000_000,
     )
 
 

@@ -68,7 +68,9 @@ class Workers:
         choices=("bfc", "cuda_malloc_async"),
     )
     lease_ms_max: int = setting(
-        30_000, "a worker that runs one batch for longer is taken to hang and replaced", low=10
+        0,
+        "a worker that runs one batch for longer is taken to hang and replaced; 0: 30 s, or for as long as a client waits "
+        "for it, but no longer than 5 minutes",
     )
     saved_model_tags: str = setting("serve", "comma-separated tags that choose the graph of a SavedModel")
     restart_wait_ms_min: int = setting(
@@ -116,7 +118,10 @@ class Batching:
         flag="batching_lend_after_requests",
     )
     split: bool = setting(
-        True, "cut a request of more rows than a batch holds, and join its answers", flag="batching_split"
+        False,
+        "cut a request of more rows than a batch holds, and join its answers: right only where rows do not depend on "
+        "each other; else it runs whole, by itself",
+        flag="batching_split",
     )
     spread_us: int = setting(
         1000,

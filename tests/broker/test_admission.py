@@ -22,14 +22,15 @@ FULL = "The batch scheduling queue to which this task was submitted is full; "
     [
         ({}, [], 128, None, ""),
         ({"batch_rows_max": 8}, [], 9, None, ""),  # will be split
+        ({"batch_rows_max": 8, "split": False}, [], 9, None, ""),  # will run by itself
+        ({"batch_rows_max": 8, "split": False}, [], 8, None, ""),
         (
-            {"batch_rows_max": 8, "split": False},
+            {"batch_rows_max": 8, "split": False, "request_rows_max": 8},
             [],
             9,
             Code.INVALID_ARGUMENT,
             "Task size 9 is larger than maximum input batch size 8",
         ),
-        ({"batch_rows_max": 8, "split": False}, [], 8, None, ""),
         ({"batch_rows_max": 8, "split": False, "batching": "none"}, [], 9, None, ""),
         ({}, [], 0, Code.INVALID_ARGUMENT, "A request must have at least one row"),
         ({"queue_requests_max": 2}, [1], 1, None, ""),
@@ -120,7 +121,7 @@ def test_6_3_limits(policy: dict[str, Any], waiting: list[int], rows: int, code:
         assert not refused
         assert lane.queue[-1] == ([FRONTEND, 50, rows, 0, 640], 0, NOW)
         assert lane.rows_queued == sum(waiting) + rows
-        assert ((FRONTEND, 50) in lane.splits) == (rows > lane.rows_max)
+        assert ((FRONTEND, 50) in lane.splits) == (rows > lane.rows_max and lane.policy.split)
     else:
         assert refused == [(50, (code, text))]
         assert ids(list(lane.queue)) == list(range(len(waiting)))

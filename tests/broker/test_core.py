@@ -202,10 +202,24 @@ def test_lanes_are_bounded_and_idle_ones_forgotten() -> None:
 
 
 def test_policies_can_change_and_are_by_model() -> None:
-    bench = Bench(1, batch_rows_max=8, split=False)
+    bench = Bench(1, request_rows_max=8)
     assert told(bench.submit((1, 9))) == [(1, Code.INVALID_ARGUMENT)]
-    bench.core.set_policies(LanePolicy(batch_rows_max=8, split=False), {"m": LanePolicy(batch_rows_max=16)})
+    bench.core.set_policies(LanePolicy(request_rows_max=8), {"m": LanePolicy(request_rows_max=16)})
     assert sent(bench.submit((2, 9))) == [(10, [(2, 9, 0)])]
+
+
+def test_a_large_request_that_must_not_be_split_runs_whole_and_alone() -> None:
+    """Its rows may depend on each other, and those of others are none of its."""
+    bench = Bench(1, credit_max=1, batch_rows_max=8, split=False)
+    ((_, execute),) = bench.submit((1, 1)).executes
+    bench.submit((2, 3), (3, 20), (4, 4), (5, 5))
+    batches = []
+    while execute is not None:
+        executes = bench.done(10, execute.batch_id).executes
+        execute = executes[0][1] if executes else None  # type: ignore[assignment]
+        batches += [[(part[1], part[2], part[3]) for part in execute.parts]] if execute else []
+    assert batches == [[(2, 3, 0)], [(3, 20, 0)], [(4, 4, 0)], [(5, 5, 0)]]
+    assert (bench.counted("done"), bench.counted("split")) == (5, 0)
 
 
 def test_a_done_of_a_batch_nobody_holds_is_counted_and_ignored() -> None:

@@ -56,6 +56,21 @@ def test_settle_wants_the_batch_and_its_worker(batch_id_off: int, worker_id: int
     assert lease.lane.leases_count == (0 if settled else 1)
 
 
+@pytest.mark.parametrize(
+    ("deadlines_ms", "ends_ms"),
+    [([30], 100), ([250], 250), ([250, 150], 250), ([700], 400), ([0], 400), ([250, 0], 400)],
+)
+def test_a_batch_for_which_somebody_waits_is_no_hang_for_some_time(deadlines_ms: list[int], ends_ms: int) -> None:
+    """deadlines_ms: of its requests; 0: none."""
+    leases, _ = leases_of(1)
+    lane = lane_of(lease_ns_max=LEASE_NS, lease_waits_ns_max=400 * MS)
+    entries = [entry(n, deadline_ns=NOW + each * MS if each else 0) for n, each in enumerate(deadlines_ms)]
+    leases.grant(1, lane, entries, len(entries), NOW, expected_ns=0, solo=False)
+    assert leases.wake_ns() == NOW + LEASE_NS
+    late = [at_ms for at_ms in range(0, 500, 10) if leases.expire(NOW + at_ms * MS)]
+    assert late[0] == ends_ms
+
+
 def test_a_lease_settles_once() -> None:
     leases, _ = leases_of(1)
     lease = grant(leases, 1)

@@ -25,10 +25,11 @@ RANDOM = np.random.default_rng(18)
 
 #: All of them are the model `ragged`; keys of [batching].
 BATCHING: dict[str, dict[str, Any]] = {
-    "adaptive": {"batch_rows_max": 8},
-    "allowed": {"batch_rows_max": 8, "batch_rows_allowed": "1,4,8", "split": False, "request_rows_max": 8},
-    "bounded": {"batch_rows_max": 4, "request_rows_max": 10},
-    "timed": {"policy": "timeout", "batch_wait_us_max": 60_000_000, "batch_rows_max": 8, "split": False},
+    "adaptive": {"batch_rows_max": 8, "split": True},
+    "whole": {"batch_rows_max": 4},
+    "allowed": {"batch_rows_max": 8, "batch_rows_allowed": "1,4,8", "request_rows_max": 8},
+    "bounded": {"batch_rows_max": 4, "request_rows_max": 10, "split": True},
+    "timed": {"policy": "timeout", "batch_wait_us_max": 60_000_000, "batch_rows_max": 8, "request_rows_max": 8},
     "soon": {"policy": "timeout", "batch_wait_us_max": 100_000, "batch_rows_max": 100},
     "padded": {"policy": "timeout", "batch_wait_us_max": 60_000_000, "batch_rows_max": 2, "pad_inputs": True},
     "padded_first": {
@@ -43,13 +44,13 @@ BATCHING: dict[str, dict[str, Any]] = {
         "policy": "timeout",
         "batch_wait_us_max": 60_000_000,
         "batch_rows_max": 4,
-        "split": False,
         "queue_batches_max": 1,
     },
     "brim_split": {
         "policy": "timeout",
         "batch_wait_us_max": 60_000_000,
         "batch_rows_max": 4,
+        "split": True,
         "queue_batches_max": 1,
     },
     "changing": {"policy": "timeout", "batch_wait_us_max": 60_000_000, "batch_rows_max": 8},
@@ -118,6 +119,15 @@ def test_6_5_a_request_larger_than_a_batch_is_cut_and_joined(stub: Any) -> None:
         outputs = predict(stub, model, x)
         check(x, outputs)
         assert outputs["batch"].max() == largest
+
+
+def test_a_request_larger_than_a_batch_runs_whole_unless_splitting_was_asked_for(stub: Any) -> None:
+    """Its rows may depend on each other: nobody can tell by a signature."""
+    calls = [(x, start(stub, "whole", x)) for x in (rows_of(n) for n in (1, 10, 2, 100))]
+    for x, call in calls:
+        check(x, outputs := outputs_of(call.result()))
+        if len(x) > 4:
+            assert set(outputs["batch"].tolist()) == {len(x)}
 
 
 # ------------------------------------------------------------------------------------------------------- the clock

@@ -31,6 +31,7 @@ grpc_engine = "{engine}"
 workers = 2
 [batching]
 batch_rows_max = 16
+split = true
 {models}
 """
 

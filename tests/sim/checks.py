@@ -253,8 +253,10 @@ class Checks:
         rows = sum(part[2] for part in execute.parts)
         if kind.policy.batching == "none" or not kind.spec.batchable:
             assert len(execute.parts) == 1
-        elif self.policies_count == 1 or len(execute.parts) > 1:
+        elif len(execute.parts) > 1 or (self.policies_count == 1 and kind.policy.split):
             assert rows <= kind.policy.batch_rows_max
+        elif self.policies_count == 1 and rows > kind.policy.batch_rows_max:
+            assert execute.parts[0][3] == 0  # a whole one
         seen: set[tuple[int, int, int]] = set()
         for frontend_id, request_id, part_rows, row_start, *offsets in execute.parts:
             watched = self.requests[frontend_id, request_id]
