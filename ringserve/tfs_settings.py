@@ -189,8 +189,8 @@ def _ports(parsed: Parsed, warnings: list[str]) -> dict[str, Any]:
 
 def _batching(parsed: Parsed, defaults: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     """enable_batching: TF Serving's batching, by its file or its defaults, when it is true; each request alone when it
-    is false in so many words; and when nobody speaks of it, our own default, which joins only requests whose rows are
-    independent by their signature."""
+    is false in so many words; and when nobody speaks of it, our own default, which joins requests where the signature
+    has rows, and no run at load showed that they depend on each other."""
     per_model = "enable_per_model_batching_parameters"
     if parsed[per_model] and not parsed["enable_batching"]:
         warnings.append(f"--{per_model}: without --enable_batching it has no effect")

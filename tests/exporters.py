@@ -131,6 +131,24 @@ def half(directory: Path) -> Path:
     return save(directory, {"serving_default": concrete(lambda x: {"y": w * x + 2.0}, x=([None], "float32"))}, w=w)
 
 
+def ranking(directory: Path) -> Path:
+    """float x [-1] -> float p [-1], the softmax over all rows: each depends on the others. Signatures: last: int64
+    place [-1], how many rows come later. own: float y [-1]: 2 x, and a place. noisy: x and a random number."""
+    tf = tensorflow()
+
+    def place(x: Any) -> Any:
+        return tf.cast(tf.range(tf.shape(x)[0], 0, -1), tf.int64) * 10
+
+    flat: tuple[list[int | None] | None, str] = ([None], "float32")
+    signatures = {
+        "serving_default": concrete(lambda x: {"p": tf.nn.softmax(x, axis=0)}, x=flat),
+        "last": concrete(lambda x: {"place": place(x)}, x=flat),
+        "own": concrete(lambda x: {"y": x * 2.0, "place": place(x)}, x=flat),
+        "noisy": concrete(lambda x: {"y": x + 100.0 * tf.random.normal(tf.shape(x))}, x=flat),
+    }
+    return save(directory, signatures)
+
+
 def ragged(directory: Path) -> Path:
     """Signatures with open inner axes, which tell what was put in with a row.
 
@@ -276,6 +294,16 @@ def picky(directory: Path) -> Path:
             return {"y": x * 2.0, "z": x + 1.0}
 
     return save(directory, {"serving_default": concrete(forward, x=([None], "float32"))})
+
+
+def parsed(directory: Path) -> Path:
+    """serialized Examples string [-1] -> y = 2 x, x being their feature of one float; no Example: INVALID_ARGUMENT."""
+    tf = tensorflow()
+
+    def forward(examples: Any) -> dict[str, Any]:
+        return {"y": tf.io.parse_example(examples, {"x": tf.io.FixedLenFeature([], tf.float32)})["x"] * 2.0}
+
+    return save(directory, {"serving_default": concrete(forward, examples=([None], "string"))})
 
 
 def fragile(directory: Path) -> Path:

@@ -47,6 +47,30 @@ def test_a_bad_index(served: Load) -> None:
     assert "10" in text
 
 
+def example(x: float) -> bytes:
+    """A serialized Example, as `parsed` takes it."""
+    made = b"\x12\x06\x0a\x04" + np.float32(x).tobytes()  # a FloatList
+    entry = b"\x0a\x01x\x12" + bytes((len(made),)) + made
+    features = b"\x0a" + bytes((len(entry),)) + entry
+    return b"\x0a" + bytes((len(features),)) + features
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_bytes_that_are_no_text_in_a_failure(served: Load, bad: int) -> None:
+    servable = served("parsed")
+    desk = Desk(servable)
+    inputs = [{"examples": words(b"\xff\xfe" if i == bad else example(float(i)))} for i in range(4)]
+    parts = [desk.part(each) for each in inputs]
+    answers, _ = desk.run(lane(servable, inputs[0], ["y"]), parts)
+    for i, part in enumerate(parts):
+        if i == bad:
+            code, text = answers[part[1]]
+            assert code == Code.INVALID_ARGUMENT
+            assert text.startswith("Could not parse example input, value: '\ufffd\ufffd'")
+        else:
+            assert answers[part[1]][0].tolist() == [2.0 * i]
+
+
 def test_lanes_that_cannot_run_answer_every_request(served: Load) -> None:
     servable = served("half")
     desk = Desk(servable)
@@ -87,6 +111,20 @@ def test_outputs_that_are_not_per_row(load: Load, signature: str, known: bool) -
                 assert answer.tolist() == expected.tolist()
         assert done.rows == (6 if known else 12)
         known = True
+
+
+def test_requests_whose_rows_depend_on_each_other_share_no_batch(served: Load) -> None:
+    servable = served("ranking")
+    desk = Desk(servable)
+    requests = [rows_of(*range(count)) for count in (1, 3, 2)]
+    parts = [desk.part(request) for request in requests]
+    spec = lane(servable, requests[0], ["p"])
+    answers, _ = desk.run(spec, parts)
+    plan = servable.plan(spec)
+    assert not plan.per_row
+    for part, request in zip(parts, requests, strict=True):
+        assert answers[part[1]][0].tolist() == plan.run([request["x"]])[0].tolist()
+    assert servable.plan(lane(servable, requests[0], ["y"], signature="own")).per_row
 
 
 def test_a_piece_of_a_split_request_cannot_be_answered_by_such_outputs(served: Load) -> None:
