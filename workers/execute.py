@@ -40,15 +40,20 @@ _NOT_PER_ROW = (
     "so a request of this size, which had to be split, has no answer; send fewer rows."
 )
 
+_NO_ROOM = (
+    "The result ring is full of answers that a frontend does not take; try again, or raise result_ring_bytes."
+)
+
 Servables = Mapping[tuple[str, int], Model]
 
 
 class Batch:
     """One Execute on its way: send what `take_results` gives, then `done` if it is there, else `proceed` later."""
 
-    __slots__ = ("_results", "_steps", "done", "waits_for_bytes")
+    __slots__ = ("_results", "_run", "_steps", "done", "waits_for_bytes")
 
-    def __init__(self, results: list[tuple[int, Result]], steps: Generator[int, None, Done]) -> None:
+    def __init__(self, run: _Run, results: list[tuple[int, Result]], steps: Generator[int, None, Done]) -> None:
+        self._run = run
         self._results = results
         self._steps = steps
         #: The end of the batch; None while it waits for room in the result ring.
@@ -62,6 +67,10 @@ class Batch:
         self._results.clear()
         return results
 
+    def give_up(self) -> None:
+        """Wait for no room any more: what finds none fails. Call `proceed` to go on."""
+        self._run.waits = False
+
     def proceed(self) -> bool:
         """Go on until the batch is done (True) or the result ring is full (False: call again after a Release)."""
         if self.done is None:
@@ -74,9 +83,9 @@ class Batch:
 
 
 class _Run:
-    """What is counted and sent while one batch runs."""
+    """What is counted and sent while one batch runs. waits: for room in the result ring."""
 
-    __slots__ = ("message", "ns", "rows_count", "send", "span")
+    __slots__ = ("message", "ns", "rows_count", "send", "span", "waits")
 
     def __init__(self, message: Execute, send: Callable[[tuple[int, Result]], None]) -> None:
         self.message = message
@@ -85,6 +94,7 @@ class _Run:
         self.rows_count = 0
         #: The last call of TensorFlow, as in Result; empty where nobody wants to know.
         self.span: list[int] = []
+        self.waits = True
 
 
 class _Lane:
@@ -146,7 +156,8 @@ class Executor:
     def execute(self, message: Execute) -> Batch:
         """Run a batch. The one before must be done: its feeds may lie in memory that this one uses."""
         results: list[tuple[int, Result]] = []
-        batch = Batch(results, self._steps(_Run(message, results.append)))
+        run = _Run(message, results.append)
+        batch = Batch(run, results, self._steps(run))
         batch.proceed()
         return batch
 
@@ -270,6 +281,10 @@ class Executor:
         offset = -1
         if block.nbytes:
             while (offset := self._ring.claim(block.nbytes)) < 0:
+                if not run.waits:
+                    for part in parts:
+                        self._fail(run, part, Failure(Code.RESOURCE_EXHAUSTED, _NO_ROOM))
+                    return
                 yield block.nbytes
                 if frontend_id not in self._rings:
                     return

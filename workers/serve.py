@@ -22,6 +22,10 @@ from ringserve.workers.loading import NICENESS, LoadEnded, Loader, Open
 
 log = logging.getLogger(__name__)
 
+#: How long a batch waits for room in the result ring. A frontend that takes no answers for longer has stopped: those of
+#: the others must not wait for it, nor must this worker be taken for one that hangs.
+_ROOM_NS_MAX = 2_000_000_000
+_LOOK_ROOM_MS = 500
 _TIDY_NS = 10_000_000_000
 #: How often to look while there is something to tidy.
 _LOOK_TIDY_MS = 10_000
@@ -90,6 +94,8 @@ class Worker:
         self._clock = clock
         self._backlog: deque[Execute] = deque()
         self._batch: Batch | None = None
+        self._waits_since_ns = 0  # a batch, for room; 0: none does
+        self._has_given_up = False  # waiting for room, until there is some
         self._untidy = False
         self._tidied_ns = 0
         self.messages_dropped_count = 0
@@ -150,6 +156,7 @@ class Worker:
                 continue
             while link.left:
                 self._executor.frontend_left(link.left.pop())
+                self._waits_since_ns, self._has_given_up = 0, False
             if link.options or link.asks:
                 self._on_control()
             self._on_side_threads()
@@ -158,7 +165,7 @@ class Worker:
             self._work()
             if not mail and self._stopping() and self._batch is None:
                 return
-            link.wait(_LOOK_TIDY_MS if self._untidy else None)
+            link.wait(_LOOK_ROOM_MS if self._waits_since_ns else _LOOK_TIDY_MS if self._untidy else None)
             if self._untidy:
                 self._tidy()
 
@@ -168,7 +175,7 @@ class Worker:
             self._take(data)
         self._work()
         # A batch that waits for room is given up: its requests are submitted again to the next broker.
-        self._batch = None
+        self._batch, self._waits_since_ns = None, 0
         self._backlog.clear()
         log.warning("lost the broker; registering again")
         self._link.register()
@@ -202,6 +209,7 @@ class Worker:
             self._backlog.append(message)
         elif isinstance(message, Release):
             self._executor.release(message.frontend_id, message.record_ids)
+            self._waits_since_ns, self._has_given_up = 0, False
         else:
             self.messages_dropped_count += 1
             log.error("dropped a %s, which no worker takes", type(message).__name__)
@@ -218,10 +226,23 @@ class Worker:
                 batch.proceed()
             self._send(batch)
             self._untidy = True
+            if batch.done is None and not self._still_waits(batch):
+                batch.give_up()
+                batch.proceed()
+                self._send(batch)
             if batch.done is None:
                 self._batch = batch
                 return
             self._batch = None
+
+    def _still_waits(self, batch: Batch) -> bool:
+        """Whether this batch goes on waiting for room, if that is what it waits for."""
+        if not batch.waits_for_bytes:
+            return True
+        now_ns = self._clock()
+        self._waits_since_ns = self._waits_since_ns or now_ns
+        self._has_given_up = self._has_given_up or now_ns - self._waits_since_ns > _ROOM_NS_MAX
+        return not self._has_given_up
 
     def _tidy(self) -> None:
         """Every ten seconds, and once more after the last batch: give back pages that a burst has left behind."""

@@ -15,7 +15,19 @@ import numpy as np
 from ringserve.broker import wire
 from ringserve.broker.cable import Cable, pair
 from ringserve.broker.control import ControlChannel, ControlMessage
-from ringserve.broker.messages import Ask, Execute, Hello, LaneSpec, LoadOrder, PeerJoined, Result, Role, Told, Welcome
+from ringserve.broker.messages import (
+    Ask,
+    Execute,
+    Hello,
+    LaneSpec,
+    LoadOrder,
+    PeerJoined,
+    PeerLeft,
+    Result,
+    Role,
+    Told,
+    Welcome,
+)
 from ringserve.shm.segment import Segment
 from ringserve.workers.execute import Executor
 from ringserve.workers.handover import Handover
@@ -27,6 +39,8 @@ from tests.workers.desk import Ring
 M = TypeVar("M")
 
 _PATIENCE_S = 60.0
+#: Of a frontend's requests, none of which gives its place back.
+_RING_BYTES = 8 << 20
 
 
 def wait_for(condition: Callable[[], M | None], what: str) -> M:
@@ -114,7 +128,7 @@ class FrontendEnd:
     def __init__(self, broker: BrokerEnd, peer_id: int = 1) -> None:
         self.broker = broker
         self.peer_id = peer_id
-        self.ring = Ring(1 << 20)
+        self.ring = Ring(_RING_BYTES)
         self.batches = 0
         self.join()
 
@@ -122,9 +136,14 @@ class FrontendEnd:
         """Be introduced to the worker."""
         ours, theirs = pair()
         with theirs:
-            joined = PeerJoined(self.peer_id, int(Role.FRONTEND), 1 << 20)
+            joined = PeerJoined(self.peer_id, int(Role.FRONTEND), _RING_BYTES)
             self.broker.channel.send(joined, (self.ring.segment.fd, theirs.fileno()))
         self.cable = Cable(ours)
+
+    def leave(self) -> None:
+        """Hang up, and be gone for the worker."""
+        self.cable.close()
+        self.broker.channel.send(PeerLeft(self.peer_id))
 
     def ask(self, spec: LaneSpec, **inputs: Any) -> Result:
         """One batch of one request of these arrays; its Result."""

@@ -189,6 +189,29 @@ def test_what_a_frontend_may_still_read_is_kept_until_it_hangs_up(start: Start, 
     wait_for(reused, "the first one's record")
 
 
+def test_a_frontend_that_takes_no_answers_does_not_hold_up_those_of_others(start: Start, served: Any) -> None:
+    """Its answers fill the ring. Whoever finds no room is told so, after a while, and is served when there is some."""
+    from tests.workers.broker_end import FrontendEnd
+
+    hours = itertools.count(0, 3_600_000_000_000)
+    broker, _ = start([order_of("echo")], Models(served), clock=lambda: next(hours))
+    broker.until(Ready([["echo", 1]], True))
+    x = {"x": np.ones((1, 60_000), np.float32)}
+    spec = lane(served("echo"), x, ["y"])
+    stopped, other = FrontendEnd(broker, 1), FrontendEnd(broker, 2)
+    while not (failures := stopped.ask(spec, **x).failures):
+        pass
+    assert [failure[1] for failure in failures] == [Code.RESOURCE_EXHAUSTED]
+    for _ in range(3):
+        (failure,) = other.ask(spec, **x).failures
+        assert failure[1] == Code.RESOURCE_EXHAUSTED
+        assert "result_ring_bytes" in failure[2]
+    small = {"x": np.ones((1, 2), np.float32)}
+    assert other.floats(lane(served("echo"), small, ["y"]), **small) == [2.0, 2.0]
+    stopped.leave()
+    assert other.floats(spec, **x) == [2.0] * 60_000
+
+
 def test_a_stop_while_it_loads_is_obeyed_at_once(start: Start, served: Any) -> None:
     from ringserve.workers.link import StopOrdered
 
