@@ -69,8 +69,8 @@ class Workers:
     )
     lease_ms_max: int = setting(
         0,
-        "a worker that runs one batch for longer is taken to hang and replaced; 0: 30 s, or for as long as a client waits "
-        "for it, but no longer than 5 minutes",
+        "a worker that runs one batch for longer is taken to hang and replaced; 0: 30 s, or for as long as a client "
+        "waits for it, but no longer than 5 minutes",
     )
     saved_model_tags: str = setting("serve", "comma-separated tags that choose the graph of a SavedModel")
     restart_wait_ms_min: int = setting(

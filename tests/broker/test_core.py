@@ -211,13 +211,13 @@ def test_policies_can_change_and_are_by_model() -> None:
 def test_a_large_request_that_must_not_be_split_runs_whole_and_alone() -> None:
     """Its rows may depend on each other, and those of others are none of its."""
     bench = Bench(1, credit_max=1, batch_rows_max=8, split=False)
-    ((_, execute),) = bench.submit((1, 1)).executes
+    executes = bench.submit((1, 1)).executes
     bench.submit((2, 3), (3, 20), (4, 4), (5, 5))
     batches = []
-    while execute is not None:
+    while executes:
+        ((_, execute),) = executes
         executes = bench.done(10, execute.batch_id).executes
-        execute = executes[0][1] if executes else None  # type: ignore[assignment]
-        batches += [[(part[1], part[2], part[3]) for part in execute.parts]] if execute else []
+        batches += [[(part[1], part[2], part[3]) for part in execute.parts] for _, execute in executes]
     assert batches == [[(2, 3, 0)], [(3, 20, 0)], [(4, 4, 0)], [(5, 5, 0)]]
     assert (bench.counted("done"), bench.counted("split")) == (5, 0)
 

@@ -47,7 +47,8 @@ def server(
     if SHARED_MODELS.is_dir():
         paths |= {name: SHARED_MODELS / name for name in TFS_MODELS}
     tables = [f'[[models]]\nname = "{name}"\nbase_path = "{path}"\n' for name, path in paths.items()]
-    config = f'[server]\ngrpc_engine = "{request.param}"\n[workers]\nworkers = 2\n[batching]\nbatch_rows_max = 16\nsplit = true\n'
+    config = f'[server]\ngrpc_engine = "{request.param}"\n[workers]\nworkers = 2\n'
+    config += "[batching]\nbatch_rows_max = 16\nsplit = true\n"
     (folder / "server.toml").write_text(config + "\n".join(tables))
     with Server(folder, "--config", str(folder / "server.toml")) as server:
         for name in paths:

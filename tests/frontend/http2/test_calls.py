@@ -238,7 +238,7 @@ def test_drain_takes_two_steps() -> None:
     ("value", "timeout_ns"),
     [
         *(("17n", 17), ("17u", 17_000), ("17m", 17 * 10**6), ("17S", 17 * 10**9), ("17M", 1020 * 10**9)),
-        *(("17H", 61_200 * 10**9), ("99999999H", 99_999_999 * 3600 * 10**9)),
+        *(("17H", 61_200 * 10**9), ("99999999H", 10**18)),
     ],
 )
 def test_a_deadline_counts_from_the_headers(short_way: bool, value: str, timeout_ns: int) -> None:
