@@ -5,7 +5,8 @@ feed `x` of shape [3] to signatures that say [-1,1], [] or [1], and signatures m
 
 refused early (INVALID_ARGUMENT, no worker is bothered)
   - numeric dtype sent, another numeric dtype declared: the run time refuses it always;
-  - declared rank >= 2, same rank sent, and an axis other than 0 that is declared fixed differs.
+  - declared rank >= 2, same rank sent, and an axis other than 0 that is declared fixed differs;
+  - more axes than an array may have on its way into TensorFlow.
 passed on to the model, alone in its batch, so that no other request can be harmed by what it does
   - another rank than declared; a fixed axis 0 that differs; strings for a numeric declaration or the reverse (inputs
     of serialized Examples are sometimes declared float); no elements at all.
@@ -28,7 +29,7 @@ from ringserve.broker.wire import pack_lane
 from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, SignatureView, TensorSpec
 from ringserve.frontend.handler import Buffer
 from ringserve.frontend.shedding import Pressure
-from ringserve.frontend.tensor_proto import Tensor
+from ringserve.frontend.tensor_proto import Tensor, check_axes
 from ringserve.shm.dtype import STRING, dtype_of, name_of
 from ringserve.shm.head import RANK_MAX, pack_head
 
@@ -225,6 +226,9 @@ def _wanted(signature: SignatureView, output_filter: Sequence[str]) -> tuple[str
 
 def _check_tensor(index: int, spec: TensorSpec, tensor: Tensor) -> Failure | None:
     """What is refused before it runs; see the top of this file for why no more than that."""
+    failure = check_axes(spec.alias, tensor.shape)
+    if failure is not None:
+        return failure
     if tensor.dtype != spec.dtype and STRING not in (tensor.dtype, spec.dtype):
         return Failure(
             Code.INVALID_ARGUMENT,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from ringserve.broker.messages import Code, Failure
-from ringserve.frontend.tensor_proto import STRINGS_MAX, Tensor, bools_valid, elements_count
+from ringserve.frontend.tensor_proto import STRINGS_MAX, Tensor, bools_valid, check_axes, elements_count
 from ringserve.shm.dtype import BOOL, STRING, dtype_of, dtype_of_numpy
 
 CONTENT_TYPE: Final = b"application/x-npy"
@@ -64,6 +64,9 @@ def read(body: bytes | bytearray, dtype_wanted: int, *, hurry: bool = False) -> 
     dtype = _tensor_dtype(found.dtype, dtype_wanted)
     if isinstance(dtype, Failure):
         return dtype
+    failure = check_axes("", found.shape)
+    if failure is not None:
+        return failure
     count = found.elements
     if count < 0:
         return _invalid(f"the head of the npy file has an impossible shape: {found.shape}")

@@ -27,6 +27,7 @@ from ringserve.broker.messages import Code, Failure
 from ringserve.config.model_config import ModelConfigError, config_dict, parse_model, parse_model_config
 from ringserve.config.process import of_request
 from ringserve.config.protos import ModelServerConfig
+from ringserve.frontend.bugs import BUG_RATE
 from ringserve.frontend.http1.exchange import JSON, Exchange, Head
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.recorder import Recorder
@@ -36,6 +37,7 @@ from ringserve.frontend.rest_status import model_summary, models_summary
 from ringserve.frontend.status import http_status
 
 log = logging.getLogger(__name__)
+log.addFilter(BUG_RATE)
 
 _HTML: Final = b"text/html; charset=ISO-8859-1"
 _FILE: Final = b"application/octet-stream"

@@ -10,6 +10,7 @@ from ringserve.config.process import of_request
 from ringserve.frontend import request_ids, rest_timeout
 from ringserve.frontend.access import Refusal
 from ringserve.frontend.audit import AuditedExchange
+from ringserve.frontend.bugs import BUG_RATE
 from ringserve.frontend.console import DATA_HEADERS, PAGE_HEADERS, assets
 from ringserve.frontend.http1.exchange import Exchange, Head
 from ringserve.frontend.json_text import error_body
@@ -28,10 +29,13 @@ from ringserve.frontend.tally import Tally
 __all__ = ["RestApp", "RestSettings", "error_page", "make_app"]
 
 log = logging.getLogger(__name__)
+log.addFilter(BUG_RATE)
 
 _HTML: Final = b"text/html; charset=ISO-8859-1"
 _TEXT: Final = b"text/plain; charset=utf-8"
 _JSON: Final = b"application/json"
+#: Who asks, where nobody has looked.
+_NOBODY: Final = "-"
 _V2_TOLD: Final = (Action.LIVE, Action.READY_V2, Action.SERVER, Action.MODEL)
 
 
@@ -123,7 +127,7 @@ class RestApp:
         meaning = head.memo
         if meaning is None:
             meaning = head.memo = self._meaning(head)
-        who = "-"
+        who = _NOBODY
         try:
             if self._guard is not None:
                 judged = self._guard.judge(exchange, meaning.target, meaning.shown)
@@ -231,11 +235,11 @@ class RestApp:
         elif isinstance(target, Page):
             exchange.answer(target.status, target.body, _HTML)
         elif target.action in _V2_TOLD:
-            self._open_inference.tell(exchange, target)
+            self._open_inference.tell(exchange, target, names=self._tells_names(who))
         elif target.action is Action.HEALTH:
             exchange.answer(200, b"ok\n", _TEXT)
         elif target.action is Action.READY:
-            status, text = self._readiness.answer(target.name)
+            status, text = self._readiness.answer(target.name, names=self._tells_names(who))
             exchange.answer(status, text.encode(), _TEXT)
         elif target.action is Action.METRICS:
             self._metrics_page(exchange, target)
@@ -248,6 +252,10 @@ class RestApp:
             # Whoever watches this server asks for the canary all the time; nothing comes of it.
             unnoted = self._settings.admin == "off" or exchange.head.target == f"{ADMIN}canary"
             self._admin.handle(exchange if unnoted else AuditedExchange(exchange, who))
+
+    def _tells_names(self, who: str) -> bool:
+        """Whether one who asks of the server's state without naming a model may know which there are."""
+        return self._guard is None or who != _NOBODY
 
     def _show_overview(self, exchange: Exchange) -> None:
         """No operator's call in the log: a page that is open asks every other second, as who scrapes metrics does."""

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.process import of_request
 from ringserve.frontend import request_ids
+from ringserve.frontend.bugs import BUG_RATE
 from ringserve.frontend.catalog import Catalog
 from ringserve.frontend.deadlines import TIMED_OUT
 from ringserve.frontend.handler import TURNED_AWAY_RETRY_MS, Buffer
@@ -27,6 +28,7 @@ from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import REST, Tally
 
 log = logging.getLogger(__name__)
+log.addFilter(BUG_RATE)
 
 _T = TypeVar("_T")
 

@@ -18,8 +18,10 @@ from ringserve.config.protos import TensorProto, TensorShapeProto
 from ringserve.frontend.handler import Buffer
 from ringserve.shm import dtype as dt
 from ringserve.shm.dtype import DTYPES
+from ringserve.shm.tensor import AXES_MAX
 
-#: TensorFlow's largest rank (TensorShape::MaxDimensions).
+#: TensorFlow's largest rank (TensorShape::MaxDimensions). Above it a TensorProto is none; how many axes are carried is
+#: another matter, see `check_axes`.
 RANK_MAX: Final = 254
 #: So many elements of 16 bytes are more bytes than an int64 counts.
 _ELEMENTS_MAX: Final = 2**59 - 1
@@ -149,6 +151,15 @@ def elements_count(shape: Sequence[int]) -> int:
         # An axis of size 0 excuses no other one: TensorFlow says so of those before it, numpy of all.
         extent *= size or 1
     return count if extent <= _ELEMENTS_MAX else -1
+
+
+def check_axes(name: str, shape: Sequence[int]) -> Failure | None:
+    """Whether a tensor of this shape can be carried. name: of the input, for the failure's text; empty for none."""
+    if len(shape) <= AXES_MAX:
+        return None
+    whose = f"input {name}" if name else "the array"
+    text = f"{whose} has {len(shape)} axes, and tensors of more than {AXES_MAX} axes are not served"
+    return Failure(Code.INVALID_ARGUMENT, text)
 
 
 def bools_valid(content: Buffer) -> bool:

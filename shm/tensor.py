@@ -27,6 +27,10 @@ import numpy as np
 
 from ringserve.shm.dtype import DTYPES, dtype_of_numpy, name_of
 
+#: The largest number of axes that an input may have. numpy 1 has no arrays of more. numpy 2 has, of up to 64, but over
+#: one of strings TensorFlow's Python layer ends its process with SIGSEGV.
+AXES_MAX: Final = 32
+
 _HEAD: Final = struct.Struct("<QQ")
 _HEAD_BYTES: Final = _HEAD.size
 _END_BYTES: Final = 8

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from ringserve.config.process import of_request
+from ringserve.frontend.bugs import BUG_RATE
 from ringserve.frontend.http1.answers import CLOSE, CONTINUE, KEEP_ALIVE
 from ringserve.frontend.http1.arrivals import waited_ns
 from ringserve.frontend.http1.exchange import Head, echo_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ringserve.frontend.http1.server import Http1Server
 
 log = logging.getLogger(__name__)
+log.addFilter(BUG_RATE)
 
 #: Bodies up to this are not counted into `bodies_bytes_max`: uvloop reads as much at once for every connection.
 _FREE_BODY_BYTES: Final = 262_144

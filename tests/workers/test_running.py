@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ringserve.broker.messages import Code, InputSpec, LaneSpec
+from ringserve.shm.tensor import AXES_MAX
 from tests.exporters import IDENTITY_DTYPES
 from tests.workers.desk import lane, number_of
 
@@ -94,7 +95,7 @@ def test_public_api_fails_in_the_same_words(served: Load, tf: Any) -> None:
     assert "File " not in texts[1]
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4), (1,) * AXES_MAX], ids=str)
 @pytest.mark.parametrize("name", [*IDENTITY_DTYPES, "string"])
 def test_every_dtype_and_shape(served: Load, tf: Any, name: str, shape: tuple[int, ...]) -> None:
     count = int(np.prod(shape))
@@ -250,6 +251,34 @@ def test_big_arrays(served: Load) -> None:
     x = np.arange(16 * 2**20, dtype=np.float32).reshape(4, -1)
     (y,) = servable.plan(lane(servable, {"x": x}, ["y"])).run([x])
     assert np.array_equal(y, x * 2.0)
+
+
+@pytest.mark.parametrize("executor", ["SINGLE_THREADED_EXECUTOR", ""], ids=["single", "ordinary"])
+@pytest.mark.parametrize("private", [True, False])
+def test_failures_that_quote_what_is_no_text(served: Load, executor: str, private: bool) -> None:
+    """TensorFlow's Python layer cannot make an error of such a message."""
+    from ringserve.workers import session
+    from ringserve.workers.servable import RunFailure
+
+    servable, feeds = served("parsed"), strings(b"\xffabc\xe4")
+    spec = lane(servable, {"examples": feeds}, ["y"])
+    plan, entry = servable.plan(spec), servable.signatures["serving_default"]
+    with session.open_session(servable._graph, executor, 1) as other:
+        plan._call = session.make_call(other, [entry.inputs["examples"]], [entry.outputs["y"]], private=private)
+        for value in (feeds, strings(b"\xff" * 1_000_000)):
+            with pytest.raises(RunFailure) as caught:
+                plan.run([value])
+            code, text = caught.value.failure
+            assert code == Code.INVALID_ARGUMENT
+            assert text.startswith("Could not parse example input, value: '\ufffd")
+            assert len(text) <= 16_384
+
+
+def test_long_texts_are_cut() -> None:
+    from ringserve.workers.failures import clean
+
+    assert clean("x" * 16_384) == "x" * 16_384
+    assert clean("x" * 10_000_000) == "x" * 16_384
 
 
 def test_clean_cuts_what_python_adds() -> None:
