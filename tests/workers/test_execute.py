@@ -47,30 +47,6 @@ def test_a_bad_index(served: Load) -> None:
     assert "10" in text
 
 
-def example(x: float) -> bytes:
-    """A serialized Example, as `parsed` takes it."""
-    made = b"\x12\x06\x0a\x04" + np.float32(x).tobytes()  # a FloatList
-    entry = b"\x0a\x01x\x12" + bytes((len(made),)) + made
-    features = b"\x0a" + bytes((len(entry),)) + entry
-    return b"\x0a" + bytes((len(features),)) + features
-
-
-@pytest.mark.parametrize("bad", [0, 3])
-def test_bytes_that_are_no_text_in_a_failure(served: Load, bad: int) -> None:
-    servable = served("parsed")
-    desk = Desk(servable)
-    inputs = [{"examples": words(b"\xff\xfe" if i == bad else example(float(i)))} for i in range(4)]
-    parts = [desk.part(each) for each in inputs]
-    answers, _ = desk.run(lane(servable, inputs[0], ["y"]), parts)
-    for i, part in enumerate(parts):
-        if i == bad:
-            code, text = answers[part[1]]
-            assert code == Code.INVALID_ARGUMENT
-            assert text.startswith("Could not parse example input, value: '\ufffd\ufffd'")
-        else:
-            assert answers[part[1]][0].tolist() == [2.0 * i]
-
-
 def test_lanes_that_cannot_run_answer_every_request(served: Load) -> None:
     servable = served("half")
     desk = Desk(servable)
