@@ -23,6 +23,8 @@ import secrets
 import tomllib
 from typing import Any, Final, NamedTuple
 
+from ringserve.config.regular_file import regular_only
+
 _TOKEN_BYTES: Final = 32
 _TOKEN_PREFIX: Final = "rs_"
 _KEYS: Final = frozenset(("name", "sha256", "certificate", "scopes", "requests_per_s", "burst"))
@@ -96,7 +98,7 @@ def parse_anonymous(text: str) -> Scopes:
 def read_keys(path: str) -> tuple[Entry, ...]:
     """The keys in that file. Raises KeysError, which names every mistake's place."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_only) as file:
             return parse_keys(file.read().decode(), path)
     except OSError as error:
         raise KeysError(f"{path}: {error.strerror}") from error

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from google.protobuf import json_format, text_format
 
+from ringserve.config.regular_file import regular_only
+
 INVALID_ARGUMENT: Final = 3
 #: The codes of ModelConfigError, gRPC's and TensorFlow's, and their names as a starting server prints them.
 CODE_NAMES: Final = {
@@ -82,7 +84,7 @@ def read_message(path: str, parse: Callable[[str], Any]) -> Any:
     """What `parse` makes of the file's text. Raises ModelConfigError: the operating system's error, or
     `Invalid protobuf file` with the place as its detail."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_only) as file:
             text = file.read().decode()
     except OSError as error:
         raise ModelConfigError(_CODE_OF_ERRNO.get(error.errno or 0, 2), f"{path}; {error.strerror}") from error

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from ringserve.config.config_protos import SSLConfig
+from ringserve.config.regular_file import regular_only
 from ringserve.config.schema import Server
 from ringserve.config.text_protos import ModelConfigError as ModelConfigError
 from ringserve.config.text_protos import invalid, parse_text, read_message
@@ -106,7 +107,7 @@ def read_pem_files(source: Source) -> SslConfig:
 
 def _pem(setting: str, path: str, kind: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="ascii", opener=regular_only) as file:
             text = file.read(_FILE_BYTES_MAX)
     except OSError as error:
         raise invalid(f"{setting}: {path}: {error.strerror}") from error

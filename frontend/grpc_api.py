@@ -45,6 +45,7 @@ _NEEDS: Final = {
     GET_MODEL_METADATA: Need.LOOK,
     GET_MODEL_STATUS: Need.LOOK,
     grpc_health.SERVICE: Need.OPEN,
+    grpc_health.LIST: Need.STATUS,
     "grpc.reflection.v1.ServerReflection": Need.STATUS,
     "grpc.reflection.v1alpha.ServerReflection": Need.STATUS,
 }

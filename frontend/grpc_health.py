@@ -27,6 +27,8 @@ from ringserve.frontend.grpc_protos import (
 from ringserve.frontend.handler import Methods, Stream, StreamFailure
 
 SERVICE: Final = "grpc.health.v1.Health"
+#: The one method that tells what its caller did not name: open health is not for it.
+LIST: Final = f"/{SERVICE}/List"
 
 _SERVING: Final = HealthCheckResponse.SERVING
 _NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
@@ -50,7 +52,7 @@ class Health:
         return Methods(
             unary={
                 f"/{SERVICE}/Check": answered_at_once(HealthCheckRequest, self._check),
-                f"/{SERVICE}/List": answered_at_once(HealthListRequest, self._list),
+                LIST: answered_at_once(HealthListRequest, self._list),
             },
             stream={f"/{SERVICE}/Watch": self._watch},
         )

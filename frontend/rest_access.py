@@ -32,13 +32,15 @@ class RestGuard:
         if not isinstance(target, Route) or target.action in _OPEN:
             return None
         action, model = target.action, target.name
-        if action in _HEALTH and self._open_health:
+        # What is open is whether a model of some name is ready, and nothing of its versions.
+        is_of_version = target.version is not None or target.label is not None
+        if action in _HEALTH and self._open_health and not is_of_version:
             return None
         key = self._access.admit(shown, exchange.names)
         if isinstance(key, Key):
             if action in RUN:
                 key = key if key.may_predict(model) else key.refused(f"use the model {model}")
-            elif action in _LOOK:
+            elif action in _LOOK or (action in _HEALTH and is_of_version):
                 key = key if key.may_look(model) else key.refused(f"look at the model {model}")
             elif action is Action.ADMIN:
                 key = key if key.is_admin else key.refused("operate the server")
@@ -50,8 +52,9 @@ class RestGuard:
 
 
 def shown(head: Head) -> bytes | None:
-    """What a request shows: its `Authorization`, or without one its `X-API-Key`."""
-    return head.get(b"authorization") or head.get(b"x-api-key")
+    """What a request shows: its `Authorization`, or without one its `X-API-Key`. An empty one is shown, too."""
+    authorization = head.get(b"authorization")
+    return authorization if authorization is not None else head.get(b"x-api-key")
 
 
 def headers_of(refusal: Refusal) -> bytes:

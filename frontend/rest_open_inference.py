@@ -241,14 +241,14 @@ class OpenInference:
 
     # ---------------------------------------------------------------------------------------------- what is not run
 
-    def tell(self, exchange: Exchange, target: Route) -> None:
-        """Answer a GET."""
+    def tell(self, exchange: Exchange, target: Route, *, names: bool = True) -> None:
+        """Answer a GET. names: as in `Readiness.answer`."""
         if target.action is Action.LIVE:
             exchange.answer(200, b'{"live":true}')
         elif target.action is Action.SERVER:
             exchange.answer(200, server_body(__version__))
         elif target.action is Action.READY_V2:
-            self._tell_ready(exchange, target)
+            self._tell_ready(exchange, target, names)
         else:
             body = self._model(target)
             if isinstance(body, Failure):
@@ -256,8 +256,8 @@ class OpenInference:
             else:
                 exchange.answer(200, body)
 
-    def _tell_ready(self, exchange: Exchange, target: Route) -> None:
-        status, text = self._readiness.answer(target.name)
+    def _tell_ready(self, exchange: Exchange, target: Route, names: bool) -> None:
+        status, text = self._readiness.answer(target.name, names=names)
         if status == 200 and (target.version is not None or target.label is not None):
             found = self._client.catalog.resolve(target.name, target.version, target.label)
             if isinstance(found, Failure):

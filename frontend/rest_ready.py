@@ -13,8 +13,9 @@ class Readiness:
         self._client = client
         self.is_draining = False
 
-    def answer(self, model: str) -> tuple[int, str]:
-        """(HTTP status, text). model: one model's name, or empty for all of them."""
+    def answer(self, model: str, *, names: bool = True) -> tuple[int, str]:
+        """(HTTP status, text). model: one model's name, or empty for all of them. names: whoever asks may know which
+        models there are."""
         catalog = self._client.catalog
         if self.is_draining:
             return 503, "the server is shutting down\n"
@@ -26,6 +27,8 @@ class Readiness:
             missing = [model] if isinstance(catalog.resolve(model), Failure) else []
         else:
             missing = [name for name in catalog.names() if isinstance(catalog.resolve(name), Failure)]
+        if missing and not names and not model:
+            return 503, f"no available version of {len(missing)} of the models\n"
         if missing:
             return 503, f"no available version of: {', '.join(missing)}\n"
         if catalog.starting and not model:

@@ -109,6 +109,8 @@ class Served:
             ),
             "profile": (self.channel.unary_unary("/tensorflow.ProfilerService/Monitor"), b""),
             "unknown": (self.channel.unary_unary("/tensorflow.serving.ModelService/Nothing"), b""),
+            "watch": (self._first_of_watch, health_pb2.HealthCheckRequest()),
+            "list": (health_pb2_grpc.HealthStub(self.channel).List, health_pb2.HealthListRequest()),
             "health": (health_pb2_grpc.HealthStub(self.channel).Check, health_pb2.HealthCheckRequest()),
         }
         method, request = calls[what]
@@ -118,6 +120,12 @@ class Served:
             name: str = error.code().name
             return name
         return "OK"
+
+    def _first_of_watch(self, request: Any, **options: Any) -> Any:
+        stream = health_pb2_grpc.HealthStub(self.channel).Watch(request, **options)
+        first = next(iter(stream))
+        stream.cancel()
+        return first
 
 
 def _predict(model: str) -> Any:
@@ -183,6 +191,12 @@ def served(engine: str) -> Iterator[Served]:
         ("profile", "", "", UNKNOWN),
         ("unknown", "", "", "UNIMPLEMENTED"),
         ("health", "", "", "OK"),
+        ("watch", "", "", "OK"),
+        ("list", "", "", UNKNOWN),
+        ("list", "", "wrong", UNKNOWN),
+        ("list", "", "runs-all", DENIED),
+        ("list", "", "looks", "OK"),
+        ("list", "", "operates", "OK"),
     ],
 )
 def test_who_may_do_what(served: Served, what: str, model: str, token: str, expected: str) -> None:
@@ -198,6 +212,20 @@ def test_a_request_that_another_key_has_sent_before_is_refused_all_the_same(serv
     for _ in range(5):
         assert served.call("predict", "b", "runs-a") == DENIED
     assert served.call("predict", "b", "runs-all") == "OK"
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_an_empty_header_is_a_wrong_token(engine: str, header: str) -> None:
+    made = Served(engine, anonymous="predict")
+    try:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(made.channel)
+        assert made.call("predict") == "OK"
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(_predict("a"), timeout=30, metadata=[(header, ""), ("x-api-key", "runs-all")])
+        assert (caught.value.code().name, caught.value.details()) == (UNKNOWN, "the key is not known")
+        assert made.api.reasons == ["unknown"]
+    finally:
+        made.stop()
 
 
 def test_refusals_are_counted(engine: str) -> None:
@@ -242,6 +270,8 @@ def test_health_may_be_closed_and_something_may_be_open(engine: str) -> None:
         assert made.call("health") == DENIED
         assert made.call("health", token="looks") == "OK"
         assert made.call("health", token="wrong") == UNKNOWN
+        assert made.call("watch", token="runs-all") == DENIED
+        assert made.call("list", token="runs-all") == DENIED
         assert made.call("predict", "a") == "OK"
         assert made.call("predict", "b") == DENIED
         assert made.call("reload") == DENIED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,6 +59,29 @@ async def test_changes_are_told_and_what_is_wrong_is_said_once(
     assert told == [["a"], ["a", "b"], []]
     assert caplog.text.count("not a TOML file") == 1
     assert "new: ['b']; gone: none" in caplog.text
+
+
+async def test_a_pipe_in_place_of_the_file_keeps_nobody_from_later_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    told: list[list[str]] = []
+
+    def use(entries: Sequence[Entry]) -> None:
+        told.append([entry.name for entry in entries])
+
+    put(path, written("a", new_token(), ["predict"]))
+    keeper = KeyKeeper(str(path), PERIOD_S, use)
+    try:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        pipe.rename(path)
+        await until(lambda: "not a regular file but a pipe; the keys that were there go on being used" in caplog.text)
+        put(path, written("b", new_token(), ["predict"]))
+        await until(lambda: len(told) > 1)
+    finally:
+        keeper.close()
+    assert told == [["a"], ["b"]]
 
 
 async def test_a_file_that_is_being_written_is_read_until_it_stays() -> None:

@@ -138,6 +138,9 @@ def test_the_ways_to_show_a_key() -> None:
         ({"Authorization": "bearer runs"}, 200),
         ({"Authorization": "Basic runs"}, 401),
         ({"Authorization": "Bearer wrong", "X-API-Key": "runs"}, 401),
+        ({"Authorization": "", "X-API-Key": "runs"}, 401),
+        ({"Authorization": ""}, 401),
+        ({"X-API-Key": ""}, 401),
     ):
         assert Guarded().ask("GET", target, headers=headers).status == status, headers
 
@@ -149,6 +152,24 @@ def test_what_is_open_may_be_closed_and_the_other_way_round() -> None:
     assert guarded.ask("GET", "/v1/models/two").status == 200
     assert guarded.ask("GET", "/v1/models/default").status == 403
     assert guarded.ask("GET", "/v1/models/two", "wrong").status == 401
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": ""}, {"X-API-Key": ""}, {"Authorization": "", "X-API-Key": "x"}])
+def test_an_empty_header_is_a_wrong_token(headers: dict[str, str]) -> None:
+    guarded = Guarded(anonymous="predict")
+    assert guarded.ask("GET", "/v1/models/default").status == 200
+    assert guarded.ask("GET", "/v1/models/default", headers=headers).error == "the key is not known"
+    assert guarded.reasons == ["unknown"]
+
+
+def test_readiness_tells_strangers_no_names_that_they_did_not_say() -> None:
+    guarded = Guarded()
+    for target in ("/readyz", "/v2/health/ready"):
+        told = guarded.ask("GET", target)
+        assert told.status == 503
+        assert re.search(rb"no available version of \d+ of the models", told.body)
+    closed = Guarded(open_health=False)
+    assert b"no available version of: " in closed.ask("GET", "/readyz", "looks").body
 
 
 def test_a_port_without_models() -> None:

@@ -264,6 +264,12 @@ def test_who_may_ask() -> None:
         ("GET", "/v2/models/default", "runs", 200), ("GET", "/v2/models/two", "runs", 403),
         ("GET", "/v2", "", 401), ("GET", "/v2", "runs", 403), ("GET", "/v2", "looks", 200),
         ("GET", "/v2/health/live", "", 200), ("GET", "/v2/models/default/ready", "", 200),
+        ("GET", "/v2/models/default/versions/123/ready", "", 401),
+        ("GET", "/v2/models/default/versions/9/ready", "", 401),
+        ("GET", "/v2/models/default/versions/stable/ready", "", 401),
+        ("GET", "/v2/models/default/versions/123/ready", "runs", 200),
+        ("GET", "/v2/models/default/versions/123/ready", "looks", 200),
+        ("GET", "/v2/models/two/versions/1/ready", "runs", 403),
         ("POST", INFER, "runs", 400),
     ]:  # fmt: skip
         assert guarded.ask(method, target, token).status == status, (method, target, token)
