@@ -25,6 +25,7 @@ from ringserve.frontend.http2.frames import HEADER_TABLE_BYTES_DEFAULT, Connecti
 from ringserve.frontend.http2.huffman import BadHuffman, decode_huffman
 from ringserve.frontend.http2.request import (
     ECHOED,
+    FIELDS_MAX,
     IGNORED,
     MALFORMED,
     METADATA,
@@ -40,12 +41,12 @@ from ringserve.frontend.http2.request import (
 #: Bounds of the caches: entries, and bytes of one key. A full cache is emptied; refilling it costs microseconds.
 _ENTRIES_MAX: Final = 1_024
 _KEY_BYTES_MAX: Final = 2_048
+#: What may stand behind a known prefix; more of it is cut up whole before any of it is decoded.
+_TAIL_BYTES_MAX: Final = 8_192
 #: How many prefix lengths one connection tries: its methods, and clients behind one proxy connection.
 _PREFIXES_MAX: Final = 4
 #: Decoding stops at so many times the allowed header list: up to there the call is refused, beyond it the connection.
 _DECODED_LISTS_MAX: Final = 4
-#: Fields of one header list, which may be written with a byte each and cost some microseconds each.
-FIELDS_MAX: Final = 512
 _STATIC: Final = HeaderTable.STATIC_TABLE
 _PLAIN_KINDS: Final = (IGNORED, METADATA, TIMEOUT, ECHOED)
 #: First byte of a literal with a new name: not indexed, never indexed, indexed (all the same while the table is off).
@@ -65,7 +66,8 @@ class HeaderCache:
         self.methods = methods
         self.list_bytes_max = list_bytes_max
         self.blocks: dict[bytes, Request] = {}
-        self.prefixes: dict[bytes, tuple[Request, int]] = {}  # the request, and its header list's size
+        #: The request, its header list's size, and how many fields that has.
+        self.prefixes: dict[bytes, tuple[Request, int, int]] = {}
         self.fields: dict[bytes, Field] = {}
 
     def field(self, representation: bytes) -> Field:
@@ -117,7 +119,12 @@ class HeaderDecoder:
             return build(self._decode_by_library(block), cache.methods, cache.list_bytes_max)
         try:
             request = self._from_prefix(block) or self._scan(block)
-        except (_NotPlain, BadHuffman, IndexError):
+        except BadHuffman as error:
+            # The library would say so, too, when it had decoded all before it once more.
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error} Huffman code") from error
+        except IndexError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block: truncated") from error
+        except _NotPlain:
             # Table updates (at most once a connection) and damaged blocks. Never remembered: bytes with a table
             # update are no request of their own.
             return build(self._decode_by_library(block), cache.methods, cache.list_bytes_max)
@@ -152,7 +159,9 @@ class HeaderDecoder:
                 break
         else:
             return None
-        request, list_bytes = known
+        request, list_bytes, fields_count = known
+        if len(block) - length > _TAIL_BYTES_MAX:
+            return None
         timeout_ns = 0
         echo = b""
         metadata: list[tuple[str, bytes]] = []
@@ -170,7 +179,7 @@ class HeaderDecoder:
                     stop = 0
             stop = stop or _representation_end(block, at)
             if stop > end:
-                raise _NotPlain
+                raise IndexError
             representation = block[at:stop]
             field = fields.get(representation) or cache.field(representation)
             kind = field.kind
@@ -184,9 +193,10 @@ class HeaderDecoder:
             elif kind != IGNORED:
                 return None
             list_bytes += field.list_bytes
+            fields_count += 1
+            if list_bytes > cache.list_bytes_max or fields_count > FIELDS_MAX:
+                return None  # how it is refused is for `_scan` to say
             at = stop
-        if list_bytes > cache.list_bytes_max:
-            return None
         self.read_bytes = end - length
         patience_ns = patience_of(timeout_ns, request.details.path, cache.methods)
         body_bytes, details = request.body_bytes, request.details
@@ -198,11 +208,8 @@ class HeaderDecoder:
         fields: list[Field] = []
         prefix_length, prefix_fields, list_bytes = 0, 0, 0
         plain_tail = True
-        at, end = 0, len(block)
-        while at < end:
-            stop = _representation_end(block, at)
-            if stop > end:
-                raise _NotPlain
+        at = 0
+        for stop in _cuts(block):
             field = cache.field(block[at:stop])
             if not prefix_length and field.kind in (METADATA, TIMEOUT, ECHOED):
                 prefix_length, prefix_fields = at, len(fields)
@@ -210,7 +217,7 @@ class HeaderDecoder:
                 plain_tail = False
             fields.append(field)
             list_bytes += field.list_bytes
-            if list_bytes > _DECODED_LISTS_MAX * cache.list_bytes_max or len(fields) > FIELDS_MAX:
+            if list_bytes > _DECODED_LISTS_MAX * cache.list_bytes_max:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header list is far too large")
             at = stop
         if prefix_length and plain_tail:
@@ -226,7 +233,7 @@ class HeaderDecoder:
             return
         if len(cache.prefixes) >= _ENTRIES_MAX:
             cache.prefixes.clear()
-        cache.prefixes[prefix] = (request, sum(field.list_bytes for field in fields))
+        cache.prefixes[prefix] = (request, sum(field.list_bytes for field in fields), len(fields))
         if len(prefix) not in self._prefix_lengths:
             self._prefix_lengths = [len(prefix), *self._prefix_lengths][:_PREFIXES_MAX]
 
@@ -260,6 +267,21 @@ def _integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:
         shift += 7
         if shift > 21:  # longer than any string we accept; the library has its own opinion
             raise _NotPlain
+
+
+def _cuts(block: bytes) -> list[int]:
+    """Where each representation of a whole block ends. Found before any is decoded: what the library has to judge
+    would be decoded twice. IndexError: the block is cut short. ConnectionFault: there are too many."""
+    cuts: list[int] = []
+    at, end = 0, len(block)
+    while at < end:
+        at = _representation_end(block, at)
+        if at > end:
+            raise IndexError
+        if len(cuts) == FIELDS_MAX:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"more than {FIELDS_MAX} headers")
+        cuts.append(at)
+    return cuts
 
 
 def _representation_end(block: bytes, at: int) -> int:

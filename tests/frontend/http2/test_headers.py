@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.frontend.handler import Buffer, Call, Methods
-from ringserve.frontend.http2.frames import ConnectionFault, literal, percent_encode
+from ringserve.frontend.http2.frames import ConnectionFault, ErrorCode, literal, percent_encode
 from ringserve.frontend.http2.headers import HeaderCache, HeaderDecoder
 from ringserve.frontend.http2.huffman import BadHuffman, decode_huffman
 from ringserve.frontend.http2.request import Request, build, judge, parse_timeout
@@ -163,6 +163,76 @@ def test_the_header_list_is_limited_on_every_way() -> None:
             request = made._from_prefix(USUAL + tail + more) or made._scan(USUAL + tail + more)
             assert (request.unary is handler) is allowed
             assert bool(request.details.refusal) is not allowed
+
+
+LIKE_A_KNOWN_ONE = USUAL + literal(b"grpc-timeout", b"1S")
+
+
+@pytest.mark.parametrize("first", [b"", LIKE_A_KNOWN_ONE])
+@pytest.mark.parametrize("field", [b"\x90", literal(b"x", b"")], ids=["a byte each", "metadata"])
+def test_a_block_of_too_many_fields_ends_the_connection(first: bytes, field: bytes) -> None:
+    made = decoder()
+    if first:
+        made.decode(first)
+    fits = USUAL + field * (512 - 5)
+    assert made.decode(fits).unary is handler
+    for beyond in (fits + field, fits + field * 20_000):
+        assert made.alike(beyond) is None
+        with pytest.raises(ConnectionFault) as caught:
+            made.decode(beyond)
+        assert caught.value.code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("fields_count", [10, 100])
+def test_a_list_beyond_the_limit_behind_a_known_prefix_is_refused(fields_count: int) -> None:
+    made = decoder()
+    made.decode(LIKE_A_KNOWN_ONE)
+    field = literal(b"x", b"y" * (65_536 // fields_count))
+    for _ in range(2):
+        assert made.decode(USUAL + field * fields_count).details.refused == (8, "request headers are too large")
+
+
+def test_long_ends_behind_a_known_prefix_are_read() -> None:
+    made = decoder()
+    made.decode(LIKE_A_KNOWN_ONE)
+    for size in (8_000, 9_000, 60_000):
+        request = made.decode(LIKE_A_KNOWN_ONE + literal(b"x", b"y" * size))
+        assert (request.unary, request.timeout_ns, request.metadata) == (handler, 10**9, (("x", b"y" * size),))
+
+
+@pytest.mark.parametrize("first", [b"", LIKE_A_KNOWN_ONE])
+@pytest.mark.parametrize("more", [b"", b"\x20", b"\x00"], ids=["alone", "and a table update", "and a cut field"])
+def test_a_damaged_huffman_code_ends_the_connection(first: bytes, more: bytes) -> None:
+    made = decoder()
+    if first:
+        made.decode(first)
+    coded = _huffman.encode(b"a" * 40_000)[:19_996] + b"\xff" * 4  # the end of the text, which no text has
+    block = USUAL + b"\x00\x01x" + integer(20_000, 127, 0x80) + coded + more
+    assert made.alike(block) is None
+    with pytest.raises(ConnectionFault) as caught:
+        made.decode(block)
+    assert caught.value.code == ErrorCode.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize("cut", [1, 4, 19_990])
+def test_a_block_that_is_cut_short_ends_the_connection(cut: int) -> None:
+    coded = _huffman.encode(b"a" * 40_000)
+    block = LIKE_A_KNOWN_ONE + b"\x00\x01x" + integer(len(coded), 127, 0x80) + coded + literal(b"y", b"z")
+    for first in (b"", LIKE_A_KNOWN_ONE, block):
+        made = decoder()
+        if first:
+            assert made.decode(first).unary is handler
+        assert made.alike(block[:-cut]) is None
+        with pytest.raises(ConnectionFault) as caught:
+            made.decode(block[:-cut])
+        assert caught.value.code == ErrorCode.COMPRESSION_ERROR
+
+
+def test_a_binary_field_of_too_many_values_is_refused() -> None:
+    made = decoder()
+    assert len(made.decode(USUAL + literal(b"x-bin", b"AA," * 511 + b"AA")).metadata) == 512
+    refused = made.decode(USUAL + literal(b"x-bin", b"AA," * 512 + b"AA")).details.refused
+    assert refused == (13, "malformed binary metadata")
 
 
 def test_blocks_before_the_acknowledgement_use_the_dynamic_table() -> None:

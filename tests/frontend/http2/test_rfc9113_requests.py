@@ -1,6 +1,7 @@
 """Goal: what RFC 9113 says of requests (8). Method: a table of cases, named by the section, as in the one of frames.
 
-One rule is left out on purpose: 8.2.1 forbids white space at the ends of a value, gRPC allows it to be stripped.
+One rule holds for the protocol's own headers only: 8.2.1 forbids white space at the ends of a value, gRPC allows that
+of metadata to be stripped, and its clients send it.
 """
 
 from __future__ import annotations
@@ -89,6 +90,15 @@ CASES: dict[str, Case] = {
     "8.2.1 an end of line in a value": (MALFORMED, one(("x-name", "a\r\nx-other: b"))),
     "8.2.1 NUL in a value of the protocol": (MALFORMED, one(("user-agent", "a\0b"))),
     "8.2.1 other bytes in a value": (None, one(("x-name", "a\tb\xff"))),
+    "8.2.1 white space before a value": (MALFORMED, one(("user-agent", " a"))),
+    "8.2.1 white space behind a value": (MALFORMED, one(("user-agent", "a\t"))),
+    "8.2.1 white space alone": (MALFORMED, one(("grpc-accept-encoding", " "))),
+    "8.2.1 white space before :path": (MALFORMED, lambda p: p.headers(1, changed(_path=f" {ECHO}"))),
+    "8.2.1 white space behind te": (MALFORMED, lambda p: p.headers(1, changed(te="trailers "))),
+    "8.2.1 white space behind content-length": (MALFORMED, one(("content-length", "5 "))),
+    "8.2.1 white space before a timeout": (MALFORMED, one(("grpc-timeout", " 1S"))),
+    "8.2.1 white space within a value": (None, one(("user-agent", "a b\tc"))),
+    "8.2.1 white space around metadata": (None, one(("x-name", " a\t"))),
     "8.2.2 connection": (MALFORMED, one(("connection", "keep-alive"))),
     "8.2.2 proxy-connection": (MALFORMED, one(("proxy-connection", "keep-alive"))),
     "8.2.2 keep-alive": (MALFORMED, one(("keep-alive", "5"))),
