@@ -26,8 +26,10 @@ def warmup() -> None:
 @warmup.command()
 @click.option(
     "--server",
+    envvar="RINGSERVE_URL",
     default="http://localhost:8501",
     show_default=True,
+    show_envvar=True,
     help="where operators reach the server: unix:PATH of its admin.sock, or an address (see rest_admin, admin_port)",
 )
 @click.option("--model", required=True, help="the model whose requests are recorded")

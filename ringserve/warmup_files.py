@@ -212,6 +212,9 @@ def write(records: list[bytes], path: Path, overwrite: bool) -> None:
 
 def write_file(data: bytes, path: Path, overwrite: bool) -> None:
     """Likewise, of a whole file's bytes."""
+    if not data:
+        # A version that has a file runs that and nothing else: no records would be no warm-up, and nobody would know.
+        raise WarmupError(f"there is no request to write: {path} would leave its version without any warm-up")
     if path.exists() and not overwrite:
         raise WarmupError(f"{path} is there already; --overwrite replaces it")
     beside = path.with_name(f".{path.name}.{os.getpid()}")

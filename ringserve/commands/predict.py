@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ringserve.commands.api import Api, target_path
 from ringserve.commands.console import Failed, Status, json_anyway_option, url_option
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     envvar="RINGSERVE_GRPC",
     show_envvar=True,
     metavar="HOST:PORT",
-    help="call over gRPC, at this address",
+    help="call over gRPC, at this address; the variable counts unless --url is given",
 )
 @click.option("--tls_ca", type=click.Path(exists=True, dir_okay=False), help="over gRPC: use TLS, with this CA's PEM")
 @url_option
 @json_anyway_option
+@click.pass_context
 def predict(
+    context: click.Context,
     model: str,
     inputs: tuple[str, ...],
     version: int | None,
@@ -75,6 +78,7 @@ def predict(
     """
     if version is not None and label is not None:
         raise click.UsageError("--version and --label exclude each other")
+    grpc_target = _wanted_target(context, grpc_target)
     from ringserve.commands.predict_inputs import read_given
 
     given = read_given(inputs)
@@ -85,11 +89,21 @@ def predict(
             answer = _over_grpc(client, (model, version, label), given, signature, outputs, pixels)
     else:
         if outputs or tls_ca:
-            raise click.UsageError("--outputs and --tls_ca are for gRPC: give --grpc HOST:PORT")
+            raise click.UsageError("--outputs and --tls_ca are for gRPC: give --grpc HOST:PORT, and no --url")
         answer = _over_rest(Api(url, timeout), (model, version, label), given, signature, pixels)
     click.echo(printed(answer))
     if output is not None:
         _save(answer, output)
+
+
+def _wanted_target(context: click.Context, grpc_target: str | None) -> str | None:
+    """Where to call over gRPC; None for REST. What is on the command line counts before the environment: the answer of
+    another server than the one that was named would be taken for that one's."""
+    if context.get_parameter_source("url") is not ParameterSource.COMMANDLINE:
+        return grpc_target
+    if context.get_parameter_source("grpc_target") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--url and --grpc exclude each other: one is called over REST, the other over gRPC")
+    return None
 
 
 _Target = tuple[str, int | None, str | None]

@@ -147,6 +147,21 @@ def test_what_cannot_be_done_is_said_in_one_line(
         assert len(done.output.splitlines()) == 1
 
 
+def test_a_file_without_records_is_not_written(
+    invoke: Invoke, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "file"
+    for nothing in (b"", b"\n \n"):
+        (tmp_path / "bodies").write_bytes(nothing)
+        done = invoke("make", exported("half"), "--requests", tmp_path / "bodies", "--output", output)
+        assert done.exit_code == 1
+        assert "there is no request to write" in done.output
+        assert not output.exists()
+    output.write_bytes(b"as it was")
+    assert invoke("make", exported("half"), "--requests", os.devnull, "--output", output, "--overwrite").exit_code == 1
+    assert output.read_bytes() == b"as it was"
+
+
 # -------------------------------------------------------------------------------------------------------- recording
 
 RECORDS = b"".join(map(write_record, [b"one", b"two"]))
