@@ -44,8 +44,14 @@ class Change:
         self.over = over
         self.looked = False
         self._checked = frozenset(checked)
-        names = {model.name for model in before}
-        self._new = [model.name for model in after if model.name not in names]
+        known = {model.name: plan_of(model) for model in before}
+        self._new = [model.name for model in after if model.name not in known]
+        #: What was there is asked for other versions, or from elsewhere, and not for none.
+        self._moved = [
+            model.name
+            for model in after
+            if model.name in known and known[model.name] != plan_of(model) and model.versions != ()
+        ]
 
     def between(self) -> tuple[Model, ...]:
         """All models while the change goes on, each with the batching that counts meanwhile."""
@@ -65,7 +71,12 @@ class Change:
         outcomes = {name: lifecycle.outcome(name, now_ns) for name in self._new}
         if not all(outcome.settled for outcome in outcomes.values()):
             return None
+        complaints = {name: lifecycle.complaint(name, now_ns) for name in self._moved}
+        if None in complaints.values():
+            return None
         failed = {name: outcome.failures for name, outcome in outcomes.items() if outcome.failures}
+        # Without any version to come, those that serve would go on, and the change would seem to be done.
+        failed |= {name: [(None, Failure(Code.NOT_FOUND, text))] for name, text in complaints.items() if text}
         texts = {model.name: "OK" for model in self.after}
         if failed:
             texts |= {name: describe(failures[0][1]) for name, failures in failed.items()}

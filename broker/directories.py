@@ -137,5 +137,9 @@ class Base:
                 "Did you forget to name your leaf directory as a number (eg. '/1/')?"
             )
         if not choose(listing.found, plan.versions):
-            return f"None of the versions asked for of servable {plan.name} is under its base path {plan.base_path}"
+            asked = ", ".join(map(str, plan.versions)) or "none at all"
+            return (
+                f"None of the versions asked for of servable {plan.name} is under its base path {plan.base_path}: "
+                f"asked for {asked}, found {', '.join(str(directory.version) for directory in listing.found)}"
+            )
         return ""

@@ -28,6 +28,7 @@ from ringserve.broker.versions import Versions
 
 log = logging.getLogger(__name__)
 
+_OK = Failure(Code.OK, "")
 #: The first plan waits this long for the first look at every base path, so that one generation brings all models.
 _FIRST_LOOK_NS_MAX = 1_000_000_000
 #: Publishing one generation changes the aim, which may change what is to be done: at most this often in a row.
@@ -91,6 +92,9 @@ class Lifecycle:
         self._last_published: Orders = {}
         self._serving: set[str] = set()
         self._shown: dict[ModelVersion, tuple[bool, Status | None]] = {}
+        #: Of versions that have not ended, why the last load failed: they end with that, also when they are taken back
+        #: before it was told.
+        self._failures: dict[ModelVersion, Failure] = {}
 
     # ------------------------------------------------------------------------------------------------- what happens
 
@@ -128,7 +132,7 @@ class Lifecycle:
         before = (base.listing.found if base.listing is not None and not base.outdated else None, base.error)
         changed = base.take(listing, now_ns)
         for order in changed:
-            self._retries.forget(order)
+            self._forget(order)
         complaint = base.complaint(now_ns)
         if complaint and complaint != base.said:
             prefix = "FileSystemStoragePathSource encountered a filesystem access error: " if listing.error else ""
@@ -144,6 +148,8 @@ class Lifecycle:
         name = f"{{name: {order.name} version: {order.version}}}"
         log.error("Loading servable: %s failed: %s: %s", name, failure.code.name, failure.text)
         attempts = self._retries.failed(order, failure, now_ns, final=final)
+        if order.name in self._bases:
+            self._failures[order.key] = failure
         if not attempts.over:
             log.info("Retrying of Loading servable: %s retry: %d", name, attempts.failed_count)
         elif attempts.failed_count > 1 and not final:
@@ -153,9 +159,15 @@ class Lifecycle:
     def load_succeeded(self, key: ModelVersion) -> None:
         """A worker has it."""
         base = self._bases.get(key.name)
+        self._failures.pop(key, None)
         if base is not None and key.version in base.directories:
             self._retries.forget(base.order(key.version))
         self._think_of(key.name)
+
+    def _forget(self, order: Order) -> None:
+        """What is there now was not tried yet."""
+        self._retries.forget(order)
+        self._failures.pop(order.key, None)
 
     def _think_of(self, name: str) -> None:
         self._parts.think_of(name)
@@ -194,7 +206,7 @@ class Lifecycle:
         self._last_published = published
         self._serving = {key.name for key in published}
         for order in self.supply.end(self._sought, statuses, now_ns):
-            self._retries.forget(order)
+            self._forget(order)
             self._think_of(order.name)
         wakes = (moves.wake_ns, self._retries.wake_ns(now_ns), self._silence_ns(now_ns), self.supply.wake_ns)
         self._wake_ns = now_ns + 1 if self._dirty else min((wake for wake in wakes if wake), default=0)
@@ -293,13 +305,16 @@ class Lifecycle:
             elif status is not None:
                 self._put(key, status)
             elif state in (*served, VersionState.START, VersionState.LOADING):
-                self._put(key, Status(VersionState.END))
+                failure = None if state in served else self._failures.get(key)
+                self._put(key, Status(VersionState.END, failure or _OK))
             self._shown[key] = shown
         if len(self._shown) > 2 * len(self.versions.known()):  # ended ones are forgotten in the end
             self._shown = {key: shown for key, shown in self._shown.items() if key in self.versions}
 
     def _put(self, key: ModelVersion, status: Status) -> None:
         before = self.versions.state(key)
+        if status.state is VersionState.END:
+            self._failures.pop(key, None)
         if self.versions.put(key, status.state, status.failure, status.waits):
             if status.state is VersionState.END and before is not VersionState.UNLOADING:
                 return
@@ -333,6 +348,11 @@ class Lifecycle:
         """All that this model could serve lacks files: somebody copies it, or left it like that."""
         aspired = self._bases[name].aspired(self.groups.trying().get(name, ()))
         return bool(aspired) and all(self._bases[name].directories[version].watched.lacks for version in aspired or ())
+
+    def complaint(self, name: str, now_ns: int) -> str | None:
+        """What is wrong with a configured model's base path, as of `Base`; None while that is not known."""
+        base = self._bases[name]
+        return base.complaint(now_ns) or (None if base.listing is None else "")
 
     def outcome(self, name: str, now_ns: int) -> Outcome:
         """What became of a configured model so far."""
