@@ -7,11 +7,12 @@ process's socket when the registration socket already tells of the death.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
-from typing import Protocol
+from typing import Final, Protocol
 
-from ringserve.broker.control import ControlChannel, ControlClosed
+from ringserve.broker.control import ControlChannel, ControlClosed, Received
 from ringserve.broker.mailbox import Inbox, Mail
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
@@ -26,7 +27,7 @@ from ringserve.broker.messages import (
     Welcome,
 )
 from ringserve.frontend.line import Line
-from ringserve.shm.segment import Segment
+from ringserve.shm.segment import Segment, SegmentError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,28 @@ _DEAD_RING_KEPT_S = 5.0
 _RECONNECT_S = 0.02
 #: After a broker did not welcome this process: it is of another release, or just ending.
 _REFUSED_S = 1.0
+#: Connections that end within that time, one after the other, before the next one waits for it: what cannot be handed
+#: over for want of descriptors ends each of them, and a broker that dies ends one.
+_BRIEF_MAX = 3
+#: No room for one more descriptor, in this process or the whole system.
+_NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE))
+
+
+class _Channel(ControlChannel):
+    """A registration connection that ends where descriptors do not come through: those that did are not kept."""
+
+    def _parse(self, messages: list[Received]) -> None:
+        try:
+            super()._parse(messages)
+        except ControlClosed:
+            _close_all(messages)
+            raise
+
+
+def _close_all(received: list[Received]) -> None:
+    for _, fds in received:
+        for fd in fds:
+            os.close(fd)
 
 
 class WorkerPeer:
@@ -96,6 +119,9 @@ class BrokerLink:
         self._broker: Line | None = None
         self._closed = False
         self._refused_told = False
+        self._no_room_told = False
+        self._welcomed_s = 0.0
+        self._brief_count = 0
         self.workers: dict[int, WorkerPeer] = {}
         self.frontend_id = -1
         self._loop.add_reader(self._inbox.fd, self._on_inbox)
@@ -135,18 +161,32 @@ class BrokerLink:
     def _connect(self) -> None:
         if self._closed:
             return
-        try:
-            channel = ControlChannel.connect(self._registration_path)
-        except OSError:
-            # The broker is starting or being replaced; its listening socket usually outlives it, so this is rare.
-            self._loop.call_later(_RECONNECT_S, self._connect)
-            return
-        self._channel = channel
-        self._loop.add_reader(channel.fd, self._on_control)
         hello = Hello(
             PROTOCOL_VERSION, int(Role.FRONTEND), os.getpid(), self._inbox.path, self._ring.data_bytes, -1, 0
         )
-        channel.send(hello, (self._ring.fd,))
+        try:
+            channel = _Channel.connect(self._registration_path)
+            try:
+                channel.send(hello, (self._ring.fd,))
+            except OSError:
+                channel.close()
+                raise
+        except OSError as error:
+            # The broker is starting or being replaced; its listening socket usually outlives it, so this is rare.
+            wait_s = _RECONNECT_S
+            if error.errno in _NO_ROOM:
+                wait_s = _REFUSED_S
+                self._tell_no_room(error)
+            self._loop.call_later(wait_s, self._connect)
+            return
+        self._channel = channel
+        self._loop.add_reader(channel.fd, self._on_control)
+
+    def _tell_no_room(self, error: OSError) -> None:
+        """Clients hold all descriptors that there are. That passes: some leave, and this process serves the others."""
+        if not self._no_room_told:
+            log.warning("cannot register with the broker yet: %s", error)
+        self._no_room_told = True
 
     def _on_control(self) -> None:
         channel = self._channel
@@ -156,14 +196,23 @@ class BrokerLink:
         except ControlClosed as closed:
             self._disconnect(str(closed))
             return
-        for message, fds in received:
+        for position, (message, fds) in enumerate(received):
             if isinstance(message, Welcome):
                 self._refused_told = False
+                self._welcomed_s = self._loop.time()
                 self._broker = Line(fds[0], self._user.on_mail)
                 self.frontend_id = message.peer_id
                 self._user.on_connected(message.peer_id)
             elif isinstance(message, PeerJoined):
-                self._worker_joined(message, fds)
+                try:
+                    self._worker_joined(message, fds)
+                except SegmentError as error:
+                    cause = error.__cause__
+                    if not isinstance(cause, OSError) or cause.errno not in _NO_ROOM:
+                        raise
+                    _close_all(received[position + 1 :])
+                    self._disconnect(f"worker {message.peer_id} cannot be reached: {cause}", wait_s=_REFUSED_S)
+                    return
             elif isinstance(message, PeerLeft):
                 self._worker_left(message.peer_id)
             elif isinstance(message, Catalog):
@@ -177,8 +226,12 @@ class BrokerLink:
     def _worker_joined(self, message: PeerJoined, fds: list[int]) -> None:
         try:
             segment = Segment.attach(fds[0])
+        except SegmentError:
+            os.close(fds[1])
+            raise
         finally:
             os.close(fds[0])
+        self._no_room_told = False
         self.workers[message.peer_id] = WorkerPeer(segment, Line(fds[1], self._user.on_mail))
 
     def _worker_left(self, peer_id: int) -> None:
@@ -193,7 +246,8 @@ class BrokerLink:
         if worker is not None:
             worker.close()
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str, *, wait_s: float = 0.0) -> None:
+        """The broker is lost, or given up. wait_s: register again after that time."""
         welcome = self._broker is not None
         if not self._closed and (welcome or not self._refused_told):
             what = "lost the broker" if welcome else "the broker does not take this process: see its log"
@@ -211,10 +265,14 @@ class BrokerLink:
         # A new broker introduces the workers again under new ids; the old ids stay good for Results under way.
         for peer_id in self.workers:
             self._loop.call_later(_DEAD_RING_KEPT_S, self._forget, peer_id)
-        if welcome:
-            self._connect()
+        is_brief = welcome and self._loop.time() < self._welcomed_s + _REFUSED_S
+        self._brief_count = self._brief_count + 1 if is_brief else 0
+        if not welcome or self._brief_count > _BRIEF_MAX:
+            wait_s = _REFUSED_S
+        if wait_s:
+            self._loop.call_later(wait_s, self._connect)
         else:
-            self._loop.call_later(_REFUSED_S, self._connect)
+            self._connect()
 
     def close(self) -> None:
         """Leave: the broker and the workers see it by end-of-file."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import uvloop
 
-from ringserve.config import process
+from ringserve.config import descriptors, process
 from ringserve.config.schema import Settings
 from ringserve.frontend.service import Inherited as Inherited
 from ringserve.frontend.service import Service
@@ -26,9 +26,19 @@ def run(
     index: which of the frontends this is. inherited: descriptors that all of them have.
     """
     process.begin(name, settings.server.log_level, settings.server.log_format)
+    try:
+        rest = inherited is not None and bool(inherited.rest_fds)
+        caps = descriptors.caps_of(settings, descriptors.raise_limit(), rest=rest)
+    except descriptors.TooFewError as error:
+        log.error("%s", error)
+        return process.Exit.CONFIG
+    if caps.warning:
+        log.warning("%s", caps.warning)
     stop = process.StopWatch(death_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        make = functools.partial(Service, settings, name=name, run_dir=run_dir, leave=stop.request, inherited=inherited)
+        make = functools.partial(
+            Service, settings, name=name, run_dir=run_dir, leave=stop.request, caps=caps, inherited=inherited
+        )
         return runner.run(_serve(make, stop))
 
 

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from ringserve.config.descriptors import Caps
 from ringserve.config.keys_file import RATE_SLOTS, parse_anonymous
 from ringserve.config.limits import is_loopback
 from ringserve.config.schema import Server, Settings
@@ -103,10 +104,12 @@ class Service:
         name: str,
         run_dir: str,
         leave: Callable[[str], None],
+        caps: Caps,
         inherited: Inherited | None = None,
     ) -> None:
         """leave: asks for an orderly stop of this process, for that reason."""
         self._settings = settings
+        self._caps = caps
         self._run_dir = run_dir
         self._inherited = inherited or Inherited()
         self._grpc_socket_fd = self._inherited.grpc_socket_fd
@@ -265,8 +268,10 @@ class Service:
         )
         self._apps.append(app)
         stall_s = server.client_stall_ms_max / 1000 or _FOREVER_S
+        port = self._caps.clients if protocol == "rest" else self._caps.operators
         limits = Http1Limits(
-            connections_max=server.connections_max,
+            connections_max=port.connections_max,
+            connections_told_max=port.told_max,
             connections_per_address_max=server.connections_per_address_max,
             body_bytes_max=server.rest_body_bytes_max,
             bodies_bytes_max=server.held_bytes_max,
@@ -329,7 +334,7 @@ class Service:
         limits = EngineLimits(
             message_bytes_max=server.message_bytes_max,
             concurrent_streams_max=server.concurrent_streams_max,
-            connections_max=server.connections_max,
+            connections_max=self._caps.clients.connections_max,
             connections_per_address_max=server.connections_per_address_max,
             inflated_bytes_max=server.inflated_bytes_max,
             held_bytes_max=server.held_bytes_max,

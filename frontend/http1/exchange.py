@@ -125,7 +125,8 @@ OnRefusal = Callable[[int, str, Head | None, str], None]
 class Http1Limits:
     """Bounds of the HTTP/1.1 server. Zero means "no limit" for `connections_per_address_max` alone.
 
-    connections_max: of this process; some more are answered 503, and beyond these none is taken.
+    connections_max: of this server; so many more as connections_told_max are answered 503, and beyond these none is
+    taken.
     connections_per_address_max: of one client address (of IPv6, a /64); 0: no limit but the other.
     body_bytes_max: of one request, as sent. bodies_bytes_max: of all requests that are not answered yet, but for those
     below 256 KiB. header_bytes_max, headers_max: of a request line with its headers; how many lines.
@@ -138,6 +139,7 @@ class Http1Limits:
     """
 
     connections_max: int = 10_000
+    connections_told_max: int = 128
     connections_per_address_max: int = 0
     body_bytes_max: int = 256 * 2**20
     bodies_bytes_max: int = 2**30

@@ -21,8 +21,6 @@ from ringserve.frontend.ledger import Ledger
 from ringserve.frontend.listening import let_accepted_join
 from ringserve.frontend.tls_door import TlsDoor
 
-#: Connections beyond the limit that are told so with a 503; those beyond these are closed without a word.
-_REFUSED_MAX: Final = 128
 #: Connections that may wait to be accepted. The loop listens again with its own, smaller number if it is not told.
 _BACKLOG: Final = 1024
 #: A UNIX socket's file stays: the socket is other frontends', too. (Older event loops never remove it.)
@@ -98,7 +96,7 @@ class Http1Server:
             self.refusals["address"] += 1
             return None
         surplus = len(self._connections) - self.limits.connections_max
-        return None if surplus > _REFUSED_MAX else surplus <= 0
+        return None if surplus > self.limits.connections_told_max else surplus <= 0
 
     def left(self, connection: Http1Connection) -> None:
         """A connection is over."""

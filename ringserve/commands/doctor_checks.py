@@ -11,6 +11,7 @@ from typing import Final
 from ringserve.commands.console import size_text
 from ringserve.commands.findings import Finding, Level
 from ringserve.commands.host import Host
+from ringserve.config.descriptors import TooFewError, caps_of
 from ringserve.config.limits import (
     BROKER_PRIVATE_BYTES,
     FRONTEND_PRIVATE_BYTES,
@@ -22,8 +23,6 @@ from ringserve.config.schema import Settings
 
 _KERNEL_MIN: Final = (5, 4)
 _GOOD_CLOCKS: Final = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
-#: Descriptors of a frontend, or of a worker, beside its connections.
-_FILES_OWN: Final = 256
 #: Threads of a worker beside TensorFlow's pools, and of the rest of the server.
 _THREADS_OWN: Final = 16
 _BACKLOG: Final = 1024
@@ -171,15 +170,7 @@ def _swap(host: Host) -> Iterator[Finding]:
 
 
 def _limits(host: Host, settings: Settings) -> Iterator[Finding]:
-    wanted = settings.server.connections_max + _FILES_OWN
-    if host.files_soft < wanted:
-        level = Level.ERROR if host.files_soft < _FILES_OWN else Level.WARNING
-        what = f"a process may open {host.files_soft} files; connections_max is {settings.server.connections_max}"
-        why = "Connections beyond that are refused before the server sees them."
-        fix = f"ulimit -n {wanted}, or LimitNOFILE={wanted} in the service"
-        if host.files_hard < wanted:
-            fix += f" (the hard limit is {host.files_hard}: as root)"
-        yield Finding(level, "limits", what, why, fix)
+    yield from _files(host, settings)
     workers = settings.workers
     threads = (workers.workers + 1) * (2 * workers.threads_per_worker + _THREADS_OWN) + 8 * settings.server.frontends
     if host.pids_max is not None and host.pids_max < threads:
@@ -187,6 +178,24 @@ def _limits(host: Host, settings: Settings) -> Iterator[Finding]:
         what = f"the cgroup allows {host.pids_max} tasks; the server needs about {threads}"
         fix = f"systemctl set-property ringserve.service TasksMax={2 * threads}"
         yield Finding(Level.ERROR, "limits", what, why, fix)
+
+
+def _files(host: Host, settings: Settings) -> Iterator[Finding]:
+    needed = caps_of(settings, 2**31).needed
+    # The soft limit does not matter: the server raises its own.
+    what = f"a process may open {host.files_hard} files; connections_max is {settings.server.connections_max}"
+    fix = f"ulimit -Hn {needed} as root, or LimitNOFILE={needed} in the service"
+    try:
+        caps = caps_of(settings, host.files_hard)
+    except TooFewError as error:
+        yield Finding(Level.ERROR, "limits", what, f"Frontends do not start: {error}.", fix)
+        return
+    if caps.warning:
+        why = (
+            f"A frontend takes {caps.clients.connections_max} connections of clients over each protocol then, and "
+            "refuses more, so that it keeps descriptors for workers."
+        )
+        yield Finding(Level.WARNING, "limits", what, why, fix)
 
 
 def _kernel(host: Host) -> Iterator[Finding]:

@@ -52,7 +52,6 @@ class Host:
     overcommit_memory: int = 0
     address_space_max: int | None = None
     huge_pages: str = ""
-    files_soft: int = 1_048_576
     files_hard: int = 1_048_576
     #: None: no limit.
     pids_max: int | None = None
@@ -77,7 +76,7 @@ def look(root: str = "") -> Host:
     proc, sys_ = Path(f"{root}/proc"), Path(f"{root}/sys")
     about = _table(proc / "meminfo")
     cpuinfo = _text(proc / "cpuinfo")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     address, _ = resource.getrlimit(resource.RLIMIT_AS)
     ports = _text(proc / "sys/net/ipv4/ip_local_port_range").split()
     nodes = sorted(Path(f"{root}/dev").glob("nvidia[0-9]*"))
@@ -104,7 +103,6 @@ def look(root: str = "") -> Host:
         overcommit_memory=_number(proc / "sys/vm/overcommit_memory", 0),
         address_space_max=None if address == resource.RLIM_INFINITY else address,
         huge_pages=_chosen(_text(sys_ / "kernel/mm/transparent_hugepage/enabled")),
-        files_soft=_limit(soft),
         files_hard=_limit(hard),
         pids_max=_pids_max(proc, sys_),
         memfd_error=_try_memfd(),
