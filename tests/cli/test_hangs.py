@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
+from ringserve.cpu_waits import CpuTimes, CpuWaits
 from ringserve.hangs import Watchdog
 
 _MS = 1_000_000
@@ -20,6 +22,7 @@ class _Child:
     heard_ns: int = 1
     condemned: bool = False
     patience: int = 1
+    pid: int = -1
 
 
 def _first_overdue_ms(watchdog: Watchdog, children: list[_Child], until_ms: int, step_ms: int = 100) -> int:
@@ -89,3 +92,31 @@ def test_one_that_was_stopped_together_with_its_supervisor_is_never_killed() -> 
             # The supervisor wakes first, as soon as both go on: when it would have looked, or later.
             woken_ns = max(watchdog.look_ns, stop_ns + stopped_ms * _MS)
             assert watchdog.overdue([child], woken_ns) == []
+
+
+def _first_overdue_with_ms(times_at: Callable[[int], CpuTimes | None]) -> int:
+    """When one is overdue that speaks at first and then never again, by what is told of it at each millisecond."""
+    now_ms = 0
+    watchdog, child = Watchdog(10_000, 0, CpuWaits(lambda pid: times_at(now_ms))), _Child(pid=7)
+    for now_ms in range(0, 100_000, 2_000):
+        if watchdog.overdue([child], now_ms * _MS + 1):
+            return now_ms
+    return -1
+
+
+@pytest.mark.parametrize(
+    ("times_at", "overdue_ms"),
+    [
+        (lambda _: None, 10_000),  # nobody tells
+        (lambda _: CpuTimes(5, 5, 5, False), 10_000),  # blocked or stopped
+        (lambda ms: CpuTimes(ms * _MS, 0, ms, True), 10_000),  # an endless loop, alone on its CPU
+        (lambda ms: CpuTimes(ms * _MS // 2, ms * _MS // 2, ms, True), 10_000),  # and with one other there
+        (lambda _: CpuTimes(5, 5, 5, True), 30_000),  # never run
+        (lambda ms: CpuTimes(ms * _MS // 20, ms * _MS * 19 // 20, ms, True), 30_000),  # run now and then
+        (lambda ms: CpuTimes(5, max(min(ms, 15_000) - 5_000, 0) * _MS, ms, False), 20_000),  # blocked after ten seconds
+    ],
+)
+def test_one_that_waits_for_a_cpu_is_waited_for_three_times_as_long(
+    times_at: Callable[[int], CpuTimes | None], overdue_ms: int
+) -> None:
+    assert _first_overdue_with_ms(times_at) == overdue_ms
