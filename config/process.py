@@ -26,7 +26,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
-from ringserve.config import privilege
+from ringserve.config import log_stream, privilege
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,18 @@ def end_sooner(points: int) -> None:
 
 
 def set_up_log(name: str, log_level: str, log_format: str) -> None:
-    """Send every log record to standard error, one line each. Called again (after a fork), it replaces the first."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send every log record to standard error, one line each, and never wait for whoever reads it. Called again (after
+    a fork), it replaces the first."""
     to_journal = goes_to_journal()
-    formatter = _JsonFormatter(name) if log_format == "json" else _TextFormatter(name, bare=to_journal)
-    handler.setFormatter(_JournalFormatter(formatter) if to_journal else formatter)
+    plain = _JsonFormatter(name) if log_format == "json" else _TextFormatter(name, bare=to_journal)
+    formatter = _JournalFormatter(plain) if to_journal else plain
+
+    def note(lost_lines: int) -> str:
+        text = "standard error takes lines again; lines that are lost: %d"
+        return formatter.format(log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (lost_lines,), None))
+
+    handler = logging.StreamHandler(log_stream.take_over(note))
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(log_level.upper())
@@ -316,6 +323,7 @@ class Heartbeat:
     def beat(self, now_ns: int) -> int:
         """The loop turns. Returns due_ns."""
         if 0 < self.due_ns <= now_ns:
+            log_stream.catch_up()
             # A listener that does not read must not become a reason for us to hang, too; nor to seem to: what was lost
             # is said again long before the next is due.
             taken = notify("WATCHDOG=1", wait=False)
