@@ -18,7 +18,7 @@ from ringserve.broker.messages import Code, InputSpec, LaneSpec
 from ringserve.shm import dtype as dtypes
 from ringserve.workers import loader, probe, session, signature
 from ringserve.workers.assigning import Assigner
-from ringserve.workers.failures import LoadError, RunFailure, clean, failure_of
+from ringserve.workers.failures import LoadError, RunFailure, clean, failure_of, failure_of_undecodable
 from ringserve.workers.graph import GraphIndex, Traits
 from ringserve.workers.weights import Weights
 
@@ -73,6 +73,9 @@ class Plan:
             raise RunFailure(failure.code, failure.text) from None
         except MemoryError:
             raise RunFailure(Code.RESOURCE_EXHAUSTED, "Out of memory while the model ran.") from None
+        except UnicodeDecodeError as error:
+            failure = failure_of_undecodable(error)
+            raise RunFailure(failure.code, failure.text) from None
         except (TypeError, ValueError, RuntimeError) as error:
             # TensorFlow's binding refuses an array in these ways. It costs the request, not the worker.
             raise RunFailure(Code.INTERNAL, clean(str(error))) from None
@@ -161,10 +164,13 @@ class Servable:
         dense = [s for s in signature.signatures_of(meta_graph).values() if s.is_dense()]
         targets = loader.load_targets(meta_graph) + [t for s in dense for t in s.outputs.values()]
         executors = [session.SINGLE_THREADED, session.ORDINARY]
-        if index.traits(targets).needs_ordinary_executor:
+        traits = index.traits(targets)
+        if traits.needs_ordinary_executor:
             executors.remove(session.SINGLE_THREADED)
         for executor in executors:
-            live_session = session.open_session(graph, executor, threads)
+            # The ordinary executor's loops are no ops by themselves, and nothing folds them.
+            fold_loops = executor == session.ORDINARY or not traits.loops
+            live_session = session.open_session(graph, executor, threads, fold_loops=fold_loops)
             if executor == session.SINGLE_THREADED and session.has_gpu(live_session):
                 live_session.close()  # a graph over two devices needs the executor that can wait for the other half
                 continue

@@ -48,12 +48,19 @@ def _why_no_gpu() -> str:
     return "TensorFlow finds no driver for it, or not all of CUDA's libraries (the extra 'gpu' installs them)"
 
 
-def open_session(graph: Any, executor: str, threads: int) -> Any:
-    """A session whose ops may use `threads` threads each, and which runs one op at a time."""
+def open_session(graph: Any, executor: str, threads: int, *, fold_loops: bool = True) -> Any:
+    """A session whose ops may use `threads` threads each, and which runs one op at a time.
+
+    fold_loops: loops of constants may run when a call is made, in place of each time. TensorFlow then runs them by
+    recursion, and some thousand rounds end the process with SIGSEGV.
+    """
     config = config_pb2.ConfigProto(
         intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, allow_soft_placement=True
     )
     config.experimental.executor_type = executor
+    if not fold_loops:
+        # There is no narrower switch, but other constants are folded before, by Grappler, which leaves loops alone.
+        config.graph_options.optimizer_options.opt_level = config_pb2.OptimizerOptions.L0
     config.gpu_options.CopyFrom(gpu_options(device.settled()))
     return tf.compat.v1.Session(graph=graph, config=config)
 
