@@ -32,14 +32,13 @@ from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.hangs import Watchdog
 from ringserve.installation import mark
-from ringserve.notices import Notices
 from ringserve.orphans import become_subreaper, children_of_this_process
 from ringserve.ports import ADMIN_SOCKET_MODE, PortError, take_ports, unix_listener
+from ringserve.run_files import RunFiles
 from ringserve.shm.words import make_words
 
 log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 1024
 #: Where operators find the server when `admin_socket_path` names no other place.
 _ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
@@ -146,17 +145,14 @@ class Supervisor:
         become_subreaper()
         _raise_descriptor_limit()
         self._death_read, self._death_write = os.pipe2(os.O_CLOEXEC)
-        self._listener = self._bind_registration()
-        self._notices = Notices(self._path("notify.sock"))
+        self._files = RunFiles(run_dir.path, settings.to_json())
         self._watch = process.StopWatch(on_second=self._on_second_signal)
         server = settings.server
-        self._environment = process.watched_environment(self._path("notify.sock"), server.hang_ms_max)
+        self._environment = process.watched_environment(self._files.notify_path, server.hang_ms_max)
         self._watchdog = Watchdog(server.hang_ms_max, server.start_ms_max)
         #: To whoever started this process.
         self._heartbeat = process.Heartbeat()
         self._canary = Canary(server.admin_socket_path, self._heartbeat.period_ns)
-        with open(os.open(self._path("settings.json"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(settings.to_json())
         self.children = [Child(spec) for spec in self._specs()]
 
     def run(self) -> int:
@@ -181,19 +177,16 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self._run_dir.path, name)
-
     def _specs(self) -> list[ChildSpec]:
         shared_fds = (self._death_read, self._run_dir.lock_fd)
-        common = ("--resolved", self._path("settings.json"), "--death-fd", str(self._death_read))
+        common = ("--resolved", self._files.settings_path, "--death-fd", str(self._death_read))
 
         def spec(name: str, stage: Stage, *arguments: str, fds: tuple[int, ...] = ()) -> ChildSpec:
             words = (stage.name.lower(), *common, "--name", name, *arguments)
             patience = _FRONTEND_PATIENCE if stage is Stage.FRONTEND else 1
             return ChildSpec(name, stage, words, shared_fds + fds, patience)
 
-        listen_fd = self._listener.fileno()
+        listen_fd = self._files.listener.fileno()
         inherited = [word for name, fd in self._inherited for word in (name, str(fd))]
         inherited_fds = tuple(fd for _, fd in self._inherited)
         return [
@@ -205,18 +198,12 @@ class Supervisor:
             ),
         ]
 
-    def _bind_registration(self) -> socket.socket:
-        """The broker's registration socket. It is ours so that it survives a broker: who connects while there is none
-        waits in its backlog."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(self._path("broker.sock"))
-        listener.listen(_BACKLOG)
-        return listener
-
     # -------------------------------------------------------------------------------------------------------- loop
 
     def _start_due(self, children: Sequence[Child]) -> None:
         now_ns = time.monotonic_ns()
+        broker_lives = any(child.alive for child in self.children if child.spec.stage is Stage.BROKER)
+        self._files.mend(now_ns, broker_lives=broker_lives)
         for child in children:
             if not child.alive and child.due_ns <= now_ns:
                 name = child.spec.name
@@ -237,7 +224,7 @@ class Supervisor:
         beat_ns = self._heartbeat.due_ns if self._all_well(now_ns) else 0
         times = [time_ns for time_ns in (*starts, self._watchdog.look_ns, beat_ns) if time_ns]
         wait_ms = max(0, min(times) - now_ns) // _MS_NS + 1 if times else _IDLE_MS
-        self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._notices.fd)
+        self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._files.notices.fd)
         self._read_notices()
         self._tend()
         self._reap_orphans()
@@ -251,7 +238,7 @@ class Supervisor:
 
     def _read_notices(self) -> None:
         now_ns = time.monotonic_ns()
-        for notice in self._notices.read():
+        for notice in self._files.notices.read():
             child = next((child for child in self.children if child.pid == notice.pid), None)
             if child is None:
                 continue
@@ -337,7 +324,7 @@ class Supervisor:
                 self._start_due(needed)
                 wake_ns = min((child.due_ns for child in needed if not child.alive), default=deadline_ns)
                 # A signal that comes now kills the children (above), which ends this wait.
-                self._poll(max(min(wake_ns, deadline_ns) - now_ns, 0) // _MS_NS + 1, self._notices.fd)
+                self._poll(max(min(wake_ns, deadline_ns) - now_ns, 0) // _MS_NS + 1, self._files.notices.fd)
                 self._read_notices()  # ten that nobody reads, and whoever says READY or STOPPING waits for ever
                 for child in self._ended():
                     status = child.reap()
@@ -363,8 +350,7 @@ class Supervisor:
     def _close(self) -> None:
         self._watch.close()
         self._canary.close()
-        self._listener.close()
-        self._notices.close()
+        self._files.close()
         os.close(self._death_read)
         os.close(self._death_write)
 

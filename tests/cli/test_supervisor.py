@@ -5,109 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ringserve.config.schema import Server, Settings, Workers
-
-_ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_S = 30.0
-
-
-def _wait_for(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    """For broken code there is a limit; working code is only waited for."""
-    limit = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < limit, what()
-        time.sleep(0.01)  # polls another process's file
-
-
-class Served:
-    """A supervisor over stand-ins, its diary and its log."""
-
-    def __init__(self, folder: Path, server: Server, behaviours: dict[str, str], watchdog_s: float = 0) -> None:
-        self.diary_path = folder / "diary"
-        self.diary_path.touch()
-        self.run_dir = folder / "run"
-        self.log_path = folder / "log"
-        self.installed_path = folder / "installed"
-        self.installed_path.touch()
-        workers = Workers(workers=1, restart_wait_ms_min=1, restart_wait_ms_max=50, start_failures_max=3)
-        settings = Settings(server=replace(server, run_dir=str(self.run_dir)), workers=workers)
-        settings_path = folder / "settings.json"
-        settings_path.write_text(settings.to_json())
-        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notices.bind(str(folder / "systemd.sock"))
-        self.notices.settimeout(_PATIENCE_S)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(_ROOT),
-            "STAND_IN": json.dumps(behaviours),
-            "STAND_IN_DIARY": str(self.diary_path),
-            "STAND_IN_FOR_FILES": str(self.installed_path),
-            "NOTIFY_SOCKET": str(folder / "systemd.sock"),
-            "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
-        }
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("serve_stand_ins.py")), str(settings_path)],
-                env=environment,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    @property
-    def diary(self) -> list[tuple[str, str]]:
-        """(event, name), in order."""
-        return [(line.split()[0], line.split()[1]) for line in self.diary_path.read_text().splitlines()]
-
-    def pids(self, event: str, name: str) -> list[int]:
-        lines = map(str.split, self.diary_path.read_text().splitlines())
-        return [int(words[2]) for words in lines if words[:2] == [event, name]]
-
-    def wait_ready(self) -> None:
-        assert self.notices.recv(100) == b"READY=1"
-
-    def wait_for(self, event: str, name: str, count: int = 1) -> None:
-        _wait_for(lambda: self.diary.count((event, name)) >= count, lambda: f"no {event} of {name}\n{self.log}")
-
-    def wait_log(self, text: str) -> None:
-        _wait_for(lambda: text in self.log, lambda: f"no {text!r} in\n{self.log}")
-
-    def end(self) -> int:
-        """The exit status, once it has ended by itself; nothing of it may be left."""
-        status = self.process.wait(_PATIENCE_S)
-        assert not self.run_dir.exists()
-        assert not any(_alive(pid) for pid in self.all_pids()), self.log
-        return status
-
-    def all_pids(self) -> set[int]:
-        return {int(line.split()[2]) for line in self.diary_path.read_text().splitlines()}
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.end()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
+from ringserve.config.schema import Server
+from tests.cli.served import PATIENCE_S, Served, alive, wait_for_it
 
 Serve = Callable[..., Served]
 
@@ -123,6 +31,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         hang_ms_max: int = 0,
         start_ms_max: int = 0,
         watchdog_s: float = 0,
+        stderr: int = -1,
         **behaviours: str,
     ) -> Served:
         server = Server(
@@ -130,7 +39,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             hang_ms_max=hang_ms_max, start_ms_max=start_ms_max,
         )  # fmt: skip
         by_name = {name.replace("_", "-"): what for name, what in behaviours.items()}
-        served = Served(tmp_path, server, by_name, watchdog_s)
+        served = Served(tmp_path, server, by_name, watchdog_s, stderr)
         started.append(served)
         return served
 
@@ -141,7 +50,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             os.killpg(served.process.pid, signal.SIGKILL)
             served.process.wait()
         for pid in served.all_pids():
-            if _alive(pid):
+            if alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -232,6 +141,34 @@ def test_without_a_grpc_port_none_is_taken(serve: Serve) -> None:
     assert served.stop() == 0
 
 
+def test_a_run_directory_that_was_removed_is_made_anew(serve: Serve) -> None:
+    served = serve(frontends=1)
+    served.wait_ready()
+    shutil.rmtree(served.run_dir)
+    os.kill(served.pids("started", "broker")[0], signal.SIGKILL)
+    served.wait_for("started", "broker", 2)
+    wait_for_it(lambda: served.log.count("broker is ready") == 2, lambda: f"it does not get ready\n{served.log}")
+    assert served.run_dir.stat().st_mode & 0o777 == 0o700
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
+        worker.connect(str(served.run_dir / "broker.sock"))
+    assert len(served.pids("started", "pool")) == 1
+    assert served.stop() == 0
+
+
+def test_whoever_stops_reading_the_log_stops_nobody(serve: Serve) -> None:
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(into, b"." * 512)
+    os.set_blocking(into, True)
+    served = serve(frontends=1, stderr=into, frontend_0="die")
+    served.wait_for("started", "frontend-0", 5)
+    assert served.stop() == 0
+    os.close(into)
+    os.close(out)
+
+
 def test_a_child_that_hangs_is_killed_and_replaced_and_the_others_stay(serve: Serve) -> None:
     served = serve(frontends=1, hang_ms_max=2000, pool="hang")
     served.wait_for("started", "pool", 2)
@@ -284,7 +221,7 @@ def test_it_tells_systemd_nothing_while_the_canary_is_not_answered(serve: Serve)
     served = serve(frontends=1, watchdog_s=1, frontend_0="mute")
     served.wait_ready()
     served.wait_log("the canary was not answered")
-    _wait_for(lambda: served.log.count("the canary was not answered") > 4, lambda: f"too few calls\n{served.log}")
+    wait_for_it(lambda: served.log.count("the canary was not answered") > 4, lambda: f"too few calls\n{served.log}")
     served.notices.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -328,7 +265,7 @@ def test_notices_are_read_during_a_drain_so_that_nobody_waits_to_be_heard(serve:
     served.process.send_signal(signal.SIGTERM)
     served.wait_for("asked-to-stop", "frontend-0")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.settimeout(_PATIENCE_S)
+        sender.settimeout(PATIENCE_S)
         sender.connect(str(served.run_dir / "notify.sock"))
         for _ in range(50):  # the kernel keeps ten
             sender.send(b"WATCHDOG=1")
@@ -353,7 +290,7 @@ def test_children_end_when_the_supervisor_is_killed(serve: Serve) -> None:
     served.process.wait()
     for name in ("broker", "pool", "frontend-0", "frontend-1"):
         served.wait_for("supervisor-gone", name)
-    _wait_for(lambda: not any(map(_alive, served.all_pids())), lambda: "children live on")
+    wait_for_it(lambda: not any(map(alive, served.all_pids())), lambda: "children live on")
 
 
 def test_orphans_are_ended_with_the_server(serve: Serve) -> None:
@@ -365,9 +302,9 @@ def test_orphans_are_ended_with_the_server(serve: Serve) -> None:
     grandchildren = [
         int(event.partition("=")[2]) for event, _ in served.diary if event.startswith("grandchild=")
     ]
-    assert _alive(grandchildren[0])
+    assert alive(grandchildren[0])
     assert served.stop() == 0
-    assert not any(map(_alive, grandchildren))
+    assert not any(map(alive, grandchildren))
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
