@@ -25,6 +25,7 @@ from ringserve.broker.setup import Policies, memory_limits
 from ringserve.broker.state_file import State
 from ringserve.broker.watcher import Watcher
 from ringserve.config.model_config import ModelConfigError, read_model_config, read_version_batching
+from ringserve.config.regular_file import regular_only
 from ringserve.config.schema import Batching, Settings
 
 log = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ class Models:
 def _read_file(path: str, digest: str) -> FileRead:
     """In the watcher's thread. digest: of the content that is known."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_only) as file:
             found = hashlib.sha256(file.read()).hexdigest()
         if found == digest:
             return FileRead(found, None, "")
