@@ -45,7 +45,10 @@ class Inbox:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: str) -> None:
         self.path = path
-        self._socket = context.socket(zmq.PULL)
+        try:
+            self._socket = context.socket(zmq.PULL)
+        except zmq.ZMQError as error:  # there are no more descriptors
+            raise MailError(f"cannot receive at {path}: {error.strerror}") from error
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_UNLIMITED)
         try:
             self._socket.bind(f"ipc://{path}")

@@ -13,7 +13,7 @@ import os
 from typing import Final, Protocol
 
 from ringserve.broker.control import ControlChannel, ControlClosed, Received
-from ringserve.broker.mailbox import Inbox, Mail
+from ringserve.broker.mailbox import Inbox, Mail, MailError
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
@@ -114,6 +114,8 @@ class BrokerLink:
         self._user = user
         self._loop = asyncio.get_running_loop()
         self._mail = Mail()
+        folder, name = os.path.split(inbox_path)
+        self._inbox_paths = [inbox_path, os.path.join(folder, f"2.{name}")]
         self._inbox: Inbox = self._mail.inbox(inbox_path)
         self._channel: ControlChannel | None = None
         self._broker: Line | None = None
@@ -125,6 +127,7 @@ class BrokerLink:
         self.workers: dict[int, WorkerPeer] = {}
         self.frontend_id = -1
         self._loop.add_reader(self._inbox.fd, self._on_inbox)
+        self._was_registered = False
         self._connect()
 
     @property
@@ -158,9 +161,28 @@ class BrokerLink:
         if messages:
             self._user.on_mail(messages)
 
+    def _renew_inbox(self) -> None:
+        """Another one than that of the last registration, whose file the broker removes when it sees that it is over;
+        and nobody else may have left it where it was."""
+        self._inbox_paths.reverse()
+        try:
+            fresh = self._mail.inbox(self._inbox_paths[0])
+        except MailError as error:
+            log.warning("%s", error)
+            self._inbox_paths.reverse()
+            return
+        self._loop.remove_reader(self._inbox.fd)
+        self._on_inbox()
+        self._inbox.close()
+        self._inbox = fresh
+        self._loop.add_reader(fresh.fd, self._on_inbox)
+
     def _connect(self) -> None:
         if self._closed:
             return
+        if self._was_registered:
+            self._was_registered = False
+            self._renew_inbox()
         hello = Hello(
             PROTOCOL_VERSION, int(Role.FRONTEND), os.getpid(), self._inbox.path, self._ring.data_bytes, -1, 0
         )
@@ -200,6 +222,7 @@ class BrokerLink:
             if isinstance(message, Welcome):
                 self._refused_told = False
                 self._welcomed_s = self._loop.time()
+                self._was_registered = True
                 self._broker = Line(fds[0], self._user.on_mail)
                 self.frontend_id = message.peer_id
                 self._user.on_connected(message.peer_id)

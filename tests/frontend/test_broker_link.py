@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringserve.broker.messages import Submit
+from ringserve.broker.messages import Code, Failed, Submit
 from ringserve.frontend import broker_link
 from ringserve.frontend.client import Client
 from ringserve.shm.segment import Segment, SegmentError
@@ -143,3 +143,24 @@ async def test_descriptors_that_do_not_come_through_are_asked_for_again_without_
         is_short = False
         await stage.frontend_joins()
         await until(lambda: client.connected and client._link.workers)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_what_the_next_broker_says_of_requests_arrives_though_the_last_one_removed_the_inbox(
+    tmp_path: Path, times: int
+) -> None:
+    """A broker removes the file of who has left, and one that has only lost it registers again."""
+    async with staged(tmp_path) as (stage, client, _):
+        seen = Seen()
+        request_id = client.infer(LANE, 1, [ROW], 0, seen)
+        for _ in range(times):
+            path = stage.frontend.hello.inbox
+            stage.stop_broker()
+            os.unlink(path)
+            stage.start_broker()
+            await stage.frontend_joins()
+            assert stage.frontend.hello.inbox != path
+        stage.send(Failed([[request_id, Code.INTERNAL, "no"]]))
+        await until(lambda: seen.failures)
+        assert seen.failures == [(Code.INTERNAL, "no")]
+    assert not list(tmp_path.glob("*.inbox"))
