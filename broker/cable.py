@@ -15,7 +15,6 @@ from collections import deque
 from ringserve.broker.sockets import is_gone
 
 _LENGTH = struct.Struct("<I")
-
 _RECEIVE_BYTES = 65_536
 
 

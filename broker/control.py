@@ -107,6 +107,11 @@ class Received(NamedTuple):
     message: ControlMessage
     fds: list[int]
 
+    def close(self) -> None:
+        """Nobody takes it."""
+        for fd in self.fds:
+            os.close(fd)
+
 
 class ControlChannel:
     """One end of a registration connection. Not thread safe. Owns the socket it is given.
@@ -197,7 +202,12 @@ class ControlChannel:
                 closed = True
                 break
             self._received += data
-        self._parse(messages)
+        try:
+            self._parse(messages)
+        except ControlClosed:
+            for received in messages:  # which nobody will get
+                received.close()
+            raise
         if closed and not messages:
             raise ControlClosed("the other side closed the registration connection")
         return messages

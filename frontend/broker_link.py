@@ -12,7 +12,7 @@ import logging
 import os
 from typing import Final, Protocol
 
-from ringserve.broker.control import ControlChannel, ControlClosed, Received
+from ringserve.broker.control import ControlChannel, ControlClosed
 from ringserve.broker.mailbox import Inbox, Mail, MailError
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
@@ -41,23 +41,6 @@ _REFUSED_S = 1.0
 _BRIEF_MAX = 3
 #: No room for one more descriptor, in this process or the whole system.
 _NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE))
-
-
-class _Channel(ControlChannel):
-    """A registration connection that ends where descriptors do not come through: those that did are not kept."""
-
-    def _parse(self, messages: list[Received]) -> None:
-        try:
-            super()._parse(messages)
-        except ControlClosed:
-            _close_all(messages)
-            raise
-
-
-def _close_all(received: list[Received]) -> None:
-    for _, fds in received:
-        for fd in fds:
-            os.close(fd)
 
 
 class WorkerPeer:
@@ -187,7 +170,7 @@ class BrokerLink:
             PROTOCOL_VERSION, int(Role.FRONTEND), os.getpid(), self._inbox.path, self._ring.data_bytes, -1, 0
         )
         try:
-            channel = _Channel.connect(self._registration_path)
+            channel = ControlChannel.connect(self._registration_path)
             try:
                 channel.send(hello, (self._ring.fd,))
             except OSError:
@@ -233,7 +216,8 @@ class BrokerLink:
                     cause = error.__cause__
                     if not isinstance(cause, OSError) or cause.errno not in _NO_ROOM:
                         raise
-                    _close_all(received[position + 1 :])
+                    for later in received[position + 1 :]:
+                        later.close()
                     self._disconnect(f"worker {message.peer_id} cannot be reached: {cause}", wait_s=_REFUSED_S)
                     return
             elif isinstance(message, PeerLeft):

@@ -94,7 +94,7 @@ class Worker:
         self._clock = clock
         self._backlog: deque[Execute] = deque()
         self._batch: Batch | None = None
-        self._waits_since_ns = 0  # a batch, for room; 0: none does
+        self._waits_since_ns = 0  # since when there has been no room; 0: there was some
         self._has_given_up = False  # waiting for room, until there is some
         self._untidy = False
         self._tidied_ns = 0
@@ -165,7 +165,7 @@ class Worker:
             self._work()
             if not mail and self._stopping() and self._batch is None:
                 return
-            link.wait(_LOOK_ROOM_MS if self._waits_since_ns else _LOOK_TIDY_MS if self._untidy else None)
+            link.wait(_LOOK_ROOM_MS if self._batch is not None else _LOOK_TIDY_MS if self._untidy else None)
             if self._untidy:
                 self._tidy()
 

@@ -30,21 +30,24 @@ def put(path: Path, text: str) -> None:
     beside.rename(path)
 
 
+class Told(list[list[str]]):
+    """The names of each file's keys, as a keeper tells of them."""
+
+    def use(self, entries: Sequence[Entry]) -> None:
+        self.append([entry.name for entry in entries])
+
+
 async def test_changes_are_told_and_what_is_wrong_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys.toml"
-    told: list[list[str]] = []
-
-    def use(entries: Sequence[Entry]) -> None:
-        told.append([entry.name for entry in entries])
-
+    told = Told()
     with pytest.raises(KeysError, match="No such file"):
-        KeyKeeper(str(path), PERIOD_S, use)
+        KeyKeeper(str(path), PERIOD_S, told.use)
     one, two = (written(name, new_token(), ["predict"]) for name in "ab")
     put(path, one)
     with caplog.at_level(logging.INFO):
-        keeper = KeyKeeper(str(path), PERIOD_S, use)
+        keeper = KeyKeeper(str(path), PERIOD_S, told.use)
         try:
             put(path, one + two)
             await until(lambda: told == [["a"], ["a", "b"]])
@@ -65,13 +68,9 @@ async def test_a_pipe_in_place_of_the_file_keeps_nobody_from_later_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys.toml"
-    told: list[list[str]] = []
-
-    def use(entries: Sequence[Entry]) -> None:
-        told.append([entry.name for entry in entries])
-
+    told = Told()
     put(path, written("a", new_token(), ["predict"]))
-    keeper = KeyKeeper(str(path), PERIOD_S, use)
+    keeper = KeyKeeper(str(path), PERIOD_S, told.use)
     try:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)

@@ -224,12 +224,15 @@ def test_full_ring_between_requests_run_one_by_one(served: Load) -> None:
         assert all(np.array_equal(answer[0], request["x"] * 2) for answer in answers.values())
 
 
-def test_a_frontend_that_leaves_while_its_answer_waits(served: Load) -> None:
-    servable = served("echo")
+def of_three_frontends(servable: Any) -> tuple[Desk, LaneSpec, list[list[int]]]:
+    """A batch of one request of each, whose ring has room for one answer."""
     desk = Desk(servable, frontends=3, result_bytes=4096)
     request = {"x": RANDOM.random((1, 700), dtype=np.float32)}
-    parts = [desk.part(request, frontend_id=i) for i in (1, 2, 3)]
-    spec = lane(servable, request, ["y"])
+    return desk, lane(servable, request, ["y"]), [desk.part(request, frontend_id=i) for i in (1, 2, 3)]
+
+
+def test_a_frontend_that_leaves_while_its_answer_waits(served: Load) -> None:
+    desk, spec, parts = of_three_frontends(served("echo"))
     batch = desk.start(spec, parts)
     del desk.mapped[2]
     desk.executor.frontend_left(2)
@@ -247,11 +250,7 @@ def test_a_frontend_that_leaves_while_its_answer_waits(served: Load) -> None:
 
 
 def test_a_frontend_that_leaves_while_others_answers_wait_is_given_no_record(served: Load) -> None:
-    servable = served("echo")
-    desk = Desk(servable, frontends=3, result_bytes=4096)
-    request = {"x": RANDOM.random((1, 700), dtype=np.float32)}
-    parts = [desk.part(request, frontend_id=i) for i in (1, 2, 3)]
-    spec = lane(servable, request, ["y"])
+    desk, spec, parts = of_three_frontends(served("echo"))
     batch = desk.start(spec, parts)  # the first one's answer fills the ring, the second's waits
     answers: dict[int, Any] = {}
     desk.read(batch, spec, answers, release=False)
