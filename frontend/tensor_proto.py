@@ -91,6 +91,10 @@ _FIELDS: Final[dict[int, TypedField]] = {
 #: DataType number -> typed field, of every dtype that can be carried.
 TYPED_FIELDS: Final = {number: field for number, field in _FIELDS.items() if number in DTYPES}
 
+#: Bytes per element -> a type that moves them as they are. A void type of as many takes thirteen times as long to fill
+#: up what a large shape promises (0.16 s for 64 MiB), and nobody else is served meanwhile.
+_BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
 #: Dtypes of less than a byte, one byte per element; TensorFlow never reads its upper bits, and neither clears them.
 _NARROW: Final = (dt.INT4, dt.UINT4, dt.INT2, dt.UINT2)
 
@@ -209,7 +213,7 @@ def _typed_values(proto: Any, field: TypedField, dtype: int, count: int, itemsiz
     if field.raw:
         raw = values if field is _FLOAT8 else _packed(field.name, values)
         sent = min(len(raw) // itemsize, count)
-        array = np.frombuffer(raw, dtype=np.dtype((np.void, itemsize)), count=sent)
+        array = np.frombuffer(raw, dtype=_BITS[itemsize], count=sent)
     else:
         sent = min(len(values), count)
         array = _narrow(np.fromiter(values, dtype=field.numpy, count=sent), dtype)
