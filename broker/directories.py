@@ -143,3 +143,15 @@ class Base:
                 f"asked for {asked}, found {', '.join(str(directory.version) for directory in listing.found)}"
             )
         return ""
+
+    def remark(self) -> str:
+        """What is worth a line in the log though the rest is served; empty when nothing is."""
+        plan, listing = self.plan, self.listing
+        if listing is None or self.error or not isinstance(plan.versions, tuple):
+            return ""
+        missing = set(plan.versions) - {directory.version for directory in listing.found}
+        if not missing or missing == set(plan.versions):
+            return ""
+        numbers = ", ".join(map(str, sorted(missing)))
+        whose = f"servable {plan.name} that are not under its base path {plan.base_path}"
+        return f"Versions asked for of {whose}: {numbers}"

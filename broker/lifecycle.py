@@ -137,7 +137,10 @@ class Lifecycle:
         if complaint and complaint != base.said:
             prefix = "FileSystemStoragePathSource encountered a filesystem access error: " if listing.error else ""
             log.error("%s%s", prefix, complaint)
-        base.said = complaint
+        remark = "" if complaint else base.remark()
+        if remark and remark != base.said:
+            log.warning("%s", remark)
+        base.said = complaint or remark
         # Most looks see nothing new, and there may be a thousand models.
         if base.pending or changed or before != (listing.found, listing.error):
             self._think_of(listing.name)

@@ -57,7 +57,9 @@ def test_5_3_other_versions_that_are_all_missing_fail_the_change(way: str, caplo
     assert desk.life.states("m") == {1: "AVAILABLE", 2: "AVAILABLE"}
 
 
-def test_5_3_versions_of_which_one_is_there_are_enough_and_none_at_all_unloads() -> None:
+def test_5_3_versions_of_which_one_is_there_are_enough_and_none_at_all_unloads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     desk = Desk()
     for versions, states in (
         ("versions: 2 versions: 7", {1: "END", 2: "AVAILABLE"}),
@@ -69,6 +71,8 @@ def test_5_3_versions_of_which_one_is_there_are_enough_and_none_at_all_unloads()
         desk.looked()
         desk.life.load_all()
         assert desk.life.states("m") == states
+    said = "Versions asked for of servable m that are not under its base path /m: 7"
+    assert caplog.messages.count(said) == 1, "once, though every look finds it"
 
 
 def test_a_model_whose_versions_went_missing_earlier_does_not_keep_other_changes_out() -> None:
