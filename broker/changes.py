@@ -18,6 +18,9 @@ from ringserve.broker.messages import Code, Failure
 from ringserve.broker.setup import plan_of
 from ringserve.config.schema import Model
 
+#: Other changes wait for this one. A load that takes half an hour has hung; this is time for four in a row.
+_NS_MAX = 7_200_000_000_000
+
 
 class Ended(NamedTuple):
     """How a change went: the failure, or code OK; and by model `OK` or why not."""
@@ -43,6 +46,7 @@ class Change:
         self.after = after
         self.over = over
         self.looked = False
+        self._begun_ns = 0
         self._checked = frozenset(checked)
         known = {model.name: plan_of(model) for model in before}
         self._new = [model.name for model in after if model.name not in known]
@@ -53,30 +57,44 @@ class Change:
             if model.name in known and known[model.name] != plan_of(model) and model.versions != ()
         ]
 
+        # Where one model is all that may fail its versions can change places in one step: held beside the new ones, the
+        # old ones would be loaded once more, to be given up by another generation.
+        labels = any(model.labels for model in after if model.name in self._checked)
+        alone = len(self._moved) == 1 and not self._new and not labels
+        self._alone = self._moved[0] if alone else ""
+
     def between(self) -> tuple[Model, ...]:
         """All models while the change goes on, each with the batching that counts meanwhile."""
         return (*self.before, *(model for model in self.after if model.name in self._new))
 
     def begin(self, lifecycle: Lifecycle, now_ns: int) -> None:
         """Let what is new be loaded."""
+        self._begun_ns = now_ns
         after = {model.name: model for model in self.after}
-        held = [plan_of(after.get(model.name, model), hold=True) for model in self.before]
+        held = [
+            plan_of(after.get(model.name, model), hold=model.name != self._alone, move=model.name == self._alone)
+            for model in self.before
+        ]
         fresh = [plan_of(model) for model in self.after if model.name in self._new]
         lifecycle.configure([*held, *fresh], now_ns)
 
     def progress(self, lifecycle: Lifecycle, labels: Labels, now_ns: int) -> Ended | None:
         """How it went; None while something still loads."""
+        ended = self._progress(lifecycle, labels, now_ns)
+        if ended is None and now_ns >= self._begun_ns + _NS_MAX:
+            text = f"what this change asks for has neither loaded nor failed within {_NS_MAX // 60_000_000_000} minutes"
+            return Ended(Failure(Code.DEADLINE_EXCEEDED, text), {})
+        return ended
+
+    def _progress(self, lifecycle: Lifecycle, labels: Labels, now_ns: int) -> Ended | None:
         if not self.looked:
             return None
         outcomes = {name: lifecycle.outcome(name, now_ns) for name in self._new}
+        # With none of their versions to come, those that serve would go on, and the change would seem to be done.
+        outcomes |= {name: lifecycle.outcome(name, now_ns, moved=True) for name in self._moved}
         if not all(outcome.settled for outcome in outcomes.values()):
             return None
-        complaints = {name: lifecycle.complaint(name, now_ns) for name in self._moved}
-        if None in complaints.values():
-            return None
         failed = {name: outcome.failures for name, outcome in outcomes.items() if outcome.failures}
-        # Without any version to come, those that serve would go on, and the change would seem to be done.
-        failed |= {name: [(None, Failure(Code.NOT_FOUND, text))] for name, text in complaints.items() if text}
         texts = {model.name: "OK" for model in self.after}
         if failed:
             texts |= {name: describe(failures[0][1]) for name, failures in failed.items()}

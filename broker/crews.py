@@ -8,7 +8,7 @@ from ringserve.broker.adoption import Adoption
 from ringserve.broker.crew import Crew
 from ringserve.broker.members import BANKS, Generation, Member
 from ringserve.broker.messages import Failure, ModelVersion
-from ringserve.broker.orders import LoadFailure
+from ringserve.broker.orders import LoadFailure, Order
 
 
 class Crews:
@@ -41,6 +41,13 @@ class Crews:
     def find(self, worker_id: int) -> Member | None:
         crew = self._of.get(worker_id)
         return crew.find(worker_id) if crew is not None else None
+
+    def orders_of(self, name: str) -> frozenset[Order]:
+        """All of this model that workers have loaded, or those of a generation are to load."""
+        found = {order for member in self.members() for order in (*member.loaded.values(), *member.untried)}
+        for each in self.generations:
+            found.update((*each.orders.values(), *each.ready.values(), *each.fallbacks.values()))
+        return frozenset(order for order in found if order.name == name)
 
     def phase_of(self, member: Member) -> str:
         return self._of[member.worker_id].phase_of(member)

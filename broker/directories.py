@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ringserve.broker.aspired import Listing, Policy, VersionDirectory, choose
-from ringserve.broker.orders import Order
+from ringserve.broker.messages import ModelVersion
+from ringserve.broker.orders import Order, Orders
 from ringserve.broker.stability import Watched
 
 #: A base path that has not been read within this time counts as one that cannot be.
@@ -15,12 +16,14 @@ SILENT_NS_MAX = 10_000_000_000
 
 
 class ModelPlan(NamedTuple):
-    """One configured model, as far as its life cycle goes. hold: give up none of its versions for now."""
+    """One configured model, as far as its life cycle goes. hold: give up none of its versions for now. move: give up
+    versions for others that are asked for, and not for none."""
 
     name: str
     base_path: str
     versions: Policy
     hold: bool = False
+    move: bool = False
 
 
 @dataclass
@@ -38,10 +41,12 @@ class Directory:
 
 @dataclass
 class Base:
-    """A configured model and its base path. since_ns: when it was configured. listing: the last look that saw it, or
-    that it is missing; None before. error: why the last look saw nothing; one such look changes nothing. pending: a
-    version is waited for, so that every look matters, even one that sees nothing new. outdated: other versions are
-    asked for than when it was last looked at."""
+    """A configured model and its base path. since_ns: when it was configured, or asked for other versions. listing: the
+    last look that saw it, or that it is missing; None before. error: why the last look saw nothing; one such look
+    changes nothing. pending: a version is waited for, so that every look matters, even one that sees nothing new.
+    outdated: other versions are asked for than when it was last looked at. late: there was none of its name before, so
+    that what workers of an earlier broker have is not its. strangers: nor is what workers had then: of a model of that
+    name that was taken out."""
 
     plan: ModelPlan
     since_ns: int
@@ -51,6 +56,8 @@ class Base:
     said: str = ""
     pending: bool = True
     outdated: bool = False
+    late: bool = False
+    strangers: frozenset[Order] = frozenset()
 
     def order(self, version: int) -> Order:
         """What loads this version, as its directory is now."""
@@ -123,12 +130,24 @@ class Base:
         known = self.directories.get(order.version)
         return known is None or known.vanished or self.order(order.version) != order
 
+    def is_strange(self, order: Order) -> bool:
+        """It is another model's that had this name, unless it lies where this one does."""
+        if order.path and order not in self.strangers:
+            return False
+        return self.late and (order.version not in self.directories or self.order(order.version) != order)
+
+    def has_arrived(self, published: Orders) -> bool:
+        """One of the versions that are asked for serves, from where it lies now."""
+        found = choose(self.listing.found, self.plan.versions) if self.listing is not None else ()
+        orders = [self.order(directory.version) for directory in found]
+        return any(published.get(ModelVersion(order.name, order.version)) == order for order in orders)
+
     def complaint(self, now_ns: int) -> str:
         """What is wrong with the base path, in TF Serving's words; empty when there are versions to serve."""
         plan, listing = self.plan, self.listing
         if self.error:
             return f"Could not find base path {plan.base_path} for servable {plan.name} with error {self.error}"
-        if listing is None:
+        if listing is None or self.outdated:
             silent = now_ns >= self.since_ns + SILENT_NS_MAX
             return f"Base path {plan.base_path} for servable {plan.name} does not answer" if silent else ""
         if not listing.found:

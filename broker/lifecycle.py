@@ -100,7 +100,8 @@ class Lifecycle:
 
     def configure(self, plans: Iterable[ModelPlan], now_ns: int) -> None:
         """These are the models from now on."""
-        if self._begun_ns is None:
+        first = self._begun_ns is None
+        if first:
             self._begun_ns = now_ns
         log.info("Adding/updating models.")
         before, self._bases = self._bases, {}
@@ -108,11 +109,15 @@ class Lifecycle:
             base = before.get(plan.name)
             if base is None or base.plan[:3] != plan[:3]:
                 log.info(" (Re-)adding model: %s", plan.name)
-            if base is None or base.plan.base_path != plan.base_path:
-                base = Base(plan, now_ns)
+            if base is None:
+                strangers = self.groups.crew.orders_of(plan.name)
+                base = Base(plan, now_ns, late=not first, strangers=strangers)
+                self.looks[plan.name] = now_ns
+            elif base.plan.base_path != plan.base_path:
+                base = Base(plan, now_ns, late=base.late, strangers=base.strangers)
                 self.looks[plan.name] = now_ns
             elif base.plan.versions != plan.versions:
-                base.outdated = True
+                base.outdated, base.since_ns = True, now_ns
                 self.looks[plan.name] = now_ns
             base.plan = plan
             self._bases[plan.name] = base
@@ -153,6 +158,8 @@ class Lifecycle:
         attempts = self._retries.failed(order, failure, now_ns, final=final)
         if order.name in self._bases:
             self._failures[order.key] = failure
+            if failure.code is Code.NOT_FOUND:  # perhaps its directory is gone, and nobody looks by himself
+                self.looks.setdefault(order.name, now_ns)
         if not attempts.over:
             log.info("Retrying of Loading servable: %s retry: %d", name, attempts.failed_count)
         elif attempts.failed_count > 1 and not final:
@@ -242,8 +249,13 @@ class Lifecycle:
         return Look(name, base.plan.base_path, base.plan.versions, known)
 
     def _published(self) -> Orders:
-        # Workers of an earlier broker may have what has been taken out of the configuration since.
-        return {key: order for key, order in self.groups.published().items() if key.name in self._bases}
+        # Workers may have what has been taken out of the configuration since, whatever has its name now.
+        bases = self._bases
+        return {
+            key: order
+            for key, order in self.groups.published().items()
+            if (base := bases.get(key.name)) is not None and not (base.late and base.is_strange(order))
+        }
 
     def _weight_of(self, order: Order) -> Weight:
         base = self._bases.get(order.name)
@@ -352,20 +364,17 @@ class Lifecycle:
         aspired = self._bases[name].aspired(self.groups.trying().get(name, ()))
         return bool(aspired) and all(self._bases[name].directories[version].watched.lacks for version in aspired or ())
 
-    def complaint(self, name: str, now_ns: int) -> str | None:
-        """What is wrong with a configured model's base path, as of `Base`; None while that is not known."""
+    def outcome(self, name: str, now_ns: int, *, moved: bool = False) -> Outcome:
+        """What became of a configured model so far. moved: what served before, or lies elsewhere, does not count."""
         base = self._bases[name]
-        return base.complaint(now_ns) or (None if base.listing is None else "")
-
-    def outcome(self, name: str, now_ns: int) -> Outcome:
-        """What became of a configured model so far."""
-        base = self._bases[name]
-        if name in self._serving:
+        if name in self._serving and not moved:
             return Outcome(True, [])
         if complaint := base.complaint(now_ns):
             return Outcome(True, [(None, Failure(Code.NOT_FOUND, complaint))])
+        if moved and not base.outdated and base.has_arrived(self._last_published):
+            return Outcome(True, [])
         aspired = base.aspired(self.groups.trying().get(name, ()))
-        if not aspired:
+        if not aspired or base.outdated:
             return Outcome(False, [])
         failures: list[tuple[int | None, Failure]] = []
         for version in aspired:

@@ -135,12 +135,15 @@ class Parts:
     def _merge(self, base: Base, aspired: list[int], wanted: Orders, serving: Orders) -> tuple[Orders, Orders]:
         """What is wanted, and what becomes of that which serves and is not."""
         others = {key: order for key, order in serving.items() if wanted.get(key) != order}
-        if base.plan.hold or base.pending or base.outdated:
+        arrived = any(serving.get(key) == order for key, order in wanted.items())
+        # What an earlier look found may be loaded, and is no reason to give something up.
+        unsure = base.outdated and (arrived or not wanted)
+        if base.plan.hold or base.pending or unsure:
             return {**others, **wanted}, {key: order for key, order in others.items() if key in wanted}
         if not aspired:
-            gone = self._unload_when_empty or base.plan.versions == ()
+            gone = base.plan.versions == () or (self._unload_when_empty and not base.plan.move)
             return ({} if gone else others), {}
-        if any(serving.get(key) == order for key, order in wanted.items()):
+        if arrived:
             return wanted, {key: order for key, order in others.items() if key in wanted}
         return (wanted, others) if wanted else (others, {})
 

@@ -218,9 +218,9 @@ def make_tending(settings: Settings, groups: Groups, core: Core) -> Tending:
     return Tending(groups, tended, usage=core.usage, private_bytes=reads)
 
 
-def plan_of(model: Model, *, hold: bool = False) -> ModelPlan:
+def plan_of(model: Model, *, hold: bool = False, move: bool = False) -> ModelPlan:
     """A configured model as the life cycle sees it."""
-    return ModelPlan(model.name, model.base_path, model.versions, hold)
+    return ModelPlan(model.name, model.base_path, model.versions, hold, move)
 
 
 def pin_broker(workers: Workers) -> None:

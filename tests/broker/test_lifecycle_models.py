@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ringserve.broker.messages import ModelVersion
+from ringserve.broker.messages import Code, Failure, ModelVersion
 from tests.broker.life_kit import BROKEN, Life, S, started
 
 # ------------------------------------------------------------------------------------------- models that come and go
@@ -75,6 +75,21 @@ def test_a_directory_that_is_made_anew_is_loaded_anew() -> None:
     life.load_all()
     assert life.current != before
     assert life.states("m") == {1: "AVAILABLE"}
+
+
+def test_a_version_that_vanished_between_looks_gives_way_to_those_that_are_there() -> None:
+    """11.16: nobody may look by himself (file_system_poll_wait_seconds is 0)."""
+    life = started(workers=1)
+    life.put("m", 2)
+    life.load_all()
+    life.lifecycle.looks.clear()
+    del life.disk["m"][2]
+    life.lose_pool()
+    life.serving(m_2=Failure(Code.NOT_FOUND, "no such file"))
+    assert life.lifecycle.due_looks(life.now_ns) == ["m"]
+    life.look()
+    life.load_all()
+    assert life.states("m") == {1: "AVAILABLE", 2: "END"}
 
 
 def test_new_inodes_of_the_same_files_are_no_change() -> None:
