@@ -12,7 +12,7 @@ from ringserve.commands.console import Status
 from ringserve.config.schema import MODEL_FLAGS
 from ringserve.config.table import SETTINGS
 
-_SETTING_FLAGS = {row.flag for row in SETTINGS} | set(MODEL_FLAGS) | {"config_path"}
+_SETTING_FLAGS = {row.flag for row in SETTINGS} | set(MODEL_FLAGS)
 
 #: What a script may conclude. `doctor` is the exception, and says so itself.
 _STATUSES: dict[Status, str] = {
@@ -79,7 +79,9 @@ def _described(name: str, command: click.Command) -> list[str]:
     lines += _paragraphs(command.help or "")
     lines += _paragraphs(command.epilog or "")
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    own = [option for option in options if option.name not in _SETTING_FLAGS]
+    has_settings = any(option.name in _SETTING_FLAGS for option in options)
+    family = _SETTING_FLAGS | {"config_path"} if has_settings else set()
+    own = [option for option in options if option.name not in family]
     if own:
         lines += ["| option | |", "|---|---|"]
         for option in own:
@@ -88,7 +90,7 @@ def _described(name: str, command: click.Command) -> list[str]:
                 flag, text = (part.replace("|", "\\|") for part in record)
                 lines.append(f"| `{flag}` | {text} |")
         lines.append("")
-    if len(own) < len(options):
+    if has_settings:
         lines += ["And `--config FILE`, and a flag for each setting: [configuration.md](configuration.md).", ""]
     return lines[:-1]
 
