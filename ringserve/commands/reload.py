@@ -27,20 +27,30 @@ def reload(config_path: str, socket_path: str, timeout: float, as_json: bool) ->
     import http.client
 
     from ringserve.canary import call
-    from ringserve.config.model_config import config_dict, config_of
+    from ringserve.config.model_config import ModelConfigError, config_dict, config_of, read_model_config
+
+    def post(path: str, body: bytes) -> str:
+        try:
+            status, text = call(socket_path, "POST", f"/ringserve/v1/{path}", body, timeout)
+        except (OSError, http.client.HTTPException) as error:
+            text = f"nobody answers at {socket_path}: {error}"
+            raise Failed(text, Status.UNREACHABLE) from error
+        if status != 200:
+            raise Failed(text)
+        return text
 
     settings = load(config_path, {})
+    listed = config_of(settings.models, settings.batching)
     if settings.lifecycle.model_config_file:
-        path, body = "rescan", b"{}"
-    else:
-        path, body = "config", json.dumps(config_dict(config_of(settings.models, settings.batching))).encode()
-    try:
-        status, text = call(socket_path, "POST", f"/ringserve/v1/{path}", body, timeout)
-    except (OSError, http.client.HTTPException) as error:
-        text = f"nobody answers at {socket_path}: {error}"
-        raise Failed(text, Status.UNREACHABLE) from error
-    if status != 200:
-        raise Failed(text)
+        try:
+            # As it stands: an empty file is no list of no models.
+            listed = read_model_config(settings.lifecycle.model_config_file)
+        except ModelConfigError as error:
+            raise Failed(error.text) from error
+    text = post("config", json.dumps(config_dict(listed)).encode())
+    if settings.lifecycle.model_config_file:
+        # The server's own look would not wait for what it finds. Now it finds nothing new, and knows the file.
+        post("rescan", b"{}")
     told = json.loads(text or "{}").get("models", {})
     failed = {name: why for name, why in told.items() if why != "OK"}
     if as_json:
