@@ -29,6 +29,11 @@ class _User(NamedTuple):
     uid: int
     gids: frozenset[int]
 
+    @property
+    def whom(self) -> str:
+        """In words."""
+        return self.name or f"user {self.uid}"
+
 
 @click.command(epilog=_EPILOG)
 @json_option
@@ -39,7 +44,8 @@ def doctor(config_path: str | None, as_json: bool, user: str | None, disk: bool,
     """Look at this host and at the models as `serve` would, and say what is wrong, why it matters, and what mends it.
 
     Takes the same flags as `serve`. It looks at the CPU and its share, memory, limits, ports, the clock, the GPU, swap,
-    kernel and network settings; at the models' folders, permissions and files; at settings that fight each other.
+    kernel and network settings; at the models' folders, permissions and files; at where the server writes to; at
+    settings that fight each other.
 
     \b
     ringserve doctor --model_name=digits --model_base_path=/models/digits
@@ -80,6 +86,7 @@ def _user(name: str | None) -> _User:
 def _examine(settings: Settings, user: _User, disk: bool) -> list[Finding]:
     from ringserve.commands import host as hosts
     from ringserve.commands.doctor_checks import host_findings, store_findings
+    from ringserve.commands.places import place_findings
 
     found: list[Finding] = []
     weights, stores = 0, dict[str, str]()
@@ -94,6 +101,7 @@ def _examine(settings: Settings, user: _User, disk: bool) -> list[Finding]:
         found += store_findings(store, hosts.file_system(store), speed, weights)
     found += host_findings(hosts.look(), settings, weights)
     found += _ports(settings)
+    found += place_findings(settings, user.uid, user.gids, user.whom)
     return found
 
 
@@ -178,8 +186,6 @@ def _permissions(base: Path, user: _User) -> Iterator[Finding]:
     from ringserve.commands.doctor_checks import may, permission_fix
     from ringserve.commands.findings import Finding, Level
 
-    whom = user.name or f"user {user.uid}"
-
     def judged(path: Path, wanted: int) -> Iterator[Finding]:
         try:
             about = path.stat()
@@ -189,7 +195,7 @@ def _permissions(base: Path, user: _User) -> Iterator[Finding]:
             verb = "be read" if wanted == 4 else "be entered" if wanted == 1 else "be listed"
             fix = permission_fix(str(path), about.st_mode, about.st_uid, about.st_gid, user.uid, user.gids, wanted)
             why = "The server cannot see what lies there."
-            yield Finding(Level.ERROR, str(path), f"it cannot {verb} by {whom}", why, fix)
+            yield Finding(Level.ERROR, str(path), f"it cannot {verb} by {user.whom}", why, fix)
 
     for parent in reversed(base.parents):
         yield from judged(parent, 1)

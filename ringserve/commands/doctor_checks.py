@@ -296,7 +296,7 @@ def store_findings(path: str, file_system: str, speed: float | None, weights_byt
 
 
 def may(mode: int, owner: int, group: int, uid: int, gids: frozenset[int], wanted: int) -> bool:
-    """Whether a user may do `wanted` (4 read, 1 go into; or both together) with a file of that mode and owner."""
+    """Whether a user may do `wanted` (4 read, 2 write, 1 go into; or several) with a file of that mode and owner."""
     if uid == 0:
         return wanted & 1 == 0 or mode & 0o111 != 0 or mode & 0o170000 == 0o040000
     bits = mode >> 6 if uid == owner else mode >> 3 if group in gids else mode

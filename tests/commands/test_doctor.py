@@ -307,3 +307,9 @@ def test_findings_are_shown_the_worst_first() -> None:
     assert "→ fix" in text
     assert (worst(found), worst([])) == (Level.ERROR, Level.NOTE)
     assert as_json(found)[1] == {"level": "error", "subject": "c", "what": "d", "why": "why", "fix": "fix"}
+
+
+def test_places_that_the_server_writes_to_are_looked_at(doctor: Any, half: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, told = doctor("--model_base_path", half, "--run_dir", tmp_path / "file")
+    assert (status, [each["subject"] for each in told["findings"] if each["level"] == "error"]) == (2, ["run_dir"])
