@@ -45,8 +45,8 @@ class Base:
     last look that saw it, or that it is missing; None before. error: why the last look saw nothing; one such look
     changes nothing. pending: a version is waited for, so that every look matters, even one that sees nothing new.
     outdated: other versions are asked for than when it was last looked at. late: there was none of its name before, so
-    that what workers of an earlier broker have is not its. strangers: nor is what workers had then: of a model of that
-    name that was taken out."""
+    that what workers of an earlier broker have is not its. strangers: nor is what workers had then, of a model of that
+    name that was taken out, unless it lies here."""
 
     plan: ModelPlan
     since_ns: int
@@ -99,6 +99,9 @@ class Base:
         versions = {found.version for found in listing.found}
         for version, known in self.directories.items():
             known.vanished = known.vanished or version not in versions
+        if first and self.strangers:
+            # What lies here after all is its own from now on, whatever becomes of the directory.
+            self.strangers -= {self.order(version) for version in self.directories}
         return changed
 
     def _add(self, found: VersionDirectory, stamp: int, *, trusted: bool) -> None:
@@ -131,10 +134,8 @@ class Base:
         return known is None or known.vanished or self.order(order.version) != order
 
     def is_strange(self, order: Order) -> bool:
-        """It is another model's that had this name, unless it lies where this one does."""
-        if order.path and order not in self.strangers:
-            return False
-        return self.late and (order.version not in self.directories or self.order(order.version) != order)
+        """It is another model's that had this name."""
+        return self.late and (not order.path or order in self.strangers)
 
     def has_arrived(self, published: Orders) -> bool:
         """One of the versions that are asked for serves, from where it lies now."""

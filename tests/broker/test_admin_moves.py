@@ -230,6 +230,37 @@ def test_a_removed_model_that_comes_back_from_where_it_was_serves_at_once() -> N
     assert desk.life.states("m") == {1: "AVAILABLE", 2: "AVAILABLE"}
 
 
+@pytest.mark.parametrize("base", ["/m", "/elsewhere"])
+def test_one_that_came_back_goes_on_when_the_next_change_fails_or_its_directory_is_made_anew(base: str) -> None:
+    desk = came_back(base)
+    desk.life.load_all()
+    desk.turn()
+    for other in ("/elsewhere", "/m"):  # and so to where it was taken out, once more
+        if other == desk.admin.models[-1].base_path:
+            continue
+        desk.ask("add", parse_model(text_of("m", other)))
+        desk.looked(Model("m", other, "all"))
+        desk.life.load_all()
+        desk.turn()
+        assert desk.admin.models[-1].base_path == other
+    desk.answers.clear()
+    desk.ask("add", parse_model(text_of("m", "/nowhere")))
+    desk.turn()
+    assert desk.life.lifecycle.is_available("m", 1)
+    desk.plan((N, Model("m", "/nowhere", "all")))
+    desk.life.look(error="no such folder", missing=True)
+    for over in desk._looks:
+        over()
+    desk._looks.clear()
+    desk.turn()
+    assert desk.answer()[0].code is Code.UNKNOWN
+    assert desk.life.states("m") == {1: "AVAILABLE", 2: "AVAILABLE"}
+    desk.plan(desk.admin.models)
+    desk.life.disk["m"][1] = 4711
+    desk.life.look()
+    assert desk.life.states("m") == {1: "AVAILABLE", 2: "AVAILABLE"}
+
+
 def test_what_an_earlier_broker_s_workers_have_under_a_new_name_is_not_taken_for_it() -> None:
     desk = Desk()
     life = desk.life
