@@ -131,6 +131,35 @@ def test_5_8_a_model_that_does_not_load_undoes_the_whole_change(
         assert states(server, "n") == {7: "AVAILABLE"}
 
 
+def test_what_serves_moves_when_the_new_one_serves_and_is_gone_when_it_was_taken_out(
+    models: Path, folder: Path, server: Server, channel: grpc.Channel
+) -> None:
+    for version in (1, 2):
+        put(models, folder / "p", version)
+    (folder / "p" / "2" / "saved_model.pb").write_bytes(b"no model at all")
+    others = (all_of(folder), {"name": "n", "base_path": str(folder / "n")})
+
+    def p(base: str, *versions: int) -> dict[str, Any]:
+        policy = {"specific": {"versions": versions}} if versions else {}
+        return {"name": "p", "base_path": str(folder / base), "model_version_policy": policy}
+
+    reload(channel, *others, p("p", 1))
+    with Traffic(server, "p") as traffic:
+        for moved, version in ((p("p", 2), 2), (p("broken"), 3)):
+            code, text = refusal(channel, *others, moved)
+            assert code == "UNKNOWN"
+            assert f"{{name: p version: {version}}} due to error: " in text
+        assert states(server, "p")[1] == "AVAILABLE"
+    assert set(traffic.versions) == {1}
+    with Traffic(server, "p"):
+        reload(channel, *others, p("n"))
+        assert states(server, "p")[7] == "AVAILABLE"
+    reload(channel, *others)
+    assert refusal(channel, *others, p("broken"))[0] == "UNKNOWN"
+    assert "AVAILABLE" not in states(server, "p").values()
+    assert configured(server) == ["m", "n"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("nowhere", "Could not find base path"), ("empty", "No versions of servable")]
 )
