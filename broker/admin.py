@@ -9,8 +9,8 @@
 | `labels`   | JSON {"model": M, "labels": {label: version}}  | nothing                                     |
 | `batching` | JSON {"model": M, "batching": {key: value}}    | nothing                                     |
 
-The messages are serialized. `reload` and `add` are answered when every new model has an AVAILABLE version or has
-failed; a change that fails is undone as a whole. The other verbs are in `operators.py`.
+The messages are serialized. `reload` and `add` are answered when every model that is new, or moved, has an AVAILABLE
+version or has failed; a change that fails is undone as a whole. The other verbs are in `operators.py`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     begin: the new models beside the old ones, nothing is given up ─▶ the new ones load ─▶ commit: exactly the new list
                                                                                        └▶ back: the old list
 
-Nothing that serves is touched before it is known that all that is new serves, so a change that fails has cost nobody
-anything.
+Nothing that serves is given up before it is known that all that is new serves, so a change that fails has cost nobody
+anything. New is also what is there and is asked for from elsewhere, or in other versions: one of those that are asked
+for must serve, and of those that serve already one is enough.
 """
 
 from __future__ import annotations
