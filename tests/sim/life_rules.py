@@ -2,6 +2,7 @@
 
 never without               a model that serves goes on serving as long as nobody dies, whatever is copied, broken,
                             removed or configured (but when it is taken out, or unloading the empty was asked for)
+no stranger                 what serves under a name never was taken out since it was configured, but from the same path
 nothing forgotten           what a broker found to serve goes on when it has taken that over, whoever died meanwhile
 weights                     are there when a worker needs them (`authors.py`), and go with the last that maps them
 somebody serves it          whatever is published, but in a group of one place whose worker stops first
@@ -34,13 +35,15 @@ class Rules:
     def __init__(self, world: LifeWorld) -> None:
         self._world = world
         self._available: dict[str, bool] = {}
+        self._bases: dict[str, set[str]] = {}  # base paths of each model since it was put in
         self._holder: dict[int, dict[Order, int]] = {}  # by group: who has the state
         self._heir: object = None
         self._adoptions_count = 0
         self._found: dict[ModelVersion, str] = {}  # by the broker that takes over: base paths
 
     def forget(self, name: str) -> None:
-        """This model was taken out: it may go."""
+        """This model was taken out: it may go, and not serve for another one."""
+        self._bases.pop(name, None)
         self._available.pop(name, None)
 
     def check(self) -> None:
@@ -58,7 +61,13 @@ class Rules:
         budget = world.lifecycle.preparation.budget
         if budget.limits.host_bytes and not world.deaths:
             assert budget.used_bytes <= budget.limits.host_bytes, "more was loaded than there is room for"
-        published = {key.name for key in world.groups.published()}
+        orders = world.lifecycle._published()  # without what is another model's that had the name
+        published = {key.name for key in orders}
+        for name, plan in world.plans.items():
+            self._bases.setdefault(name, set()).add(plan.base_path)
+        for order in orders.values():
+            at = order.path.rpartition("/")[0]
+            assert not at or at in self._bases[order.name], f"{order} serves, and was taken out"
         serving = {key.name for key in world.versions.known() if self._state(key) is VersionState.AVAILABLE}
         for name in world.lifecycle.names():
             available = name in serving
