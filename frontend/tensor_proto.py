@@ -93,7 +93,7 @@ TYPED_FIELDS: Final = {number: field for number, field in _FIELDS.items() if num
 
 #: Bytes per element -> a type that moves them as they are. A void type of as many takes thirteen times as long to fill
 #: up what a large shape promises (0.16 s for 64 MiB), and nobody else is served meanwhile.
-_BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+_BITS: Final[dict[int, Any]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 #: Dtypes of less than a byte, one byte per element; TensorFlow never reads its upper bits, and neither clears them.
 _NARROW: Final = (dt.INT4, dt.UINT4, dt.INT2, dt.UINT2)
