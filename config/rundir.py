@@ -6,6 +6,7 @@ however they die, so that a later server knows whether a directory is in use or 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -17,7 +18,12 @@ from typing import Final, NamedTuple
 PREFIX: Final = "ringserve-"
 _LOCK: Final = "lock"
 _FATAL: Final = "fatal.txt"
-_MODE: Final = 0o700
+#: Where operators find the server when `admin_socket_path` names no other place.
+ADMIN_SOCKET: Final = "admin.sock"
+#: The directory is its user's alone.
+MODE: Final = 0o700
+#: With these others could put files of their own there.
+_OTHERS_WRITE: Final = 0o022
 _LOCK_TRIES: Final = 50
 _LOCK_TRY_S: Final = 0.1
 
@@ -56,7 +62,7 @@ def make_run_dir(wanted: str, environ: dict[str, str] | None = None) -> RunDir:
 
 def _take(path: str) -> RunDir:
     try:
-        os.makedirs(path, mode=_MODE, exist_ok=True)
+        os.makedirs(path, mode=MODE, exist_ok=True)
         about = os.lstat(path)
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
             raise RunDirError(f"run_dir {path} is not a folder of user {os.geteuid()}")
@@ -74,7 +80,7 @@ def _take(path: str) -> RunDir:
         raise RunDirError(f"run_dir {path}: {error.strerror}") from error
     if run_dir is None:
         raise RunDirError(f"run_dir {path} is in use by another server: give each its own")
-    os.chmod(path, _MODE)
+    os.chmod(path, MODE)
     for entry in list(os.scandir(path)):
         if entry.name != _LOCK:
             os.unlink(entry.path)
@@ -85,7 +91,8 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Whether a server's directory may hold this: its sockets, its lock, its settings, its metrics, its last words."""
     mode = entry.stat(follow_symlinks=False).st_mode
     named = entry.name in (_LOCK, _FATAL) or entry.name.endswith((".json", ".db", ".db.new"))
-    return stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and named)
+    is_link = stat.S_ISLNK(mode) and entry.name == ADMIN_SOCKET  # see ringserve/run_files.py
+    return stat.S_ISSOCK(mode) or is_link or (stat.S_ISREG(mode) and named)
 
 
 def _lock(path: str) -> RunDir | None:
@@ -97,6 +104,54 @@ def _lock(path: str) -> RunDir | None:
         os.close(fd)
         return None
     return RunDir(path, fd)
+
+
+def is_private(path: str) -> bool:
+    """Whether the directory at `path` is still one that only this process's user puts files into.
+
+    Where it was removed from a folder that others write to, anybody may have made it first: no file in there is to be
+    trusted then, nor made, since a link may lead it elsewhere. A link to the directory counts if root or this user made
+    it (systemd does).
+    """
+    try:
+        about = os.lstat(path)
+        if stat.S_ISLNK(about.st_mode) and about.st_uid in (0, os.geteuid()):
+            about = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & _OTHERS_WRITE
+
+
+def open_private(path: str, flags: int) -> int:
+    """An opener for `open`, for files of a run directory. Raises PermissionError where that is not `is_private`."""
+    folder = os.path.dirname(path)
+    if not is_private(folder):
+        os.lstat(folder)  # which tells that it is missing
+        raise PermissionError(errno.EPERM, "others may write to the run directory", path)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def hold_lock(path: str, lock_fd: int) -> bool:
+    """See to it that `lock_fd` holds the directory's lock, also where its file was removed: then the file is made anew,
+    and the descriptor, with the same number, is one of that. False when another server has locked it meanwhile.
+
+    Processes that inherited the descriptor before hold the old file's lock only.
+    """
+    if _is_locked_by(path, lock_fd):
+        return True
+    fresh = _lock(path)
+    if fresh is None:
+        return False
+    os.dup2(fresh.lock_fd, lock_fd, inheritable=False)
+    os.close(fresh.lock_fd)
+    return True
+
+
+def _is_locked_by(path: str, lock_fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(os.path.join(path, _LOCK)), os.fstat(lock_fd))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(parent: str) -> list[str]:
@@ -126,7 +181,14 @@ def sweep(parent: str) -> list[str]:
 
 def remove_run_dir(path: str) -> None:
     """Remove a run directory and what is in it, as far as it goes. The last process of a server calls it."""
-    shutil.rmtree(path, ignore_errors=True)
+    if is_private(path):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_if_locked(run_dir: RunDir) -> None:
+    """Likewise, unless another server uses a directory of that name now."""
+    if _is_locked_by(*run_dir):
+        remove_run_dir(run_dir.path)
 
 
 def write_fatal(run_dir: str, text: str) -> None:
@@ -134,8 +196,7 @@ def write_fatal(run_dir: str, text: str) -> None:
 
     The process that writes it then exits with `process.Exit.FATAL`; the supervisor stops the others and reports it.
     """
-    path = os.path.join(run_dir, _FATAL)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    with open(os.path.join(run_dir, _FATAL), "w", encoding="utf-8", opener=open_private) as file:
         file.write(text)
 
 

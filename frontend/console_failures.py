@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from ringserve.broker.messages import Code
+from ringserve.config.rundir import open_private
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ class RecentFailures:
         self._flush_planned = False
         self._lately.clear()
         try:
-            fd = os.open(self._new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
+            with open(self._new_path, "w", encoding="utf-8", opener=open_private) as file:
                 json.dump([*self._entries.values()], file)
             os.replace(self._new_path, self._path)
         except OSError as error:

@@ -19,11 +19,19 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    settings: Settings, *, name: str, index: int, death_fd: int, run_dir: str, inherited: Inherited | None = None
+    settings: Settings,
+    *,
+    name: str,
+    index: int,
+    death_fd: int,
+    run_dir: str,
+    broker_path: str,
+    inherited: Inherited | None = None,
 ) -> int:
     """Serve until stopped. Returns the exit status.
 
-    index: which of the frontends this is. inherited: descriptors that all of them have.
+    index: which of the frontends this is. broker_path: where it registers. inherited: descriptors that all of them
+    have.
     """
     process.begin(name, settings.server.log_level, settings.server.log_format)
     try:
@@ -37,7 +45,8 @@ def run(
     stop = process.StopWatch(death_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         make = functools.partial(
-            Service, settings, name=name, run_dir=run_dir, leave=stop.request, caps=caps, inherited=inherited
+            Service, settings, name=name, run_dir=run_dir, broker_path=broker_path, leave=stop.request, caps=caps,
+            inherited=inherited,
         )
         return runner.run(_serve(make, stop))
 

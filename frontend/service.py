@@ -103,6 +103,7 @@ class Service:
         *,
         name: str,
         run_dir: str,
+        broker_path: str,
         leave: Callable[[str], None],
         caps: Caps,
         inherited: Inherited | None = None,
@@ -118,7 +119,7 @@ class Service:
         self._segment = Segment.create(f"{name}-requests", settings.shm.request_ring_bytes)
         self._client = Client(
             self._segment,
-            registration_path=os.path.join(run_dir, "broker.sock"),
+            registration_path=broker_path,
             inbox_path=os.path.join(run_dir, f"{name}-{os.getpid()}.inbox"),
             timeout_ns_max=settings.server.request_timeout_ms_max * 1_000_000,
         )

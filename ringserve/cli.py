@@ -105,29 +105,33 @@ def sample_model(directory: str, as_json: bool) -> None:
 def _child(command: click.Command) -> click.Command:
     """Options that every process has: what the supervisor gives it, or the configuration's file in its place."""
     options = [
-        click.Option(["--resolved"], default="", help="file with the settings as JSON, in the run directory"),
+        click.Option(["--resolved"], default="", help="file with the settings as JSON"),
         click.Option(["--config", "config_path"], default="", help="TOML file with settings: there is no supervisor"),
         click.Option(["--name"], default="", help="what the process is called in logs"),
         click.Option(["--death-fd"], type=int, default=-1, help="its end-of-file: the supervisor is gone"),
+        click.Option(["--broker-path"], default="", help="the registration socket; in the run directory unless given"),
     ]
     command.params[:0] = options
     return command
 
 
 class _Start(NamedTuple):
-    """What a process starts with. sockets: those that systemd holds for it, by name."""
+    """What a process starts with. broker_path: where it registers. sockets: those that systemd holds for it, by name.
+    """
 
     settings: Settings
     name: str
     run_dir: str
+    broker_path: str
     sockets: dict[str, tuple[int, ...]]
 
 
-def _begin(name: str, given_name: str, resolved: str, config_path: str) -> _Start:
+def _begin(name: str, given_name: str, resolved: str, config_path: str, broker_path: str) -> _Start:
     """name: what the process is called if nobody says otherwise."""
     if resolved:
         with open(resolved, encoding="utf-8") as file:
-            return _Start(Settings.from_json(file.read()), given_name or name, os.path.dirname(resolved), {})
+            settings = Settings.from_json(file.read())
+        return _Start(settings, given_name or name, settings.server.run_dir, broker_path, {})
     from ringserve import activation, parts
     from ringserve.config.process import Exit
 
@@ -138,17 +142,17 @@ def _begin(name: str, given_name: str, resolved: str, config_path: str) -> _Star
         click.echo(f"ringserve: {name} cannot start:\n  " + str(error).replace("\n", "\n  "), err=True)
         sys.exit(Exit.CONFIG)
     parts.sweep(run_dir, given_name or name)
-    return _Start(settings, given_name or name, run_dir, sockets)
+    return _Start(settings, given_name or name, run_dir, os.path.join(run_dir, "broker.sock"), sockets)
 
 
 @main.command(hidden=True)
 @click.option("--listen-fd", type=int, default=-1, help="the listening registration socket")
-def broker(resolved: str, config_path: str, name: str, death_fd: int, listen_fd: int) -> None:
+def broker(resolved: str, config_path: str, name: str, death_fd: int, broker_path: str, listen_fd: int) -> None:
     """Be the broker."""
     from ringserve.broker.main import run
     from ringserve.config.process import Exit
 
-    start = _begin("broker", name, resolved, config_path)
+    start = _begin("broker", name, resolved, config_path, broker_path)
     if listen_fd < 0:
         listen_fd = next(iter(start.sockets.get("broker", ())), -1)
     if listen_fd < 0:
@@ -164,27 +168,29 @@ def broker(resolved: str, config_path: str, name: str, death_fd: int, listen_fd:
 @click.option("--grpc-socket-fd", type=int, default=-1, help="a listening UNIX socket for gRPC")
 @click.option("--admin-socket-fd", type=int, default=-1, help="a listening UNIX socket for operators")
 @click.option("--rates-fd", type=int, default=-1, help="memory that the requests of keys are counted in")
-def frontend(resolved: str, config_path: str, name: str, death_fd: int, index: int, **inherited: Any) -> None:
+def frontend(
+    resolved: str, config_path: str, name: str, death_fd: int, broker_path: str, index: int, **inherited: Any
+) -> None:
     """Be a frontend."""
     from ringserve.frontend.main import Inherited, run
 
-    start = _begin(f"frontend-{index}", name, resolved, config_path)
+    start = _begin(f"frontend-{index}", name, resolved, config_path, broker_path)
     fds = Inherited(**inherited)
     if not resolved:
         from ringserve.parts import inherited_of
 
         fds = Inherited(**inherited_of(start.settings, start.run_dir, start.sockets))
-    settings, run_dir = start.settings, start.run_dir
-    sys.exit(run(settings, name=start.name, index=index, death_fd=death_fd, run_dir=run_dir, inherited=fds))
+    paths = {"run_dir": start.run_dir, "broker_path": start.broker_path}
+    sys.exit(run(start.settings, name=start.name, index=index, death_fd=death_fd, inherited=fds, **paths))
 
 
 @main.command(hidden=True)
-def pool(resolved: str, config_path: str, name: str, death_fd: int) -> None:
+def pool(resolved: str, config_path: str, name: str, death_fd: int, broker_path: str) -> None:
     """Be the pool of workers."""
     from ringserve.workers.main import run
 
-    start = _begin("pool", name, resolved, config_path)
-    sys.exit(run(start.settings, name=start.name, death_fd=death_fd, run_dir=start.run_dir))
+    start = _begin("pool", name, resolved, config_path, broker_path)
+    sys.exit(run(start.settings, name=start.name, death_fd=death_fd, broker_path=start.broker_path))
 
 
 for _command in (broker, frontend, pool):

@@ -20,11 +20,11 @@ from ringserve.config import limits
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.load import ConfigError, load_settings
+from ringserve.config.rundir import ADMIN_SOCKET
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.shm.words import WORD_BYTES
 
-_ADMIN_SOCKET: Final = "admin.sock"
 #: Requests of keys, counted by all frontends together. A file: nobody lives as long as all of them and hands it down.
 _RATES: Final = "rates.words"
 
@@ -65,7 +65,7 @@ def settle(
         limits.slots_of(settings, machine)
     except DeviceError as error:
         raise PartError(str(error)) from error
-    admin = server.admin_socket_path or os.path.join(server.run_dir, _ADMIN_SOCKET)
+    admin = server.admin_socket_path or os.path.join(server.run_dir, ADMIN_SOCKET)
     server = replace(
         settings.server, admin_socket_path=admin, metrics_host=server.metrics_host or settings.server.host
     )

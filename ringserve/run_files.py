@@ -1,95 +1,125 @@
-"""What children need of the run directory to come up: their settings, and the sockets that they come to.
+"""What children need to come up: their settings, the sockets that they come to, and a run directory that is ours.
 
-The directory may lie where cleaners remove what is old. So all that is in it is touched from time to time; and what has
-been removed all the same, by whomever, is made anew before it is missed: else the next child to start could not, and
-those that are there could not say that they live.
+The directory may lie where cleaners remove what is old, or where others may make one of its name once it is gone. So
+children get what the server stands on by descriptors, which nobody can remove or replace: the settings, and both
+sockets' files, to which one can still connect by /proc/self/fd when they have no name any more. The directory itself is
+touched from time to time, and made anew where it was removed: processes that start keep their own files there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import socket
 from typing import Final
 
+from ringserve.config.rundir import ADMIN_SOCKET, MODE, RunDir, hold_lock, is_private
 from ringserve.notices import Notices
 
 log = logging.getLogger(__name__)
 
-_MODE: Final = 0o700
 _BACKLOG: Final = 1024
 #: Cleaners count in days.
 _TOUCH_NS: Final = 3600 * 1_000_000_000
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class RunFiles:
-    """The files and sockets in `folder`. Raises OSError when they cannot be made at first.
+    """The settings and sockets of one server, and its run directory. Raises OSError when they cannot be made at first.
 
-    settings: as JSON. listener: the broker's registration socket. It is ours so that it survives a broker: who connects
-    while there is none waits in its backlog; its descriptor stays the same number. notices: where children speak.
+    settings: as JSON. admin_path: the operators' socket; empty: there is none.
+
+    fds: what every child inherits, by the same numbers. settings_path, broker_path, notify_path: what those descriptors
+    are in a child. admin_path: likewise in this process. listener: the broker's registration socket. It is ours so that
+    it survives a broker: who connects while there is none waits in its backlog. notices: where children speak.
+    usable: whether children may be started; set by `mend`.
     """
 
-    def __init__(self, folder: str, settings: str) -> None:
-        self._folder = folder
-        self._settings = settings
-        self.settings_path = os.path.join(folder, "settings.json")
-        self.notify_path = os.path.join(folder, "notify.sock")
-        self._broker_path = os.path.join(folder, "broker.sock")
+    def __init__(self, run_dir: RunDir, settings: str, admin_path: str = "") -> None:
+        self._run_dir = run_dir
+        self._opened = contextlib.ExitStack()
         self._touch_ns = 0
-        self._is_failing = self._cuts_off = False
-        self.listener = self._bind()
-        self.notices = Notices(self.notify_path)
-        self._write_settings()
+        self._wrong = ""
+        broker_path, notify_path = (os.path.join(run_dir.path, name) for name in ("broker.sock", "notify.sock"))
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.listener.bind(broker_path)
+        self.listener.listen(_BACKLOG)
+        self.notices = Notices(notify_path)
+        settings_fd = self._keep(_sealed(settings))
+        broker_fd, notify_fd = self._file_of(broker_path), self._file_of(notify_path)
+        self.fds = (settings_fd, broker_fd, notify_fd)
+        self.settings_path, self.broker_path, self.notify_path = map(_by_number, self.fds)
+        admin_fd = self._file_of(admin_path) if admin_path else -1
+        self.admin_path = _by_number(admin_fd) if admin_path else ""
+        self._admin_name = os.path.join(run_dir.path, ADMIN_SOCKET)
+        # To others it is this process's descriptor.
+        self._admin_link = f"/proc/{os.getpid()}/fd/{admin_fd}" if admin_path == self._admin_name else ""
 
-    def mend(self, now_ns: int, *, broker_lives: bool) -> None:
-        """Make anew what is missing. broker_lives: it has the socket that it was started with, and gets no other."""
+    @property
+    def usable(self) -> bool:
+        return not self._wrong
+
+    def mend(self, now_ns: int) -> None:
+        """Make anew what is missing of the directory, and see whose it is."""
         try:
-            if not os.path.isdir(self._folder):
-                log.error("the run directory %s was removed: making it anew", self._folder)
-                os.makedirs(self._folder, _MODE)
-            if not os.path.lexists(self.settings_path):
-                self._write_settings()
-            if not os.path.lexists(self.notify_path):
-                gone, self.notices = self.notices, Notices(self.notify_path)
-                gone.close()
-            self._mend_listener(broker_lives)
-            if now_ns >= self._touch_ns:
-                self._touch_ns = now_ns + _TOUCH_NS
-                self._touch()
+            wrong = self._mend(now_ns)
         except OSError as error:
-            if not self._is_failing:
-                log.error("the run directory %s lacks files that cannot be made anew: %s", self._folder, error)
-            self._is_failing = True
-        else:
-            self._is_failing = False
+            wrong = f"what was removed from it cannot be made anew: {error}"
+        if wrong and wrong != self._wrong:
+            log.error("no process is started with the run directory %s as it is: %s", self._run_dir.path, wrong)
+        elif self._wrong and not wrong:
+            log.info("the run directory %s is as it was: processes are started again", self._run_dir.path)
+        self._wrong = wrong
+
+    def _mend(self, now_ns: int) -> str:
+        """Returns what keeps the directory from being used."""
+        folder = self._run_dir.path
+        if not os.path.lexists(folder):
+            log.error("the run directory %s was removed: making it anew", folder)
+            with contextlib.suppress(FileExistsError):  # somebody was faster
+                os.makedirs(folder, MODE)
+        if not is_private(folder):
+            return f"it is no directory that only user {os.geteuid()} may write to: somebody else may have made it"
+        if not hold_lock(*self._run_dir):
+            return "it was removed, and another server uses it now; give each its own"
+        if self._admin_link and not os.path.lexists(self._admin_name):
+            log.warning("%s was removed: a link to the operators' socket takes its place", self._admin_name)
+            os.symlink(self._admin_link, self._admin_name)
+        if now_ns >= self._touch_ns:
+            self._touch_ns = now_ns + _TOUCH_NS
+            self._touch()
+        return ""
 
     def _touch(self) -> None:
-        for path in (self._folder, *(entry.path for entry in os.scandir(self._folder))):
+        folder = self._run_dir.path
+        for path in (folder, *(entry.path for entry in os.scandir(folder))):
             with contextlib.suppress(FileNotFoundError):  # whose it is has just removed it
                 os.utime(path, follow_symlinks=False)
 
-    def _mend_listener(self, broker_lives: bool) -> None:
-        if os.path.lexists(self._broker_path):
-            self._cuts_off = False
-        elif not broker_lives:
-            fresh = self._bind()
-            os.dup2(fresh.fileno(), self.listener.fileno(), inheritable=False)
-            fresh.close()
-        elif not self._cuts_off:
-            self._cuts_off = True
-            log.error("%s was removed: no new worker reaches the broker. Start the server anew", self._broker_path)
+    def _file_of(self, path: str) -> int:
+        """A descriptor of a socket's file, which one can connect to as long as it is open."""
+        return self._keep(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
 
-    def _bind(self) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(self._broker_path)
-        listener.listen(_BACKLOG)
-        return listener
-
-    def _write_settings(self) -> None:
-        with open(os.open(self.settings_path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(self._settings)
+    def _keep(self, fd: int) -> int:
+        self._opened.callback(os.close, fd)
+        return fd
 
     def close(self) -> None:
         self.listener.close()
         self.notices.close()
+        self._opened.close()
+
+
+def _by_number(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _sealed(text: str) -> int:
+    """A descriptor of memory with this text, which nobody can change any more."""
+    fd = os.memfd_create("ringserve-settings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "w", encoding="utf-8", closefd=False) as file:
+        file.write(text)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd

@@ -27,7 +27,14 @@ from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, descri
 from ringserve.config import allocator, limits, privilege, process
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
-from ringserve.config.rundir import RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
+from ringserve.config.rundir import (
+    ADMIN_SOCKET,
+    RunDir,
+    RunDirError,
+    make_run_dir,
+    read_fatal,
+    remove_if_locked,
+)
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.hangs import Watchdog
@@ -39,8 +46,6 @@ from ringserve.shm.words import make_words
 
 log = logging.getLogger(__name__)
 
-#: Where operators find the server when `admin_socket_path` names no other place.
-_ADMIN_SOCKET: Final = "admin.sock"
 #: How often orphans are looked for when nothing else happens.
 _IDLE_MS: Final = 10_000
 #: Times `hang_ms_max`. The C code that reads JSON holds the interpreter, for 4 s per 100 MiB of short strings on a busy
@@ -92,9 +97,10 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
             stack.callback(os.close, run_dir.lock_fd)
-            stack.callback(remove_run_dir, run_dir.path)
-            path = settings.server.admin_socket_path or os.path.join(run_dir.path, _ADMIN_SOCKET)
-            settings = replace(settings, server=replace(settings.server, admin_socket_path=path))
+            stack.callback(remove_if_locked, run_dir)
+            path = settings.server.admin_socket_path or os.path.join(run_dir.path, ADMIN_SOCKET)
+            server = replace(settings.server, admin_socket_path=path, run_dir=run_dir.path)
+            settings = replace(settings, server=server)
             admin = unix_listener(path, "admin_socket_path", ADMIN_SOCKET_MODE)
             admin_socket = stack.enter_context(admin)
         except (PortError, RunDirError) as error:
@@ -145,14 +151,14 @@ class Supervisor:
         become_subreaper()
         _raise_descriptor_limit()
         self._death_read, self._death_write = os.pipe2(os.O_CLOEXEC)
-        self._files = RunFiles(run_dir.path, settings.to_json())
         self._watch = process.StopWatch(on_second=self._on_second_signal)
         server = settings.server
+        self._files = RunFiles(run_dir, settings.to_json(), server.admin_socket_path)
         self._environment = process.watched_environment(self._files.notify_path, server.hang_ms_max)
         self._watchdog = Watchdog(server.hang_ms_max, server.start_ms_max)
         #: To whoever started this process.
         self._heartbeat = process.Heartbeat()
-        self._canary = Canary(server.admin_socket_path, self._heartbeat.period_ns)
+        self._canary = Canary(self._files.admin_path, self._heartbeat.period_ns)
         self.children = [Child(spec) for spec in self._specs()]
 
     def run(self) -> int:
@@ -178,15 +184,17 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------ set-up
 
     def _specs(self) -> list[ChildSpec]:
-        shared_fds = (self._death_read, self._run_dir.lock_fd)
-        common = ("--resolved", self._files.settings_path, "--death-fd", str(self._death_read))
+        files = self._files
+        shared_fds = (self._death_read, self._run_dir.lock_fd, *files.fds)
+        handed = ("--resolved", files.settings_path, "--broker-path", files.broker_path)
+        common = (*handed, "--death-fd", str(self._death_read))
 
         def spec(name: str, stage: Stage, *arguments: str, fds: tuple[int, ...] = ()) -> ChildSpec:
             words = (stage.name.lower(), *common, "--name", name, *arguments)
             patience = _FRONTEND_PATIENCE if stage is Stage.FRONTEND else 1
             return ChildSpec(name, stage, words, shared_fds + fds, patience)
 
-        listen_fd = self._files.listener.fileno()
+        listen_fd = files.listener.fileno()
         inherited = [word for name, fd in self._inherited for word in (name, str(fd))]
         inherited_fds = tuple(fd for _, fd in self._inherited)
         return [
@@ -202,10 +210,12 @@ class Supervisor:
 
     def _start_due(self, children: Sequence[Child]) -> None:
         now_ns = time.monotonic_ns()
-        broker_lives = any(child.alive for child in self.children if child.spec.stage is Stage.BROKER)
-        self._files.mend(now_ns, broker_lives=broker_lives)
+        self._files.mend(now_ns)
         for child in children:
             if not child.alive and child.due_ns <= now_ns:
+                if not self._files.usable:
+                    child.could_not_start(now_ns, self._settings.workers)
+                    continue
                 name = child.spec.name
                 environment = allocator.environment(name, privilege.environment(name, self._environment))
                 try:

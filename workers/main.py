@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-import os
 import time
 
 from ringserve.broker.messages import Fork
@@ -17,7 +16,7 @@ from ringserve.workers.quiet import quiet
 from ringserve.workers.stopped import StoppedChildren
 
 
-def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
+def run(settings: Settings, *, name: str, death_fd: int, broker_path: str) -> int:
     """Be the pool: import TensorFlow, fork workers on order, until stopped. Returns the exit status."""
     process.begin(name, settings.server.log_level, settings.server.log_format)
     stop = process.StopWatch(death_fd)
@@ -35,18 +34,17 @@ def run(settings: Settings, *, name: str, death_fd: int, run_dir: str) -> int:
             ringserve.workers.tflite.available()  # imports its interpreter
     freeze_before_forks()
     gc.enable()
-    run_worker = functools.partial(_run_worker, settings, run_dir)
+    run_worker = functools.partial(_run_worker, settings, broker_path)
     run_author = functools.partial(ringserve.workers.author.run, settings)
     beat = process.Heartbeat().beat
-    socket_path = os.path.join(run_dir, "broker.sock")
     stopped = StoppedChildren() if settings.server.hang_ms_max else None
-    pool = Pool(socket_path, run_worker, run_author, stop_fd=stop.fd, leave=stop.close, beat=beat, stopped=stopped)
+    pool = Pool(broker_path, run_worker, run_author, stop_fd=stop.fd, leave=stop.close, beat=beat, stopped=stopped)
     process.tell_ready()
     pool.run()
     return process.Exit.OK
 
 
-def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, weights: dict[int, int]) -> int:
+def _run_worker(settings: Settings, broker_path: str, order: Fork, pool_fd: int, weights: dict[int, int]) -> int:
     """Be a worker: load, warm, serve, until stopped or the pool is gone."""
     from ringserve.workers import session
     from ringserve.workers.execute import Executor
@@ -71,7 +69,7 @@ def _run_worker(settings: Settings, run_dir: str, order: Fork, pool_fd: int, wei
     told = make_told()
     segment, ring = make_result_ring(name, settings.shm.result_ring_bytes)
     link = Link(
-        os.path.join(run_dir, "broker.sock"),
+        broker_path,
         segment,
         worker_index=order.worker_index,
         generation=order.generation,

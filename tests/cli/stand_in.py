@@ -46,7 +46,7 @@ def main() -> int:
         with diary.open("a") as file:  # one short write in append mode: lines of several processes do not mix
             file.write(f"{event} {name} {os.getpid()}\n")
 
-    Settings.from_json(Path(arguments["--resolved"]).read_text())
+    settings = Settings.from_json(Path(arguments["--resolved"]).read_text())
     if "--listen-fd" in arguments:
         assert socket.socket(fileno=int(arguments["--listen-fd"])).getsockname().endswith("broker.sock")
     if "--admin-socket-fd" in arguments and behaviour != "mute":
@@ -75,7 +75,7 @@ def main() -> int:
     if behaviour == "fatal":
         while "started pool" not in diary.read_text():
             time.sleep(0.02)  # polls: a process that is stopped before it can say so leaves nothing in the diary
-        rundir.write_fatal(str(Path(arguments["--resolved"]).parent), "UNKNOWN: 1 servable(s) did not: {{}}")
+        rundir.write_fatal(settings.server.run_dir, "UNKNOWN: 1 servable(s) did not: {{}}")
         return process.Exit.FATAL
     if behaviour == "die":
         return 4

@@ -54,6 +54,10 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def _fds(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_starts_all_tells_ready_and_stops_frontends_then_pool_then_broker(serve: Serve) -> None:
     served = serve()
     served.wait_ready()
@@ -71,8 +75,7 @@ def test_run_dir_is_private_and_children_inherit_its_lock(serve: Serve) -> None:
     served.wait_ready()
     assert served.run_dir.stat().st_mode & 0o777 == 0o700
     (pool,) = served.pids("started", "pool")
-    targets = [os.readlink(entry) for entry in Path(f"/proc/{pool}/fd").iterdir()]
-    assert str(served.run_dir / "lock") in targets
+    assert str(served.run_dir / "lock") in [os.readlink(path) for path in _fds(pool)]
     assert served.stop() == 0
 
 
@@ -136,7 +139,8 @@ def test_a_child_that_says_why_the_server_must_end_ends_it_in_order(serve: Serve
 def test_without_a_grpc_port_none_is_taken(serve: Serve) -> None:
     served = serve(frontends=1, port=-1)
     served.wait_ready()
-    assert json.loads((served.run_dir / "settings.json").read_text())["server"]["port"] == -1
+    settings_path = next(path for path in _fds(served.process.pid) if "memfd:ringserve-settings" in os.readlink(path))
+    assert json.loads(settings_path.read_text())["server"]["port"] == -1
     assert "gRPC port none" in served.log
     assert served.stop() == 0
 
@@ -149,9 +153,23 @@ def test_a_run_directory_that_was_removed_is_made_anew(serve: Serve) -> None:
     served.wait_for("started", "broker", 2)
     wait_for_it(lambda: served.log.count("broker is ready") == 2, lambda: f"it does not get ready\n{served.log}")
     assert served.run_dir.stat().st_mode & 0o777 == 0o700
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
-        worker.connect(str(served.run_dir / "broker.sock"))
     assert len(served.pids("started", "pool")) == 1
+    (_, broker) = served.pids("started", "broker")
+    assert str(served.run_dir / "lock") in [os.readlink(path) for path in _fds(broker)], "which is a new one"
+    assert served.stop() == 0
+
+
+def test_no_child_is_started_from_a_directory_that_others_may_write_to_and_what_runs_goes_on(serve: Serve) -> None:
+    served = serve(frontends=1, hang_ms_max=2000)
+    served.wait_ready()
+    served.run_dir.chmod(0o777)
+    os.kill(served.pids("started", "broker")[0], signal.SIGKILL)
+    served.wait_log("no process is started with the run directory")
+    time.sleep(3)  # in which a child that is not heard would be killed
+    assert len(served.all_pids()) == 3
+    assert "hangs" not in served.log
+    served.run_dir.chmod(0o700)
+    served.wait_for("started", "broker", 2)
     assert served.stop() == 0
 
 

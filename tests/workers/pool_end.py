@@ -35,7 +35,7 @@ import sys
 from ringserve.config.schema import Server, Settings, Workers
 from ringserve.workers.main import run
 settings = Settings(server=Server(hang_ms_max=0), workers=Workers(workers=2, threads_per_worker=1))
-sys.exit(run(settings, name="pool", death_fd=int(sys.argv[1]), run_dir=sys.argv[2]))
+sys.exit(run(settings, name="pool", death_fd=int(sys.argv[1]), broker_path=sys.argv[2]))
 """
 
 
@@ -44,10 +44,11 @@ class PoolEnd:
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="rs-")
-        self.broker = BrokerEnd(Path(self._directory.name) / "broker.sock")
+        broker_path = Path(self._directory.name) / "broker.sock"
+        self.broker = BrokerEnd(broker_path)
         read_fd, self._death_fd = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(read_fd), self._directory.name], cwd=ROOT, pass_fds=[read_fd]
+            [sys.executable, "-c", _PROGRAM, str(read_fd), str(broker_path)], cwd=ROOT, pass_fds=[read_fd]
         )
         os.close(read_fd)
         #: Connections of the workers by their process ids, kept so that none is taken for lost.
