@@ -11,6 +11,7 @@ from ringserve.broker.core import Core
 from ringserve.broker.mailbox import remove_dead_inboxes
 from ringserve.broker.metrics import BrokerMetrics
 from ringserve.broker.models import Models
+from ringserve.broker.placement import earliest
 from ringserve.broker.service import Service
 from ringserve.broker.setup import Policies, make_lifecycle, make_tending, pin_broker
 from ringserve.broker.state_file import State, StateFile
@@ -40,6 +41,7 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
     pin_broker(settings.workers)  # after the workers' cores were counted: this narrows what the process may use
     with socket.socket(fileno=listen_fd) as listener:
         core = Core(unpack_lane)
+        heartbeat, state_file = process.Heartbeat(), StateFile(run_dir)
         policies = Policies(core, settings)
         metrics = core.observer = BrokerMetrics(MetricFile(run_dir, name))
         metrics.process_started(name)
@@ -51,9 +53,8 @@ def run(settings: Settings, *, name: str, listen_fd: int, death_fd: int, run_dir
             clock=time.monotonic_ns,
             # Milliseconds since boot: a broker that follows another never gives an id that the other gave.
             first_peer_id=time.monotonic_ns() // 1_000_000,
-            beat=process.Heartbeat().beat,
+            beat=lambda now_ns: earliest(heartbeat.beat(now_ns), state_file.keep(now_ns)),
         )
-        state_file = StateFile(run_dir)
         state = state_file.load(settings)
         watcher = Watcher(time.monotonic_ns)
         models = Models(

@@ -13,11 +13,14 @@ import os
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
+from ringserve.config.rundir import open_private
 from ringserve.config.schema import Batching, Model, Settings
 
 log = logging.getLogger(__name__)
 
 _NAME = "models.json"
+#: How often it is seen to that the file is there. A broker that finds none takes itself for the server's first.
+_LOOK_NS = 1_000_000_000
 
 
 class State(NamedTuple):
@@ -32,31 +35,60 @@ class StateFile:
 
     def __init__(self, run_dir: str) -> None:
         self._path = os.path.join(run_dir, _NAME)
+        self._text = ""
+        self._look_ns = 0
+        self._is_failing = False
 
     def save(self, settings: Settings, state: State) -> None:
         """Replace the file. It lies in memory on most systems, so that this does not wait for a disk.
 
         Raises OSError when there is no room for it; what was saved before is there still.
         """
-        text = json.dumps(
+        self._text = json.dumps(
             {
                 "settings": replace(settings, models=state.models).to_json(),
                 "file_digest": state.file_digest,
                 "configured": _digest(settings),
             }
         )
+        self._write()
+
+    def keep(self, now_ns: int) -> int:
+        """Write it once more where somebody has removed it. Call it often; returns when to call it again at the latest.
+        """
+        if now_ns >= self._look_ns:
+            self._look_ns = now_ns + _LOOK_NS
+            if self._text and not os.path.lexists(self._path):
+                self._restore()
+        return self._look_ns
+
+    def _restore(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            if not self._is_failing:
+                log.error("%s was removed and cannot be made anew: %s", self._path, error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
+            log.warning("%s was removed: made anew, so that the next broker knows what operators changed", self._path)
+
+    def _write(self) -> None:
         # The name's end tells that the file is ours, see config/rundir.py.
         temporary = f"{self._path}.new.json"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
+            file.write(self._text)
         os.replace(temporary, self._path)
 
     def load(self, settings: Settings) -> State | None:
         """What was saved; None when nothing was that is of use, which makes this the server's first broker."""
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._path, encoding="utf-8", opener=open_private) as file:
                 data = json.load(file)
         except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            log.error("what operators changed is not taken up: %s", error)
             return None
         if data.get("configured") != _digest(settings):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,55 @@ def test_a_state_of_another_release_is_left(tmp_path: Path, caplog: pytest.LogCa
     path.write_text(path.read_text().replace("batch_rows_max", "rows_of_tomorrow"))
     assert file.load(Settings()) is None
     assert "another release" in caplog.text
+
+
+def test_a_file_that_was_removed_is_there_again_within_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second_ns = 1_000_000_000
+    file, state = StateFile(str(tmp_path)), State((Model("added", "/a"),), "")
+    assert file.keep(1) == 1 + second_ns
+    assert list(tmp_path.iterdir()) == [], "nothing was saved yet"
+    file.save(Settings(), state)
+    (tmp_path / "models.json").unlink()
+    assert file.keep(second_ns) == 1 + second_ns
+    assert file.load(Settings()) is None
+    assert file.keep(1 + second_ns) == 1 + 2 * second_ns
+    assert file.load(Settings()) == state
+    assert "was removed: made anew" in caplog.text
+
+
+def test_it_waits_for_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(0o700)
+    file, state = StateFile(str(folder)), State((Model("added", "/a"),), "")
+    file.save(Settings(), state)
+    shutil.rmtree(folder)
+    now_ns = 1
+    for _ in range(3):
+        now_ns = file.keep(now_ns)
+    assert caplog.text.count("cannot be made anew") == 1
+    folder.mkdir(0o700)
+    file.keep(now_ns)
+    assert file.load(Settings()) == state
+
+
+def test_nothing_is_read_or_written_where_others_write(tmp_path: Path) -> None:
+    """What is there may be theirs, and what is to be written may be a link of theirs."""
+    file = StateFile(str(tmp_path))
+    file.save(Settings(), State((Model("added", "/a"),), ""))
+    tmp_path.chmod(0o777)
+    assert file.load(Settings()) is None
+    with pytest.raises(PermissionError, match="others may write"):
+        file.save(Settings(), State((), ""))
+    tmp_path.chmod(0o700)
+    assert file.load(Settings()) == State((Model("added", "/a"),), "")
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(0o700)
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run" / "models.json.new.json").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        StateFile(str(tmp_path / "run")).save(Settings(), State((), ""))
+    assert (tmp_path / "precious").read_text() == "kept"
