@@ -190,6 +190,7 @@ class BrokerMetrics:
         """
         if now_ns >= self._ends_due_ns:
             self._ends_due_ns = now_ns + _ENDS_NS
+            self._file.restore()
             self._put_ends(ends())
             self._put_given_up(given_up())
         if not self._books:

@@ -20,6 +20,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from ringserve.config.metric_family import COUNTER, GAUGE, HISTOGRAM, Family
 from ringserve.config.metrics import BY_EXPOSED
+from ringserve.config.rundir import is_private
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,17 @@ class MetricFile:
             if file is not None:
                 file.forget(gone)
 
+    def restore(self) -> None:
+        """Make files anew that somebody has removed, with all that they held: one that is only mapped nobody can read.
+        Call it about once a second."""
+        gone = [file for file in self._files.values() if file is not None and file.is_removed()]
+        if not gone or not is_private(self._folder):
+            return
+        for file in gone:
+            file.restore()
+        # What could not be made while the folder was missing can be now.
+        self._files = {kind: file for kind, file in self._files.items() if file is not None}
+
     def close(self) -> None:
         """Close the files; they stay. What is counted afterwards is dropped."""
         for file in self._files.values():
@@ -128,6 +140,7 @@ class _File:
     def _open(self) -> None:
         self._capacity = _allocate(self._path, _FILE_BYTES_MIN)
         self._values = _MmapedDict(self._path)
+        self._inode = os.stat(self._path).st_ino
         self._used = HEAD_BYTES
         self._keys: dict[tuple[str, Labels, int], str] = {}
         for key, _, _ in self._values.read_all_values():
@@ -161,6 +174,30 @@ class _File:
             self._rewrite(keys)
         except OSError as error:
             log.warning("the metrics file %s keeps what nobody needs: %s", self._path, error)
+
+    def is_removed(self) -> bool:
+        """Another file may lie there: one that was to grow."""
+        try:
+            return os.lstat(self._path).st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def restore(self) -> None:
+        new = self._path + ".new"
+        try:
+            _remove(new)
+            _allocate(new, self._capacity)
+            values = _MmapedDict(new)
+            for key, value, stamp in self._values.read_all_values():
+                values.write_value(key, value, stamp)
+            values.close()
+            os.replace(new, self._path)
+        except OSError as error:
+            # What is counted goes on into the old one: all of it comes out when there is room again.
+            log.warning("the metrics file %s was removed and cannot be made anew: %s", self._path, error)
+            return
+        self._values.close()
+        self._open()
 
     def _rewrite(self, without: set[str]) -> None:
         with open(self._path, "rb") as file:
@@ -201,7 +238,7 @@ class _File:
 
 def _allocate(path: str, size: int) -> int:
     """Give the file `size` bytes of storage at least; returns how many it has. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         has = os.fstat(fd).st_size
         if has < size:

@@ -120,6 +120,7 @@ class Gauges:
         self._timer = self._loop.call_later(_PERIOD_S, self._on_time)
 
     def _on_time(self) -> None:
+        self._file.restore()
         late_ns = max(self._clock_ns() - self._due_ns, 0)
         bucket = bisect_right(metrics.LOOP_LAG.edges, late_ns)
         self._file.observe(metrics.LOOP_LAG, (self._process,), ((bucket, 1),), late_ns / metrics.LOOP_LAG.scale)

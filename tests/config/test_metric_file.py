@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from ringserve.config import metric_file, metrics
 from ringserve.config.metric_file import MetricFile, entries, read_key, used_bytes
 from ringserve.config.rundir import make_run_dir
+from ringserve.frontend.metric_sums import MetricSums
 
 
 def _samples(folder: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -161,3 +163,60 @@ def test_a_run_directory_may_hold_them_and_a_new_server_begins_at_zero(tmp_path:
     run_dir = make_run_dir(str(folder))
     assert [path.name for path in folder.iterdir()] == ["lock"]
     os.close(run_dir.lock_fd)
+
+
+def test_files_that_were_removed_come_back_with_all_that_they_held(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(0o700)
+    file = MetricFile(str(folder), "p")
+    sums = MetricSums(str(folder))
+    for number in range(3000):
+        file.add(metrics.REQUEST_COUNT, (f"model-{number}", "OK"), number)
+    file.set(metrics.PENDING, ("p",), 7)
+    sums.read()
+    shutil.rmtree(folder)
+    file.restore()
+    assert not folder.exists(), "whose the folder is, is for others to see to"
+    folder.mkdir(0o700)
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    for number in range(3000, 9000):  # it has to grow
+        file.add(metrics.REQUEST_COUNT, (f"model-{number}", "OK"), number)
+    file.restore()
+    for amount in (1, 2):
+        file.add(metrics.REQUEST_COUNT, ("model-0", "OK"), amount)
+    sums.read()
+    after = sums.cells(metrics.REQUEST_COUNT)
+    assert [cell.values for cell in after if cell.labels[0] == "model-0"] == [[3.0]]
+    assert {cell.labels: cell.values for cell in after if cell.labels[0] != "model-0"} == {
+        (f"model-{number}", "OK"): [number] for number in range(1, 9000)
+    }
+    assert [cell.values for cell in sums.cells(metrics.PENDING)] == [[7.0]]
+    assert [cell.values for cell in sums.cells(metrics.PROCESS_STARTS)] == [[1.0]]
+
+
+def test_they_are_not_made_where_others_write(tmp_path: Path) -> None:
+    file = MetricFile(str(tmp_path), "p")
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    tmp_path.chmod(0o777)
+    file.restore()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_made_anew_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = MetricFile(str(tmp_path), "p")
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    with monkeypatch.context() as full:
+        full.setattr(metric_file, "_allocate", _refuse)
+        file.restore()
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    file.restore()
+    assert file.cells(metrics.PROCESS_STARTS) == {("p",): 2.0}
+    assert path.exists()
+
+
+def _refuse(path: str, _: int) -> int:
+    raise OSError(28, "No space left on device", path)
