@@ -2,8 +2,9 @@
 
 A pipe, socket or terminal whose reader stands still (a log driver, the journal, a terminal after Ctrl-S) would else
 stop every process of a server that has a line to say, and with the supervisor the one that is to notice. A thread that
-writes would do as well, but the pool must have none when it forks. O_NONBLOCK is never set on the descriptor itself: it
-would hold for all processes that share it.
+writes would do as well, but the pool must have none when it forks. O_NONBLOCK is never set on the descriptor that came:
+it would hold for all processes that share it. The same pipe or terminal, opened once more, takes its place, so that
+TensorFlow's C++ code, which writes to the number, does not wait either.
 
     stream = take_over(note)       # sys.stderr from now on; again after a fork: forget what the parent has lost
 """
@@ -11,11 +12,13 @@ would hold for all processes that share it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import select
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TextIO
@@ -23,6 +26,8 @@ from typing import Any, Final, TextIO
 #: PIPE_BUF: a pipe takes as much whole or not at all, and at once if it polls writable.
 _PIECE_BYTES_MAX: Final = 4096
 _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+#: How long code that is not ours waits for the journal: struct timeval, in seconds and microseconds.
+_JOURNAL_WAIT: Final = struct.pack("ll", 0, 10_000)
 
 #: From the number of lines that are lost to the line that says so, without its end.
 Note = Callable[[int], str]
@@ -53,9 +58,35 @@ def take_over(note: Note) -> TextIO | None:
     if isinstance(sys.stderr, LogStream):
         sys.stderr.begin_anew(note)
     elif sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+        never_wait(sys.__stderr__.fileno())
         sys.stderr = LogStream(sys.__stderr__.fileno(), note, sys.__stderr__.encoding)
         atexit.register(catch_up)
     return sys.stderr
+
+
+def never_wait(fd: int) -> None:
+    """Writes to this number never wait from now on, whoever's they are, as far as that can be had: not for a socket,
+    nor for what belongs to another user. Children that inherit the number have that, too."""
+    with contextlib.suppress(OSError):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode) or os.isatty(fd):
+            own_fd = _open_again(fd)
+            os.dup2(own_fd, fd)
+            os.close(own_fd)
+
+
+def wait_briefly(fd: int) -> None:
+    """Writes to the journal's socket, which cannot be opened once more, give up soon. That holds for all processes that
+    have it, which are this service's."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    with socket.socket(fileno=os.dup(fd)) as own_socket:
+        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _JOURNAL_WAIT)
+
+
+def _open_again(fd: int) -> int:
+    """The same pipe or terminal with flags of its own."""
+    return os.open(f"/proc/self/fd/{fd}", _FLAGS)
 
 
 def catch_up() -> None:
@@ -138,8 +169,7 @@ def _sender(fd: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
     if not (stat.S_ISFIFO(mode) or os.isatty(fd)):
         return lambda data: os.write(fd, data), lambda: None
     try:
-        # Opened once more, the same pipe or terminal has flags of its own.
-        own_fd = os.open(f"/proc/self/fd/{fd}", _FLAGS)
+        own_fd = _open_again(fd)
     except OSError:
         return lambda data: _write_polled(fd, data), lambda: None
     return lambda data: os.write(own_fd, data), lambda: os.close(own_fd)

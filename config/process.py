@@ -71,6 +71,16 @@ def set_title(title: str) -> None:
     libc.prctl(_PR_SET_NAME, title.encode()[:_NAME_BYTES_MAX], 0, 0, 0)
 
 
+def open_standard_descriptors() -> None:
+    """Put /dev/null where this process was started without standard input, output or error. Call it before anything is
+    opened: that would get their numbers, and whatever is said there would be written into it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
 def end_sooner(points: int) -> None:
     """Let the kernel's OOM killer take this process for larger, by so many thousandths of the memory that is short (the
     host's, or a control group's): it ends the largest one, and some of a server's are not missed."""
@@ -95,6 +105,8 @@ def set_up_log(name: str, log_level: str, log_format: str) -> None:
         return formatter.format(log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (lost_lines,), None))
 
     handler = logging.StreamHandler(log_stream.take_over(note))
+    if to_journal:
+        log_stream.wait_briefly(sys.stderr.fileno())
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -176,7 +188,7 @@ def goes_to_journal() -> bool:
     """Whether the journal reads standard error: systemd names its stream in $JOURNAL_STREAM, which is inherited further
     than the stream."""
     named = os.environ.get("JOURNAL_STREAM", "")
-    if not named:
+    if not named or sys.stderr is None:
         return False
     about = os.fstat(sys.stderr.fileno())
     return named == f"{about.st_dev}:{about.st_ino}"

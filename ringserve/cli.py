@@ -68,8 +68,10 @@ def serve(config_path: str | None, **flags: Any) -> None:
     ringserve serve --model_name=digits --model_base_path=/models/digits
     ringserve serve --config=/etc/ringserve/server.toml
     """
+    from ringserve.config.process import Exit, open_standard_descriptors
+
+    open_standard_descriptors()
     settings = load(config_path, flags)
-    from ringserve.config.process import Exit
     from ringserve.supervisor import ServerFailed, StartError, run
 
     try:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ringserve import __version__
+from ringserve.config.process import open_standard_descriptors
 from ringserve.config.schema import Settings
 from ringserve.tfs_flags import parse, usage
 from ringserve.tfs_settings import StartFailure, plan
@@ -22,6 +23,7 @@ EXIT_FAILED = 255
 
 def main() -> NoReturn:
     """Run with this process's arguments and environment; never returns."""
+    open_standard_descriptors()
     sys.exit(run(sys.argv[1:], os.environ, _serve))
 
 

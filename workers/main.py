@@ -8,7 +8,7 @@ import logging
 import time
 
 from ringserve.broker.messages import Fork
-from ringserve.config import process
+from ringserve.config import log_stream, process
 from ringserve.config.schema import Settings
 from ringserve.workers import device
 from ringserve.workers.pool import Pool, freeze_before_forks
@@ -19,6 +19,7 @@ from ringserve.workers.stopped import StoppedChildren
 def run(settings: Settings, *, name: str, death_fd: int, broker_path: str) -> int:
     """Be the pool: import TensorFlow, fork workers on order, until stopped. Returns the exit status."""
     process.begin(name, settings.server.log_level, settings.server.log_format)
+    log_stream.never_wait(1)  # models may print to it, too
     stop = process.StopWatch(death_fd)
     device.prepare(settings.workers.threads_per_worker, verbose=settings.server.log_level == "debug")
     gc.disable()  # imports leave little to collect, and looking for it takes a seventh of their time

@@ -56,8 +56,13 @@ def _pass_on(out: int) -> None:
     rest = b""
     while data := os.read(out, _READ_BYTES):
         *lines, rest = (rest + data).split(b"\n")
-        wanted = b"".join(line + b"\n" for line in lines if not _NOISE.match(line))
-        if wanted:
-            os.write(2, wanted)
-    if rest and not _NOISE.match(rest):
-        os.write(2, rest)
+        _say(b"".join(line + b"\n" for line in lines if not _NOISE.match(line)))
+    if not _NOISE.match(rest):
+        _say(rest)
+
+
+def _say(text: bytes) -> None:
+    """What standard error does not take is lost: who reads here must go on, or TensorFlow waits."""
+    with contextlib.suppress(OSError):
+        while text:
+            text = text[os.write(2, text) :]

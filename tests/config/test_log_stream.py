@@ -251,3 +251,37 @@ def test_its_last_words_come_out_once_somebody_reads(logs: subprocess.Popen[str]
     assert lines[at + 1].endswith("info test: last")
     assert lines[at + 2] == "Traceback (most recent call last):"
     assert lines[-1] == "ValueError: the end"
+
+
+_WRITES = """
+import logging, os, sys
+from ringserve.config import log_stream, process
+process.set_up_log("test", "info", "text")
+log_stream.never_wait(1)
+for fd in (1, 2):
+    try:
+        for _ in range(10_000):
+            os.write(fd, b"x" * 500)
+    except BlockingIOError:
+        continue
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("make", [_pipe, _terminal])
+def test_code_that_is_not_ours_does_not_wait_either(make: Callable[[], Ends]) -> None:
+    """C++ code writes to the numbers. Whoever shares the pipe or terminal waits as ever."""
+    ends = make()
+    command = [sys.executable, "-c", _WRITES]
+    assert subprocess.run(command, cwd=_ROOT, stdout=ends.fd, stderr=ends.fd, timeout=_PATIENCE_S).returncode == 0
+    assert os.get_blocking(ends.fd)
+
+
+def test_nor_long_for_the_journal() -> None:
+    ours, theirs = socket.socketpair()
+    about = os.fstat(ours.fileno())
+    environment = {**os.environ, "JOURNAL_STREAM": f"{about.st_dev}:{about.st_ino}"}
+    command = [sys.executable, "-c", _WRITES.replace("(1, 2)", "(2,)")]
+    done = subprocess.run(command, cwd=_ROOT, env=environment, stderr=ours.fileno(), timeout=_PATIENCE_S)
+    assert done.returncode == 0
+    theirs.close()

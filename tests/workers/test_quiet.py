@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,21 @@ with quiet(sys.argv[1]):
     )
     assert done.returncode == 0
     assert bool(done.stderr) is (log_level == "debug")
+
+
+def test_nobody_who_reads_keeps_nobody_waiting() -> None:
+    """The child that passes lines on drops what is not taken, and goes on reading."""
+    program = """
+import os, sys
+from ringserve.config import process
+process.set_up_log("test", "info", "text")
+from ringserve.workers.quiet import quiet
+with quiet("info"):
+    for _ in range(10_000):
+        os.write(2, b"x" * 500 + b"\\n")
+"""
+    out, into = os.pipe()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=into, timeout=60)
+    assert done.returncode == 0
+    os.close(out)
+    os.close(into)
