@@ -265,12 +265,12 @@ class Core:
 
     # ------------------------------------------------------------------------------------------------------ turn
 
-    def turn(self, now_ns: int) -> Turn:
-        """Decide all that can be decided now."""
+    def turn(self, now_ns: int, late_ns: int = 0) -> Turn:
+        """Decide all that can be decided now. late_ns: for how long nothing has run (`leases.stopped_ns`)."""
         expiry = self._expiry
         if expiry.look_ns and now_ns >= expiry.look_ns:
             expiry.look([*self._order.lanes(), *self._orphans], self._orphans, self._outcomes, now_ns)
-        kills = [worker_id for worker_id in self._leases.expire(now_ns) if self._hung(worker_id, now_ns)]
+        kills = [worker_id for worker_id in self._leases.expire(now_ns, late_ns) if self._hung(worker_id, now_ns)]
         wake_ns = self._orphans.expire(now_ns) if self._orphans else 0
         executes: list[tuple[int, Execute]] = []
         order = self._order

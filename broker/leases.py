@@ -2,6 +2,9 @@
 
 A worker holds its leases in the order in which it was sent them and runs the first (its *head*). Only the head's time
 runs: a lease behind it starts when it becomes the head, so that a batch is not blamed for the one before it.
+
+Time counts only as far as the broker saw it pass (as in `ringserve/hangs.py`): one that was itself stopped, with its
+machine or its control group, cannot tell a worker that hung from one that was stopped with it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,14 @@ from ringserve.broker.lanes import Entry, Lane
 
 #: A lease lasts at least this many times the learned run time, whatever the policy's limit.
 RUN_TIMES_MAX = 10
+#: Who comes so much later than planned was stopped; less may be a busy host, for which leases are long enough.
+_STOPPED_NS = 1_000_000_000
+
+
+def stopped_ns(planned_ns: int, now_ns: int) -> int:
+    """How long this process was stopped when it was to wake at `planned_ns` at the latest; 0: it was not."""
+    late_ns = now_ns - planned_ns
+    return late_ns if late_ns > _STOPPED_NS else 0
 
 
 class Lease:
@@ -76,6 +87,7 @@ class Leases:
         self._by_worker: dict[int, list[Lease]] = {}
         self._batch_id_last = 0
         self._deadline_min_ns = 0
+        self._resumed_ns = 0  # when time last went on after a stop
         self._busy_ns: dict[int, int] = {}
         self.running_count = 0
 
@@ -132,7 +144,8 @@ class Leases:
                 self.running_count += 1
             else:
                 held[1].started_ns = 0
-            self._start(lease, handed_ns)
+            # What is told of a time before a stop was stopped, too.
+            self._start(lease, max(handed_ns, self._resumed_ns))
         return lease
 
     def ran_unseen(self, worker_id: int, run_ns: int) -> None:
@@ -156,8 +169,13 @@ class Leases:
             self._start(held[0], now_ns)
         return lease
 
-    def expire(self, now_ns: int) -> list[int]:
-        """The workers whose head has run too long. They are named again on every later call until they are revoked."""
+    def expire(self, now_ns: int, late_ns: int = 0) -> list[int]:
+        """The workers whose head has run too long. They are named again on every later call until they are revoked.
+
+        late_ns: see `stopped_ns`; nothing has run in that time.
+        """
+        if late_ns:
+            self._resume(now_ns, late_ns)
         if not self._deadline_min_ns or now_ns < self._deadline_min_ns:
             return []
         heads = [held[0] for held in self._by_worker.values() if held]
@@ -167,6 +185,15 @@ class Leases:
         late = [lease.worker_id for lease in heads if lease.deadline_ns <= now_ns]
         self._deadline_min_ns = min((lease.deadline_ns for lease in heads if lease.deadline_ns > now_ns), default=0)
         return late
+
+    def _resume(self, now_ns: int, late_ns: int) -> None:
+        self._resumed_ns = now_ns
+        for held in self._by_worker.values():
+            for lease in held[:1]:
+                lease.started_ns = min(lease.started_ns + late_ns, now_ns)
+                lease.deadline_ns += late_ns
+        if self._deadline_min_ns:
+            self._deadline_min_ns += late_ns
 
     def revoke(self, worker_id: int) -> list[Lease]:
         """The worker is gone: its leases, in the order in which it held them, are nobody's now."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from ringserve.broker import wire
 from ringserve.broker.cables import Cables
 from ringserve.broker.core import Core, Turn
+from ringserve.broker.leases import stopped_ns
 from ringserve.broker.mailbox import Mail, Outbox
 from ringserve.broker.messages import (
     Ask,
@@ -89,6 +90,7 @@ class Service:
         self._strangers: set[int] = set()  # frontends that have no catalog yet
         self._pool: Peer | None = None
         self._news = True
+        self._turned_ns = clock()
         self._stopping = False
         self._refusals_told: deque[str] = deque(maxlen=100)
         self.messages_dropped_count = 0
@@ -141,6 +143,8 @@ class Service:
         for key, _ in self._selector.select(sleep_ns / 1e9):
             key.data(arrivals)
         now_ns = self._clock()
+        late_ns = stopped_ns(self._turned_ns + sleep_ns, now_ns)
+        self._turned_ns = now_ns
         for peer in arrivals.joined:
             self._joined(peer, now_ns)
         for data in arrivals.mail:
@@ -151,9 +155,9 @@ class Service:
         for peer in sorted(arrivals.left, key=lambda peer: peer.role is not Role.POOL):
             self._left(peer, now_ns)
         self._refuse(arrivals)
-        return self._speak(now_ns)
+        return self._speak(now_ns, late_ns)
 
-    def _speak(self, now_ns: int) -> int:
+    def _speak(self, now_ns: int, late_ns: int) -> int:
         models = self.models
         if self._tending.turn(now_ns):
             self._touch()
@@ -163,7 +167,7 @@ class Service:
             if moves is not None:
                 self._move(moves, now_ns)
         catalog_ns = self._tell_frontends(now_ns)
-        turn = self._core.turn(now_ns)
+        turn = self._core.turn(now_ns, late_ns)
         for worker_id, execute in turn.executes:
             self._cables.send(worker_id, wire.pack(execute))
         for frontend_id, requests in turn.failed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ringserve.broker.leases import RUN_TIMES_MAX, Lease, Leases
+from ringserve.broker.leases import RUN_TIMES_MAX, Lease, Leases, stopped_ns
 from tests.broker.kit import MS, NOW, entry, lane_of
 
 LEASE_NS = 100 * MS
@@ -127,3 +127,41 @@ def test_busy_time_is_that_of_the_heads() -> None:
     assert leases.busy_ns(NOW + 90 * MS) == {1: 8 * MS, 2: 0}
     leases.revoke(1)
     assert leases.busy_ns(NOW) == {2: 0}
+
+
+SECOND = 1000 * MS
+
+
+@pytest.mark.parametrize(("late_ms", "told_ms"), [(-500, 0), (0, 0), (900, 0), (40_000, 40_000)])
+def test_who_wakes_much_later_than_planned_was_stopped(late_ms: int, told_ms: int) -> None:
+    assert stopped_ns(NOW, NOW + late_ms * MS) == told_ms * MS
+
+
+def test_time_in_which_nothing_ran_is_nobodys() -> None:
+    """A paused container: its workers were stopped in the middle of their batches, along with the broker."""
+    leases, held = leases_of(1, 2)
+    first, second = grant(leases, 1), grant(leases, 1)
+    other = grant(leases, 2, NOW + 50 * MS)
+    back_ns = NOW + 60 * MS + 40 * SECOND
+    assert leases.expire(back_ns, 40 * SECOND) == []
+    assert leases.wake_ns() == first.deadline_ns == NOW + 40 * SECOND + LEASE_NS
+    assert second.started_ns == second.deadline_ns == 0
+    assert leases.busy_ns(back_ns) == {1: 60 * MS, 2: 10 * MS}
+    assert leases.expire(NOW + 40 * SECOND + LEASE_NS) == [1]
+    assert leases.expire(NOW + 40 * SECOND + LEASE_NS + 50 * MS) == [1, 2]
+    assert held[2] == [other]
+
+
+def test_a_request_that_was_handed_over_before_a_stop_has_its_whole_time_after_it() -> None:
+    leases, _ = leases_of(1)
+    leases.expire(NOW + 40 * SECOND, 40 * SECOND)
+    lease = leases.handed(1 << 32, 1, lane_of(lease_ns_max=LEASE_NS), entry(7), NOW - MS, 0)
+    assert lease.deadline_ns == NOW + 40 * SECOND + LEASE_NS
+    assert leases.expire(NOW + 40 * SECOND + MS) == []
+
+
+def test_what_was_granted_in_the_turn_that_comes_late_has_not_run_yet() -> None:
+    leases, _ = leases_of(1)
+    lease = grant(leases, 1, NOW + 40 * SECOND)
+    assert leases.expire(NOW + 40 * SECOND, 40 * SECOND) == []
+    assert lease.started_ns == NOW + 40 * SECOND
