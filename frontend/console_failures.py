@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from ringserve.broker.messages import Code
-from ringserve.config.rundir import open_private
+from ringserve.config.rundir import is_private, open_private
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class RecentFailures:
 
 def recent_failures(run_dir: str) -> list[dict[str, Any]]:
     """Those of all frontends, the last one first."""
-    paths = glob.glob(os.path.join(glob.escape(run_dir), f"{_PREFIX}*.json"))
+    paths = glob.glob(os.path.join(glob.escape(run_dir), f"{_PREFIX}*.json")) if is_private(run_dir) else []
     merged: dict[_What, dict[str, Any]] = {}
     for entry in sorted((entry for path in paths for entry in _read(path)), key=lambda entry: -entry["last_s"]):
         what = _what_of(entry)

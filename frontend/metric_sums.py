@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ringserve.config.metric_family import HISTOGRAM, Family
 from ringserve.config.metric_file import HEAD_BYTES, SUFFIX, SUM, Labels, entries, read_key, used_bytes
+from ringserve.config.rundir import is_private
 
 _DOUBLE_BYTES: Final = 8
 
@@ -54,9 +55,10 @@ class MetricSums:
         self._totals: npt.NDArray[np.float64] = np.zeros(0)
 
     def read(self) -> None:
-        """Look at the files now."""
+        """Look at the files now: at none in a folder that others may have put pipes into."""
         found = {}
-        for path in sorted(glob.glob(os.path.join(glob.escape(self._folder), f"*{SUFFIX}"))):
+        pattern = os.path.join(glob.escape(self._folder), f"*{SUFFIX}")
+        for path in sorted(glob.glob(pattern)) if is_private(self._folder) else ():
             try:
                 found[path] = _read(path)
             except OSError:

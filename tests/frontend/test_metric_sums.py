@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ringserve.config import metrics
@@ -60,3 +61,13 @@ def test_files_of_nobody_we_know_are_no_matter(tmp_path: Path) -> None:
     sums = MetricSums(str(tmp_path))
     sums.read()
     assert sums.cells(metrics.WRAPPED_RUN_COUNT) == [Cell((), [1])]
+
+
+def test_where_others_write_nothing_is_opened(tmp_path: Path) -> None:
+    """Whoever opened their pipe would wait for them."""
+    file, sums = MetricFile(str(tmp_path), "a"), MetricSums(str(tmp_path))
+    file.add(metrics.PROCESS_STARTS, ("a",))
+    os.mkfifo(tmp_path / "counter_theirs.db")
+    tmp_path.chmod(0o777)
+    sums.read()
+    assert sums.cells(metrics.PROCESS_STARTS) == []
