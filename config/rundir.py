@@ -150,7 +150,7 @@ def hold_lock(path: str, lock_fd: int) -> bool:
 def _is_locked_by(path: str, lock_fd: int) -> bool:
     try:
         return os.path.samestat(os.lstat(os.path.join(path, _LOCK)), os.fstat(lock_fd))
-    except FileNotFoundError:
+    except OSError:  # one of the two is not there
         return False
 
 
@@ -180,15 +180,12 @@ def sweep(parent: str) -> list[str]:
 
 
 def remove_run_dir(path: str) -> None:
-    """Remove a run directory and what is in it, as far as it goes. The last process of a server calls it."""
-    if is_private(path):
+    """Remove a run directory and what is in it, as far as it goes. The last process of a server calls it.
+
+    Only whoever has its lock open: after it was removed another server may use one of that name.
+    """
+    if is_private(path) and any(_is_locked_by(path, int(fd)) for fd in os.listdir("/proc/self/fd")):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_if_locked(run_dir: RunDir) -> None:
-    """Likewise, unless another server uses a directory of that name now."""
-    if _is_locked_by(*run_dir):
-        remove_run_dir(run_dir.path)
 
 
 def write_fatal(run_dir: str, text: str) -> None:

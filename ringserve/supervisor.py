@@ -27,14 +27,7 @@ from ringserve.children import Child, ChildSpec, CommandOf, Fatal, Stage, descri
 from ringserve.config import allocator, limits, privilege, process
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
-from ringserve.config.rundir import (
-    ADMIN_SOCKET,
-    RunDir,
-    RunDirError,
-    make_run_dir,
-    read_fatal,
-    remove_if_locked,
-)
+from ringserve.config.rundir import ADMIN_SOCKET, RunDir, RunDirError, make_run_dir, read_fatal, remove_run_dir
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.hangs import Watchdog
@@ -97,7 +90,7 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
             grpc_socket = stack.enter_context(unix_listener(path)) if path else None
             run_dir = make_run_dir(settings.server.run_dir)
             stack.callback(os.close, run_dir.lock_fd)
-            stack.callback(remove_if_locked, run_dir)
+            stack.callback(remove_run_dir, run_dir.path)
             path = settings.server.admin_socket_path or os.path.join(run_dir.path, ADMIN_SOCKET)
             server = replace(settings.server, admin_socket_path=path, run_dir=run_dir.path)
             settings = replace(settings, server=server)

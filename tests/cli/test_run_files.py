@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ringserve.config.rundir import RunDir, make_run_dir, remove_if_locked
+from ringserve.config.rundir import RunDir, make_run_dir, remove_run_dir
 from ringserve.run_files import RunFiles
 
 _HOUR_NS = 3600 * 1_000_000_000
@@ -105,16 +105,20 @@ def test_a_directory_that_another_server_took_meanwhile_stays_that_ones(
     files: RunFiles, run_dir: RunDir, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(folder)
-    second = make_run_dir(str(folder))
-    for _ in range(2):
-        files.mend(1)
-    assert not files.usable
-    assert caplog.text.count("another server uses it now") == 1
-    remove_if_locked(run_dir)
-    assert folder.exists()
-    os.close(second.lock_fd)
+    take = f"from ringserve.config.rundir import make_run_dir; make_run_dir({str(folder)!r})"
+    command = [sys.executable, "-c", f"{take}; print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
+        assert second.stdout is not None
+        second.stdout.readline()
+        for _ in range(2):
+            files.mend(1)
+        assert not files.usable
+        assert caplog.text.count("another server uses it now") == 1
+        remove_run_dir(run_dir.path)
+        assert folder.exists()
+        second.communicate(b"\n")
     files.mend(1)
-    remove_if_locked(run_dir)
+    remove_run_dir(run_dir.path)
     assert not folder.exists()
 
 
