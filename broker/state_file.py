@@ -54,7 +54,7 @@ class StateFile:
         self._write()
 
     def keep(self, now_ns: int) -> int:
-        """Write it once more where somebody has removed it. Call it often; returns when to call it again at the latest.
+        """Write it again where somebody has removed it. Call it often; returns when to call it again at the latest.
         """
         if now_ns >= self._look_ns:
             self._look_ns = now_ns + _LOOK_NS
@@ -67,11 +67,11 @@ class StateFile:
             self._write()
         except OSError as error:
             if not self._is_failing:
-                log.error("%s was removed and cannot be made anew: %s", self._path, error)
+                log.error("%s is missing and cannot be written: %s", self._path, error)
             self._is_failing = True
         else:
             self._is_failing = False
-            log.warning("%s was removed: made anew, so that the next broker knows what operators changed", self._path)
+            log.warning("%s was missing: written anew, for the broker that follows this one", self._path)
 
     def _write(self) -> None:
         # The name's end tells that the file is ours, see config/rundir.py.

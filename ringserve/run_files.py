@@ -15,7 +15,7 @@ import os
 import socket
 from typing import Final
 
-from ringserve.config.rundir import ADMIN_SOCKET, MODE, RunDir, hold_lock, is_private
+from ringserve.config.rundir import ADMIN_SOCKET, MODE, RunDir, hold_lock, is_private, open_private
 from ringserve.notices import Notices
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ class RunFiles:
         self.listener.bind(broker_path)
         self.listener.listen(_BACKLOG)
         self.notices = Notices(notify_path)
+        # For people, and to find out now whether there is room for files.
+        with open(os.path.join(run_dir.path, "settings.json"), "w", encoding="utf-8", opener=open_private) as file:
+            file.write(settings)
         settings_fd = self._keep(_sealed(settings))
         broker_fd, notify_fd = self._file_of(broker_path), self._file_of(notify_path)
         self.fds = (settings_fd, broker_fd, notify_fd)

@@ -60,7 +60,7 @@ def test_a_file_that_was_removed_is_there_again_within_a_second(
     assert file.load(Settings()) is None
     assert file.keep(1 + second_ns) == 1 + 2 * second_ns
     assert file.load(Settings()) == state
-    assert "was removed: made anew" in caplog.text
+    assert "was missing: written anew" in caplog.text
 
 
 def test_it_waits_for_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_it_waits_for_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     now_ns = 1
     for _ in range(3):
         now_ns = file.keep(now_ns)
-    assert caplog.text.count("cannot be made anew") == 1
+    assert caplog.text.count("cannot be written") == 1
     folder.mkdir(0o700)
     file.keep(now_ns)
     assert file.load(Settings()) == state

@@ -190,7 +190,7 @@ def test_counts_of_keys_requests_are_the_frontends(role: str, server: Server) ->
 def test_files_are_the_users_alone(uid: int, server: Server) -> None:
     assert stat.S_IMODE(server.run_dir.stat().st_mode) == 0o700
     paths = list(server.run_dir.rglob("*"))
-    assert {path.name for path in paths} >= {"models.json", "broker.sock", "admin.sock", "notify.sock", "lock"}
+    assert {path.name for path in paths} >= {"settings.json", "broker.sock", "admin.sock", "notify.sock", "lock"}
     for path in paths:
         about = path.lstat()
         assert about.st_uid == uid
@@ -201,6 +201,7 @@ def test_the_settings_that_all_are_given_hold_no_secret(home: Path, server: Serv
     (process,) = server.members("supervisor")
     paths = Path(f"/proc/{process.pid}/fd").iterdir()
     text = next(path for path in paths if "memfd:ringserve-settings" in os.readlink(path)).read_text()
+    assert text == (server.run_dir / "settings.json").read_text()
     assert str(home / "tls.key") in text
     assert _TOKEN not in text
     assert "PRIVATE KEY" not in text
