@@ -146,6 +146,9 @@ class LaneTable:
         key = spec if own is None else (spec, own)
         lane = self._lanes.get(key)
         if lane is None:
+            # True is equal to 1: a lane that was made of it would be everybody's lane of that shape.
+            if any(type(size) is not int for each in (own or spec).inputs for size in each.shape):
+                raise TypeError("a shape is of what is no number")
             if len(self._lanes) >= self._lanes_max:
                 self._lanes.clear()
             lane = self._lanes[key] = Lane(spec, own)

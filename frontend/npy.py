@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import sys
 import tokenize
 from typing import Any, Final, NamedTuple
@@ -33,6 +34,10 @@ _READERS: Final[dict[bytes, tuple[int, Any]]] = {
 }
 #: What Python's own reader of literals, which numpy uses, may raise for hostile ones.
 _UNREADABLE: Final = (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, tokenize.TokenError)
+
+#: What a head may be written with. All else that Python's reader knows (escapes, `1L`, `0in`) may have it warn into the
+#: log, on the side of whoever sent it.
+_WORDS: Final = re.compile(rb"""(?:'[^'\\]*+'|"[^"\\]*+"|True|False|-?[0-9]++(?![\w.])|[{}()\[\]:,\s])*+""")
 
 _HEADS_MAX: Final = 1_024
 
@@ -105,10 +110,16 @@ def _head(body: bytes | bytearray) -> tuple[_Head, int] | Failure:
     data = bytes(body[:start])
     head = _HEADS.get(data)
     if head is None:
+        if _WORDS.fullmatch(data, _LENGTH_AT + length_bytes) is None:
+            return _invalid("the head of the npy file cannot be read: it is no dictionary of strings, numbers and bools")
         try:
             shape, is_fortran, dtype = reader(io.BytesIO(data[_LENGTH_AT:]), _HEAD_BYTES_MAX)
         except _UNREADABLE as error:
             return _invalid(f"the head of the npy file cannot be read: {str(error)[:200]}")
+        # numpy's reader takes True for a number. It is equal to 1, and has its hash: whatever is remembered by a shape
+        # would be remembered with it, for everybody who sends that shape.
+        if not all(type(size) is int for size in shape):
+            return _invalid("the head of the npy file has a shape of what is no number")
         is_turned = (is_fortran and len(shape) > 1) or dtype != dtype.newbyteorder("<")
         is_plain = not is_turned and dtype.kind not in "SU"
         head = _Head(dtype, shape, elements_count(shape), is_fortran, is_plain)
@@ -174,7 +185,8 @@ def head_of(dtype: int, shape: tuple[int, ...]) -> bytes | Failure:
         return _invalid("strings do not go into an npy file; ask for JSON with Accept: application/json")
     out = io.BytesIO()
     descr = f"|V{found.itemsize}" if _is_nameless(found.numpy) else found.numpy.str
-    about = {"descr": descr, "fortran_order": False, "shape": shape}
+    # Equal shapes have one head, so it is written of plain numbers, whatever the first of them was made of.
+    about = {"descr": descr, "fortran_order": False, "shape": tuple(map(int, shape))}
     npy_format.write_array_header_1_0(out, about)
     return out.getvalue()
 

@@ -273,3 +273,12 @@ def test_dtypes_make_different_lanes() -> None:
     a = bound({"x": (FLOAT, [-1])}, {"x": floats(2)}).lane.key
     b = bound({"x": (DOUBLE, [-1])}, {"x": Tensor(DOUBLE, (2,), bytes(16))}).lane.key
     assert a != b
+
+
+def test_no_lane_is_made_of_what_only_equals_a_size() -> None:
+    """It would be the lane of everybody who sends that shape; keys of lanes say True and 1 differently."""
+    table = LaneTable()
+    spec = LaneSpec("m", 7, "s", (InputSpec("x", FLOAT, (1, 2)),), ("y",), True)
+    with pytest.raises(TypeError):
+        table.intern(spec._replace(inputs=(InputSpec("x", FLOAT, (True, 2)),)))
+    assert unpack_lane(table.intern(spec).key) == spec

@@ -201,6 +201,7 @@ def npy_file(data: bytes) -> None:
         assert tensor is not None
         if not isinstance(tensor, Failure):
             assert len(tensor.data) <= len(data)
+            assert all(type(size) is int for size in tensor.shape)
 
 
 def json_gunzip(data: bytes) -> None:
@@ -335,7 +336,14 @@ TARGETS: dict[str, Target] = {
             _inference(b'"datatype":"FP32","shape":[1,2],"data":[[1,NaN]]', b""),
         ),
     ),
-    "npy_file": Target(npy_file, (_saved(np.zeros((1, 2), "<f4")), _saved(np.array([["a", "bc"]]).T))),
+    "npy_file": Target(
+        npy_file,
+        (
+            _saved(np.zeros((1, 2), "<f4")),
+            _saved(np.array([["a", "bc"]]).T),
+            _saved(np.zeros((1, 2), "<f4")).replace(b"(1, 2), }   ", b"(True, 2), }"),
+        ),
+    ),
     "json_gunzip": Target(json_gunzip, (gzip.compress(b"{}", mtime=0), gzip.compress(bytes(5_000), mtime=0))),
     "wire_message": Target(
         wire_message,

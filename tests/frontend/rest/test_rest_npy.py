@@ -172,6 +172,14 @@ WRONG: list[tuple[bytes, str]] = [
     (with_head("__import__('os')"), "the head of the npy file cannot be read: "),
     (with_head("{'descr': 'nonsense', 'fortran_order': False, 'shape': (1,)}"),
      "the head of the npy file cannot be read: "),
+    (with_head("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 1)}", b"1234"),
+     "the head of the npy file has a shape of what is no number"),
+    (with_head("{'descr': '<f4', 'fortran_order': False, 'shape': (1, [])}", b"1234"),
+     "the head of the npy file cannot be read: "),
+    (with_head("{'descr': '<f4', 'fortran_order': False, 'shape': (1L,)}", b"1234"),
+     "the head of the npy file cannot be read: "),
+    (with_head("{'descr': '\\\\d', 'fortran_order': False, 'shape': (1,)}", b"1234"),
+     "the head of the npy file cannot be read: "),
     (with_head("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"),
      "the head of the npy file has an impossible shape: (-1,)"),
     (with_head(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**62}, 4)}}"),
@@ -268,3 +276,30 @@ def test_strings_of_what_is_no_character_are_refused(order: str, point: int) -> 
     assert "no Unicode" in answer.text
     body[-4:] = struct.pack(f"{order}I", 0x10FFFF)
     assert not isinstance(npy.read(bytes(body), 0), Failure)
+
+
+def test_who_sends_a_bool_for_a_size_changes_nothing_for_others() -> None:
+    """True is equal to 1, with its hash: what a frontend remembers by a shape must not be made of it."""
+    app = make_app(RestLoopback(model=default_model))
+    headers = {"Content-Type": NPY}
+    forged = with_head("{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}", bytes(4))
+    for _ in range(2):
+        assert call(app, "POST", "/v1/models/default:predict", forged, headers).status == 400
+        answer = call(app, "POST", "/v1/models/default:predict", saved(np.zeros(1, np.float32)), headers)
+        assert answer.status == 200
+        assert loaded(answer.body).shape == (1,)
+    assert call(app, "POST", "/v1/models/default:predict", b'{"instances":[1.0]}').status == 200
+
+
+def test_a_files_head_is_written_of_numbers() -> None:
+    npy.head_of.cache_clear()
+    assert npy.head_of(dt.FLOAT, (True, 3)) == npy.head_of(dt.FLOAT, (1, 3)) == saved(np.zeros((1, 3), "<f4"))[:-12]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", ["1L", "1 L", "0in(1,)", "1_0", "0x1"])
+def test_heads_that_python_would_warn_of_are_not_read(size: str) -> None:
+    """A warning goes into the log as the client wrote it."""
+    found = npy.read(with_head(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},)}}", b"1234"), dt.FLOAT)
+    assert isinstance(found, Failure)
+    assert found.text.startswith("the head of the npy file cannot be read: ")
