@@ -29,15 +29,15 @@ from ringserve.frontend.lanes import Lane
 from ringserve.frontend.log_file import LogFile
 from ringserve.frontend.outputs import Reply
 from ringserve.frontend.passing import PassedCall, PassedClient, PassedExchange, WholeClient
-from ringserve.frontend.rest_routes import ADMIN, Route, is_api, is_open_inference, route
+from ringserve.frontend.rest_routes import ADMIN, WATCHERS_V2, Route, is_api, is_of_watchers, is_open_inference, route
 from ringserve.frontend.wire_walk import model_sent
 
 GRPC: Final = "grpc"
 REST: Final = "rest"
 
 _SERVICES: Final = ("/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/GetModelStatus")
-#: Over REST: what is asked by those who watch a server.
-_UNLOGGED: Final = ("/healthz", "/readyz", "/metrics", ADMIN)
+#: Over REST: how that begins which may be asked by those who watch a server. Others are not looked at more closely.
+_WATCHED: Final = ("/healthz", "/readyz", "/metrics", ADMIN)
 _FLUSH_S: Final = 0.1
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -113,7 +113,7 @@ class AccessLogger:
         self._later = later
         self._count = count
         self._trace = trace
-        self._unlogged = (*_UNLOGGED, metrics_path) if metrics_path else _UNLOGGED
+        self._metrics_path = metrics_path or None
         self._client: WholeClient | None = None
         self._lines: list[bytes] = []
         self._told_ns = 0
@@ -157,10 +157,11 @@ class AccessLogger:
 
         def logged(exchange: Exchange) -> None:
             head = exchange.head
-            if head.target.startswith(self._unlogged):
+            path = head.target.partition("?")[0]
+            may_be = path.startswith(_WATCHED) or path.endswith(WATCHERS_V2)
+            if path == self._metrics_path or (may_be and is_of_watchers(head.method, path)):
                 handler(exchange)
                 return
-            path = head.target.partition("?")[0]
             record = Record(REST, head.method, path, exchange.peer, head.request_id, self.clock_ns())
             record.trace = self._trace()
             token = _current.set(record)

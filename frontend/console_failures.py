@@ -37,8 +37,10 @@ _OWN_WORDS: Final = frozenset(
 )  # fmt: skip
 #: Where a text that was made before the request reached a model begins to quote it.
 _QUOTES: Final = re.compile(
-    r"""(?<=JSON Value: )|(?<=JSON object: )|(?<=Malformed request: )|["{]|(?<!\w)'(?!instances'|signature_name')"""
+    r"""(?<=JSON Value: )|(?<=JSON object: )|(?<=Malformed request: )|["{?]|(?<!\w)'(?!instances'|signature_name')"""
 )
+#: Where any may: a GET's query is part of its model's name, and clients put keys there.
+_QUERY: Final = re.compile(r"\?")
 #: Where one that a model's run time wrote may: it may put any value of a tensor behind these.
 _VALUES: Final = re.compile(r"""["'`{\[(=<\d]|: """)
 #: What may differ between texts of one kind.
@@ -54,12 +56,11 @@ def shown_text(code: int, text: str, *, ran: bool) -> str:
 
     ran: the request had been bound to a model, so the text may be the model's run time's.
     """
-    kept = text
-    if code not in _OWN_WORDS:
-        kept = _NODE.sub("", text, count=1)
-        begins = (_VALUES if ran else _QUOTES).search(kept)
-        if begins is not None:
-            kept = f"{kept[: begins.start()].rstrip()} …".lstrip()
+    is_own = code in _OWN_WORDS
+    kept = text if is_own else _NODE.sub("", text, count=1)
+    begins = (_QUERY if is_own else _VALUES if ran else _QUOTES).search(kept)
+    if begins is not None:
+        kept = f"{kept[: begins.start()].rstrip()} …".lstrip()
     return kept if len(kept) <= TEXT_CHARS_MAX else kept[: TEXT_CHARS_MAX - 2] + " …"
 
 

@@ -55,6 +55,11 @@ class Action(Enum):
     MODEL = "model"
 
 
+_OF_WATCHERS: Final = (Action.HEALTH, Action.READY, Action.LIVE, Action.READY_V2, Action.METRICS, Action.ADMIN)
+#: How paths end that may be theirs below /v2.
+WATCHERS_V2: Final = ("/ready", "/live")
+
+
 class Route(NamedTuple):
     """A request of the API. version and label are never both set. name: of READY and READY_V2, empty for all models; of
     CONSOLE, the path of the file."""
@@ -118,6 +123,12 @@ def is_api(target: str) -> bool:
 def is_open_inference(target: str) -> bool:
     """Whether a target is the Open Inference protocol's."""
     return _V2.fullmatch(target.partition("?")[0]) is not None
+
+
+def is_of_watchers(method: str, target: str) -> bool:
+    """Whether it is asked by those who watch or operate the server, all the time: health, metrics, operators' calls."""
+    found = route(method, target)
+    return isinstance(found, Route) and found.action in _OF_WATCHERS
 
 
 def route(method: str, target: str) -> Route | Failure | Page:

@@ -10,6 +10,7 @@ of this is there, and OpenTelemetry is not imported.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,15 +21,19 @@ from typing import Any, Final
 from ringserve.broker.messages import Result
 from ringserve.config.tracing import Tracing
 from ringserve.frontend.handler import Buffer, Call, Methods, UnaryHandler
-from ringserve.frontend.http1.exchange import Exchange, Handler
+from ringserve.frontend.http1.exchange import Exchange, Handler, Head
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output, Reply
 from ringserve.frontend.passing import GONE, PassedCall, PassedClient, PassedExchange, WholeClient
+from ringserve.frontend.rest_routes import WATCHERS_V2, is_of_watchers
 
 _TRACEPARENT: Final = "traceparent"
-_HEADERS: Final = (_TRACEPARENT, "tracestate")
-#: REST requests that are traced; health, metrics and operators' are not.
-_REST_PATHS: Final = ("/v1/", "/v2/models/")
+_TRACESTATE: Final = "tracestate"
+_HEADERS: Final = (_TRACEPARENT, _TRACESTATE)
+#: Who gets more need not pass it on (W3C Trace Context, 3.3.1.5), and it would go out with each span.
+_TRACESTATE_BYTES_MAX: Final = 512
+#: What reads these headers writes what is wrong with them into the log, as they are.
+_TALKATIVE: Final = "opentelemetry.trace"
 _GONE_TEXT: Final = "the client has gone"
 
 
@@ -64,6 +69,7 @@ class Tracer:
 
             exporter = OTLPSpanExporter(endpoint=settings.endpoint)
         about = {"service.name": settings.service_name, "service.instance.id": process}
+        logging.getLogger(_TALKATIVE).setLevel(logging.CRITICAL)
         # Who is traced is decided here, before there is a span.
         self._provider = TracerProvider(ALWAYS_ON, Resource.create(about), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -84,13 +90,19 @@ class Tracer:
         headers: those of traceparent and tracestate that it has.
         """
         carrier = dict(headers)
-        above = self._extract(carrier, self._nowhere) if _TRACEPARENT in carrier else self._nowhere
-        caller = self._otel.get_current_span(above).get_span_context()
-        if not caller.is_valid:
-            is_sampled = random.random() < self._share
-        else:
-            is_sampled = self._follows and caller.trace_flags.sampled
-        if not is_sampled:
+        above = self._nowhere
+        is_followed = False
+        if _TRACEPARENT in carrier:
+            if not self._follows:
+                return None
+            if len(carrier.get(_TRACESTATE, "")) > _TRACESTATE_BYTES_MAX:
+                del carrier[_TRACESTATE]
+            above = self._extract(carrier, above)
+            caller = self._otel.get_current_span(above).get_span_context()
+            is_followed = caller.is_valid
+            if is_followed and not caller.trace_flags.sampled:
+                return None
+        if not is_followed and random.random() >= self._share:
             return None
         began_ns = self.wall_ns(time.monotonic_ns())
         kind = self._otel.SpanKind.SERVER
@@ -169,12 +181,12 @@ class Tracer:
 
         def traced(exchange: Exchange) -> None:
             head = exchange.head
-            if not head.target.startswith(_REST_PATHS):
+            if not _is_traced(head):
                 handler(exchange)
                 return
             found = [(each, value.decode("latin-1")) for each in _HEADERS if (value := head.get(each.encode()))]
             about = {"http.request.method": head.method, "url.path": head.target.partition("?")[0]}
-            trace = self.begin(f"{head.method} {head.target[:4]}", found, about)
+            trace = self.begin(f"{head.method} {head.target[:4].lower()}", found, about)
             if trace is None:
                 handler(exchange)
                 return
@@ -193,6 +205,16 @@ class Tracer:
     def close(self) -> None:
         """Send what has ended, as far as that works, and end the exporter's thread."""
         self._provider.shutdown()
+
+
+def _is_traced(head: Head) -> bool:
+    """REST requests that are traced: all below /v1, whose letter case does not matter, and what asks for models below
+    /v2; not health, metrics and operators' requests."""
+    target = head.target
+    if not target.startswith("/v2/models/"):
+        return target[:4].lower() == "/v1/"
+    path = target.partition("?")[0]
+    return not (path.endswith(WATCHERS_V2) and is_of_watchers(head.method, path))
 
 
 class Trace:

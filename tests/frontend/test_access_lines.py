@@ -149,3 +149,5 @@ def test_no_value_of_a_request_is_in_an_error() -> None:
     assert error_of(400, 'JSON Value: {"secret": 1} is not', ran=False) == "JSON Value: ..."
     assert error_of(14, "the server is shutting down", ran=True) == "the server is shutting down"
     assert error_of(0, "", ran=True) == ""
+    assert error_of(404, "Could not find any versions of model m?key=secret", ran=False).endswith(" model m ...")
+    assert error_of(403, "key k may not look at the model m?key=secret", ran=False).endswith(" model m ...")

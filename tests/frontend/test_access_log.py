@@ -230,12 +230,34 @@ def test_who_asked_over_rest(start: Start) -> None:
         assert "stolen" not in json.dumps(line)
 
 
-@pytest.mark.parametrize("target", ["/healthz", "/readyz", "/readyz/m", "/metrics", "/ringserve/v1/models"])
+@pytest.mark.parametrize(
+    "target",
+    ["/healthz", "/readyz", "/readyz/m", "/metrics", "/metrics?x", "/ringserve/v1/models", "/v2/health/live",
+     "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/7/ready"],
+)  # fmt: skip
 def test_what_watchers_and_operators_ask_is_not_logged(start: Start, target: str) -> None:
     logged = start()
     logged.rest(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     logged.rest(b"GET /v1/models/m HTTP/1.1\r\nHost: h\r\n\r\n")
     assert logged.line()["path"] == "/v1/models/m"
+
+
+@pytest.mark.parametrize("path", ["/metricsfoo", "/healthz/../v1/models/m", "/readyzzz", "/v2/ready", "/x/live", "/v2"])
+def test_what_only_begins_or_ends_like_theirs_is_logged(start: Start, path: str) -> None:
+    logged = start()
+    logged.rest(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    assert logged.line()["path"] == path
+
+
+@pytest.mark.parametrize("target", ["/v1/models/m?key=secret", "/v1/models/m/versions/7?key=secret", "/v1/models?secret"])
+def test_no_query_is_logged(start: Start, target: str) -> None:
+    """A GET's query is part of its model's name, as in TF Serving, and so of what the client is told."""
+    logged = start(guarded=True)
+    for key in ("good", "other"):
+        logged.rest(f"GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        line = logged.line()
+        assert line["error"]
+        assert "secret" not in json.dumps(line)
 
 
 # -------------------------------------------------------------------------------------------------------------- floods
