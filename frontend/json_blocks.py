@@ -32,6 +32,8 @@ PIECE_BYTES: Final = 131_072
 #: How long a thread that reads a large array steps aside after each piece.
 _ASIDE_S: Final = 20e-6
 
+#: What is left of a body is parsed in one go, while no other thread runs.
+_REST_BYTES_MAX: Final = 2**20
 _BLOCKS_MAX: Final = 1024
 #: Strings looked at before the first array is found. Bodies of many strings are not for this file.
 _VAIN_STRINGS_MAX: Final = 24
@@ -91,6 +93,8 @@ def outline(body: _Text) -> Outline | None:
         position = stop
     pieces.append(body[position:])
     text = b"".join(pieces)
+    if len(text) > _REST_BYTES_MAX:
+        return None
     try:
         members = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""A request body as a JSON object: strict JSON by orjson, the rest by `json_exact`."""
+"""A request body as a JSON object: strict JSON by orjson (large ones in pieces), the rest by `json_exact`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, Final
 import orjson
 
 from ringserve.frontend.json_exact import JsonError, parse
+from ringserve.frontend.json_pieces import CutError, read_in_pieces
 from ringserve.frontend.json_text import quoted
 
 __all__ = ["JsonError", "SlowError", "parse_object"]
 
-#: Bodies from here on are bounded in the containers that they hold.
+#: Bodies from here on are bounded in the containers that they hold, and read in pieces.
 _LARGE_BYTES_MIN: Final = 2**20
 
 #: Arrays and objects that a large body may hold; each takes 60 bytes and more, however few it is written with.
@@ -64,10 +65,13 @@ def _key_text(name: str) -> bytes:
 def _read(body: _Text, hurry: bool) -> Any:
     strict = body[len(_BYTE_ORDER_MARK) :] if body.startswith(_BYTE_ORDER_MARK) else body
     try:
-        return orjson.loads(strict)
+        return read_in_pieces(strict) if len(strict) >= _LARGE_BYTES_MIN else orjson.loads(strict)
+    except CutError:
+        pass
     except orjson.JSONDecodeError as error:
         # The commonest departure from strict JSON is text behind the value; its position counts characters.
-        if error.msg.startswith("unexpected content") and strict.isascii():
+        is_small = len(strict) < _LARGE_BYTES_MIN
+        if is_small and error.msg.startswith("unexpected content") and strict.isascii():
             try:
                 return orjson.loads(strict[: error.pos])
             except orjson.JSONDecodeError:

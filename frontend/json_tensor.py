@@ -8,6 +8,7 @@ and finds the first thing that is wrong.
 from __future__ import annotations
 
 import binascii
+from collections.abc import Iterator
 from itertools import chain
 from math import prod
 from typing import Any, Final, NamedTuple
@@ -66,16 +67,51 @@ def regular_tensor(value: Any, dtype: int) -> Tensor | None:
     while list in kinds:
         if len(kinds) != 1 or len(shape) == RANK_MAX:
             return None
-        sizes = set(map(len, level))
+        sizes = set(map(len, level)) if len(level) <= _PART else {len(each) for each in level}
         if len(sizes) != 1:
             return None
         shape.append(sizes.pop())
-        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
-        kinds = set(map(type, level))
+        level = level[0] if len(level) == 1 else _joined(level)
+        kinds = _kinds(level)
     if level and not _takes(dtype, kinds):
         return None
     data = _packed(level, dtype)
     return None if data is None else Tensor(dtype, tuple(shape), data)
+
+
+#: Values that one call of C code goes through: no other thread runs meanwhile. Between two calls they get their turn.
+_PART: Final = 65_536
+
+
+def _parts(values: list[Any]) -> Iterator[list[Any]]:
+    return (values[start : start + _PART] for start in range(0, len(values), _PART))
+
+
+def _kinds(values: list[Any]) -> set[type]:
+    if len(values) <= _PART:
+        return set(map(type, values))
+    kinds: set[type] = set()
+    for part in _parts(values):
+        kinds.update(map(type, part))
+    return kinds
+
+
+def _joined(values: list[list[Any]]) -> list[Any]:
+    if len(values) <= _PART:
+        return list(chain.from_iterable(values))
+    joined: list[Any] = []
+    for part in _parts(values):
+        joined.extend(chain.from_iterable(part))
+    return joined
+
+
+def _array(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
+    if len(values) <= _PART:
+        return np.array(values, dtype)
+    array = np.empty(len(values), dtype)
+    for index, part in enumerate(_parts(values)):
+        array[index * _PART : index * _PART + len(part)] = part
+    return array
 
 
 def _takes(dtype: int, kinds: set[type]) -> bool:
@@ -101,14 +137,14 @@ def _packed(leaves: list[Any], dtype: int) -> bytes | memoryview | list[bytes] |
     if not leaves:
         return b""
     if dtype == dt.BOOL:
-        return _buffer(np.array(leaves, np.bool_))
+        return _buffer(_array(leaves, np.bool_))
     if dtype in _FLOATS:
         with np.errstate(over="ignore"):
-            return _buffer(_narrow(np.array(leaves, np.float32 if dtype == dt.FLOAT else np.float64), dtype))
+            return _buffer(_narrow(_array(leaves, np.float32 if dtype == dt.FLOAT else np.float64), dtype))
     low, high = _INTEGERS[dtype]
-    if low > min(leaves) or max(leaves) > high:
+    if any(low > min(part) or max(part) > high for part in _parts(leaves)):
         return None
-    return _buffer(_narrow(np.array(leaves, np.uint64 if dtype == dt.UINT64 else np.int64), dtype))
+    return _buffer(_narrow(_array(leaves, np.uint64 if dtype == dt.UINT64 else np.int64), dtype))
 
 
 def _narrow(array: npt.NDArray[Any], dtype: int) -> npt.NDArray[Any]:
