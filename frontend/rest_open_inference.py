@@ -33,6 +33,7 @@ from ringserve.frontend.tensor_proto import Tensor, bools_valid
 from ringserve.shm.dtype import BOOL
 
 _LENGTH: Final = b"inference-header-content-length"
+_CODINGS: Final = b"Accept-Encoding: gzip, deflate\r\n"
 _BINARY: Final = b"application/octet-stream"
 
 #: JSON of more bytes is read on a side thread.
@@ -59,7 +60,8 @@ class Framing(NamedTuple):
 
 def framing_of(head: Head) -> Framing | Failure:
     """Or why such a body is not read."""
-    coding = (head.get(b"content-encoding") or b"identity").strip().lower()
+    named = [value for name, value in head.headers if name == b"content-encoding"]
+    coding = b", ".join(named).strip().lower() or b"identity"
     if coding not in (b"identity", b"gzip", b"x-gzip", b"deflate"):
         return Failure(Code.UNIMPLEMENTED, "Content-Encoding may be gzip or deflate")
     length = head.get(_LENGTH)
@@ -113,6 +115,8 @@ class OpenInference:
         """Run a model, now or later. timeout_ns, is_own: as in `rest_predict.Ask`."""
         body = call.take_body()
         if isinstance(framing, Failure):
+            if framing.code == Code.UNIMPLEMENTED:
+                call.add_header(_CODINGS)
             call.fail(framing)
             return
         json_bytes = framing.json_bytes_of(body)
@@ -315,7 +319,7 @@ class InferReply(RestReply):
 
 def _expanded(data: _Text, bytes_max: int) -> bytes | Failure:
     try:
-        return inflate(data, EITHER, bytes_max)
+        return inflate(data, EITHER, bytes_max, members=True)
     except DamagedError as error:
         return invalid(f"the body cannot be decompressed: {error}")
     except TooLargeError:

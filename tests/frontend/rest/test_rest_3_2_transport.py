@@ -50,6 +50,8 @@ GZIP_EMPTY = [
     ("a wrong length in the trailer", gzip.compress(BODY)[:-4] + b"\0\0\0\1"),
     ("not compressed", BODY),
     ("zlib's format", zlib.compress(BODY)),
+    ("a second member", gzip.compress(BODY[:8]) + gzip.compress(BODY[8:])),
+    ("something behind it", gzip.compress(BODY) + b"x"),
     ("nothing", b""),
 ]
 

@@ -13,6 +13,7 @@ import pytest
 
 from ringserve import __version__
 from ringserve.broker.messages import Code
+from ringserve.frontend.http1.exchange import Head
 from ringserve.frontend.rest_api import RestApp, RestSettings, make_app
 from ringserve.frontend.rest_routes import Action, Page, Route, is_open_inference, route
 from ringserve.shm import dtype as dt
@@ -315,5 +316,27 @@ def test_what_is_not_there_is_told_in_json() -> None:
     assert (call(None, "GET", "/v2/nothing").status, call(None, "GET", "/v2/nothing").error) == (404, "Not Found")
     answer = call(None, "PUT", INFER)
     assert (answer.status, answer.error) == (405, "Method Not Allowed")
+    assert answer.headers["allow"] == "POST, OPTIONS"
+    for target in ("/v2", "/v2/health/live", "/v2/models/infer", "/v2/models/m/versions/1/ready"):
+        assert call(None, "PUT", target).headers["allow"] == "GET, HEAD, OPTIONS"
     hidden = make_app(RestLoopback(), RestSettings(models=False))
     assert call(hidden, "POST", INFER).status == 404
+
+
+@pytest.mark.parametrize("codings", [["br"], ["gzip, gzip"], ["identity", "gzip"], ["gzip", "gzip"]])
+def test_codings_that_are_not_read_are_refused_with_those_that_are(codings: list[str]) -> None:
+    lines = tuple((b"content-encoding", coding.encode()) for coding in codings)
+    exchange = FakeExchange(Head("POST", INFER, lines), b"{}")
+    make_app(RestLoopback()).handle(exchange)
+    assert exchange.response is not None
+    assert (exchange.response.status, exchange.response.headers["accept-encoding"]) == (501, "gzip, deflate")
+
+
+def test_a_body_of_several_gzip_members() -> None:
+    body, headers = encoded(np.array([1.0], np.float32))
+    members = gzip.compress(body[:9]) + gzip.compress(b"") + gzip.compress(body[9:])
+    answer = infer(members, headers | {"Content-Encoding": "gzip"})
+    assert answer.status == 200, answer.body
+    for wrong, why in ((members + b"xx", "something follows its end"), (members[:-1], "it is cut off")):
+        answer = infer(wrong, headers | {"Content-Encoding": "gzip"})
+        assert (answer.status, answer.error) == (400, f"the body cannot be decompressed: {why}")
