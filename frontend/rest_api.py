@@ -16,12 +16,22 @@ from ringserve.frontend.http1.exchange import Exchange, Head
 from ringserve.frontend.json_text import error_body
 from ringserve.frontend.rest_access import RUN, RestGuard, headers_of, shown
 from ringserve.frontend.rest_admin import Admin
-from ringserve.frontend.rest_call import BUG, CORS, RestCall, RestClient, RestSettings, Side
+from ringserve.frontend.rest_call import BUG, RestCall, RestClient, RestSettings, Side, cors_lines
 from ringserve.frontend.rest_npy import sends_npy, wants_npy
 from ringserve.frontend.rest_open_inference import Framing, OpenInference, framing_of
 from ringserve.frontend.rest_predict import Ask, Inference
 from ringserve.frontend.rest_ready import Readiness
-from ringserve.frontend.rest_routes import ADMIN, OVERVIEW, Action, Page, Route, is_api, is_open_inference, route
+from ringserve.frontend.rest_routes import (
+    ADMIN,
+    OVERVIEW,
+    Action,
+    Page,
+    Route,
+    allowed_v2,
+    is_api,
+    is_open_inference,
+    route,
+)
 from ringserve.frontend.rest_status import metadata_body, status_body
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import Tally
@@ -178,7 +188,8 @@ class RestApp:
         timeout_ns = max(self._settings.timeout_ms, 0) * 1_000_000 if own is None else rest_timeout.parse_timeout(own)
         patience_ns = rest_timeout.patience_of(timeout_ns)
         ask = Ask(route_asked, is_gzip, timeout_ns, own is not None, sends_npy(head), wants_npy(head), patience_ns)
-        cors = CORS if self._settings.cors and is_counted else b""
+        is_open = self._settings.cors and is_counted
+        cors = cors_lines(guarded=self._guard is not None, is_v2=is_v2) if is_open else b""
         framing = framing_of(head) if route_asked.action is Action.INFER else Framing()
         return _Meaning(target, ask, cors, is_counted, shown(head) if self._guard is not None else None, framing)
 
@@ -231,7 +242,8 @@ class RestApp:
 
     def _other(self, exchange: Exchange, target: Any, who: str) -> None:
         if isinstance(target, Page) and is_open_inference(exchange.head.target):
-            exchange.answer(target.status, error_body(target.reason or "no such version"), _JSON)
+            allowed = allowed_v2(exchange.head.target) if target is Page.NOT_ALLOWED else b""
+            exchange.answer(target.status, error_body(target.reason or "no such version"), _JSON, allowed)
         elif isinstance(target, Page):
             exchange.answer(target.status, target.body, _HTML)
         elif target.action in _V2_TOLD:

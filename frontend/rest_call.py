@@ -32,11 +32,14 @@ log.addFilter(BUG_RATE)
 
 _T = TypeVar("_T")
 
-CORS: Final = (
+#: TF Serving's own, but for the headers that a page may send.
+_CORS: Final = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: POST, GET\r\n"
-    b"Access-Control-Allow-Headers: Content-Type\r\n"
+    b"Access-Control-Allow-Headers: Content-Type%b\r\n"
 )
+_SHOWN: Final = b", Authorization, X-Api-Key"
+_LENGTH: Final = b"Inference-Header-Content-Length"
 BUG: Final = Failure(Code.INTERNAL, "internal error; see the log of the server")
 
 _TOO_LONG: Final = Failure(Code.DEADLINE_EXCEEDED, f"{TIMED_OUT}: the request's body was being read")
@@ -84,6 +87,13 @@ class RestSettings:
     metrics: bool = True
     models: bool = True
     console: bool = False
+
+
+def cors_lines(*, guarded: bool, is_v2: bool) -> bytes:
+    """The header lines that let a page of any origin ask, and read the answer. guarded: it must show a key."""
+    allowed = (_SHOWN if guarded else b"") + (b", " + _LENGTH if is_v2 else b"")
+    exposed = b"Access-Control-Expose-Headers: %b\r\n" % _LENGTH if is_v2 else b""
+    return _CORS % allowed + exposed
 
 
 class RestCall:

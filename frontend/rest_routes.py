@@ -200,6 +200,12 @@ def _numbered(action: Action, name: str, version: str | None, label: str | None)
     return Route(action, decoded(name), number, None if label is None else decoded(label))
 
 
+def allowed_v2(target: str) -> bytes:
+    """The header line that says which methods a target below /v2 has, for who asked by another."""
+    is_infer = isinstance(route("POST", target), Route)
+    return b"Allow: POST, OPTIONS\r\n" if is_infer else b"Allow: GET, HEAD, OPTIONS\r\n"
+
+
 def decoded(text: str) -> str:
     """A part of a target without percent-encoding."""
     return unquote_to_bytes(text.encode("latin-1")).decode("utf-8", "replace")

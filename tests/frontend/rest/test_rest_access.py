@@ -238,3 +238,21 @@ def test_it_is_written_down_at_any_log_level() -> None:
     found = json.loads(line)
     assert found["logger"] == "ringserve.audit"
     assert found["text"] == 'admin: who="k" what="GET /x\\n" from=1.2.3.4:5 outcome=200'
+
+
+@pytest.mark.parametrize("target", ["/v1/models/default:predict", "/v2/models/default/infer"])
+def test_a_browsers_page_may_show_its_key(target: str) -> None:
+    """A browser asks first which headers the page may send; its call, and its refusal, must be readable."""
+    guarded = Guarded(cors=True)
+    about = {"Origin": "https://app.example"}
+    asks = about | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    answers = [guarded.ask("OPTIONS", target, headers=asks), guarded.ask("POST", target, headers=about)]
+    assert [answer.status for answer in answers] == [200, 401]
+    length = "Inference-Header-Content-Length"
+    for answer in answers:
+        allowed = answer.headers["access-control-allow-headers"].split(", ")
+        assert allowed[:3] == ["Content-Type", "Authorization", "X-Api-Key"]
+        assert allowed[3:] == ([length] if "/v2/" in target else [])
+        assert answer.headers.get("access-control-expose-headers") == (length if "/v2/" in target else None)
+        assert answer.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-origin" not in Guarded().ask("POST", target, headers=about).headers
