@@ -1,9 +1,9 @@
 """A large JSON text read by the parser in C, piece by piece.
 
-That parser lets no other thread run until it is done, which is seconds for a hundred megabytes of short values. So it is
-given pieces, cut at commas, with the brackets of the container that the piece lies in around them. A piece that is read
-this way was cut rightly: it begins where a value or a key of its container does, so had it been cut within a string or
-another container, its brackets would not close. Where no cut is found the container at hand is opened by itself.
+That parser lets no other thread run until it is done, which is seconds for a hundred megabytes of short values. So it
+is given pieces, cut at commas, with the brackets of the container that the piece lies in around them. A piece that is
+read this way was cut rightly: it begins where a value or a key of its container does, so had it been cut within a string
+or another container, its brackets would not close. Where no cut is found the container at hand is opened by itself.
 
 Whatever is not strict JSON, or is cut too seldom, is refused, and the caller goes another way.
 """
@@ -124,7 +124,7 @@ class _Pieces:
         """Whether this is a part of the innermost container, or its end with something behind it."""
         here = self._open[-1]
         is_list = type(here) is list
-        document = b"%b%b%b" % (b"[" if is_list else b"{", piece, closing)
+        document = b"".join((b"[" if is_list else b"{", piece, closing))
         try:
             part = orjson.loads(document)
         except orjson.JSONDecodeError as error:
@@ -187,10 +187,10 @@ class _Pieces:
                 raise CutError
             value = orjson.loads(found[0])
             self._position = found.end()
-        if type(here) is list:
-            here.append(value)
+        if key is None:
+            here.append(value)  # type: ignore[union-attr]
         else:
-            here[key] = value  # type: ignore[index]
+            here[key] = value  # type: ignore[call-overload]
         if byte in b"[{":
             self._open.append(value)
         else:

@@ -111,7 +111,7 @@ def _head(body: bytes | bytearray) -> tuple[_Head, int] | Failure:
     head = _HEADS.get(data)
     if head is None:
         if _WORDS.fullmatch(data, _LENGTH_AT + length_bytes) is None:
-            return _invalid("the head of the npy file cannot be read: it is no dictionary of strings, numbers and bools")
+            return _invalid("the head of the npy file cannot be read: it is no dictionary of strings and numbers")
         try:
             shape, is_fortran, dtype = reader(io.BytesIO(data[_LENGTH_AT:]), _HEAD_BYTES_MAX)
         except _UNREADABLE as error:

@@ -65,7 +65,9 @@ def test_a_tracestate_goes_on_unless_it_is_long() -> None:
 
 
 @pytest.mark.parametrize("follows", [True, False])
-@pytest.mark.parametrize("state", ["\x9b31mEVIL,x", "a=b,a=c", "x=" + "y" * 300, "=", ",".join(f"k{n}=v" for n in range(40))])
+@pytest.mark.parametrize(
+    "state", ["\x9b31mEVIL,x", "a=b,a=c", "x=" + "y" * 300, "=", ",".join(f"k{n}=v" for n in range(40))]
+)
 def test_nothing_of_these_headers_is_logged(caplog: pytest.LogCaptureFixture, state: str, follows: bool) -> None:
     caplog.set_level(logging.DEBUG)
     for header in (SAMPLED, UNSAMPLED, "\x9b31m", "00-" + "0" * 32 + "-b7ad6b7169203331-01"):

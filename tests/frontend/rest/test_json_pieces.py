@@ -1,4 +1,4 @@
-"""Large texts in pieces: what comes out is what the parser makes of the whole, whatever the cuts; else it is refused."""
+"""Large texts in pieces: what comes out is what the parser makes of the whole, wherever the cuts are."""
 
 from __future__ import annotations
 
