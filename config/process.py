@@ -16,6 +16,7 @@ import gc
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -124,6 +125,20 @@ def of_request(request_id: str) -> dict[str, str]:
     return {"request_id": request_id}
 
 
+#: What a terminal would obey, and what could be taken for the end of a line; a line end itself is one.
+_CONTROL: Final = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+_NEXT_LINE: Final = re.compile(r"\n(?! )")
+
+
+def _shown(text: str) -> str:
+    """A text without control characters, each further line of it indented: names of models and texts of TensorFlow are
+    in it, as others wrote them."""
+    if text.isprintable():
+        return text
+    text = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _NEXT_LINE.sub("\n  ", text)
+
+
 class _TextFormatter(logging.Formatter):
     """`2025-01-31T12:00:00.123Z info broker: text`. bare: without time and level, which the reader adds."""
 
@@ -133,7 +148,7 @@ class _TextFormatter(logging.Formatter):
         self._bare = bare
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        text = _shown(record.getMessage())
         request_id = getattr(record, "request_id", "")
         if request_id:
             text += f" (request {request_id})"
@@ -165,7 +180,7 @@ class _JsonFormatter(logging.Formatter):
             fields["request_id"] = request_id
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(fields, ensure_ascii=False))
 
 
 class _JournalFormatter(logging.Formatter):

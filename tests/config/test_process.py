@@ -145,6 +145,25 @@ def test_json_lines(root_logger: logging.Logger, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_in_a_line_is_obeyed_or_taken_for_a_line(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    """Names of models may be anything."""
+    process.set_up_log("broker", "info", log_format)
+    name = "m\x1b[31m\r\n2026 info \x9b\x7f\u2028ä"
+    root_logger.info("loaded %s", name)
+    lines = capsys.readouterr().err.split("\n")[:-1]
+    assert all(line.isprintable() for line in lines)
+    if log_format == "json":
+        assert [json.loads(line)["text"] for line in lines] == [f"loaded {name}"]
+    else:
+        assert [line.split(": ")[-1] for line in lines] == [
+            "loaded m\\x1b[31m\\r", "  2026 info \\x9b\\x7f\\u2028ä"
+        ]  # fmt: skip
+
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_line_names_its_request(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
@@ -280,7 +299,7 @@ def test_lines_for_the_journal_begin_with_their_priority(log_format: str) -> Non
     if log_format == "json":
         assert [json.loads(line[3:])["text"] for line in found] == ["one\ntwo"] * 5
     else:  # the journal has the time itself, and the level is the priority
-        assert [line[3:] for line in found] == ["test: one", "two"] * 5
+        assert [line[3:] for line in found] == ["test: one", "  two"] * 5
     for where in ("elsewhere", "terminal"):
         assert not any(line.startswith("<") for line in lines(where))
 
