@@ -2,8 +2,9 @@
 
 That parser lets no other thread run until it is done, which is seconds for a hundred megabytes of short values. So it
 is given pieces, cut at commas, with the brackets of the container that the piece lies in around them. A piece that is
-read this way was cut rightly: it begins where a value or a key of its container does, so had it been cut within a string
-or another container, its brackets would not close. Where no cut is found the container at hand is opened by itself.
+read this way was cut rightly: it begins where a value or a key of its container does, so had it been cut within a
+string or another container, its brackets would not close. Where no cut is found the container at hand is opened by
+itself.
 
 Whatever is not strict JSON, or is cut too seldom, is refused, and the caller goes another way.
 """
