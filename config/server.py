@@ -48,8 +48,8 @@ class Server:
         shown="2147483647",
     )
     unsent_bytes_max: int = setting(
-        1 * GIB, "bytes of gRPC answers that one frontend holds for clients that do not take them", low=1 * MIB,
-        shown="1GiB",
+        1 * GIB, "bytes of answers that one frontend holds for clients that do not take them, of gRPC and of REST each",
+        low=1 * MIB, shown="1GiB",
     )
     rest_body_bytes_max: int = setting(
         256 * MIB, "largest REST request body; a larger one is answered 413", low=1 * KIB, shown="256MiB"

@@ -276,6 +276,7 @@ class Service:
             connections_per_address_max=server.connections_per_address_max,
             body_bytes_max=server.rest_body_bytes_max,
             bodies_bytes_max=server.held_bytes_max,
+            unsent_bytes_max=server.unsent_bytes_max,
             body_window_s=stall_s,
             write_s=stall_s,
         )

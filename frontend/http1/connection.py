@@ -35,7 +35,6 @@ _STOPPING: Final = "the server is shutting down"
 #: How long a client that was told that its idle TLS connection ends may take to say so, too.
 _GOODBYE_S: Final = 1.0
 
-
 # What a connection waits for, in order; plain numbers, because they are compared at every step.
 _IDLE: Final = 0  # a request's first byte
 _HEAD: Final = 1  # the rest of a head
@@ -64,8 +63,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_paused = False
         self._can_write = True
         self._is_half_closed = False
-        self._unsent_bytes = 0
-        self._unsent_since = 0
+        self._paused_bytes = 0  # of answers, when writing was paused: counted by the server
+        self._unsent_bytes, self._unsent_since = 0, 0
         self._is_ahead = False  # what is being read was sent before the last answer
         self._is_probed = False  # the end of what it sends was seen while reading was paused
 
@@ -114,6 +113,7 @@ class Http1Connection(asyncio.Protocol):
         self._phase = _CLOSED
         self._unread = b""
         self._drop_body()
+        self._count_unsent(0)
         self._server.left(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -121,10 +121,16 @@ class Http1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._can_write = False
+        self._count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._can_write = True
+        self._count_unsent(0)
         self._go_on()
+
+    def _count_unsent(self, size: int) -> None:
+        self._server.unsent_bytes += size - self._paused_bytes
+        self._paused_bytes = size
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -240,8 +246,7 @@ class Http1Connection(asyncio.Protocol):
         self._count_body(len(body))
         if body.is_complete:
             self._body = None
-            upload_ns = self._server.clock_ns() - body.began_ns
-            self._hand_over(body.head, body.take(_FREE_BODY_BYTES), upload_ns)
+            self._hand_over(body.head, body.take(_FREE_BODY_BYTES), self._server.clock_ns() - body.began_ns)
         return data[size:] if size < len(data) else b""
 
     def _count_body(self, size: int) -> None:
@@ -286,6 +291,9 @@ class Http1Connection(asyncio.Protocol):
             self._transport.write(start)
         elif len(body) <= _JOIN_BYTES_MAX:
             self._transport.write(start + body)
+        elif server.unsent_bytes > server.limits.unsent_bytes_max:
+            self._refuse(503, "too many bytes of answers wait for their clients already; try again", head)
+            return
         else:
             self._transport.writelines((start, body))
         if keeps:

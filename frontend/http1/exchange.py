@@ -129,7 +129,8 @@ class Http1Limits:
     taken.
     connections_per_address_max: of one client address (of IPv6, a /64); 0: no limit but the other.
     body_bytes_max: of one request, as sent. bodies_bytes_max: of all requests that are not answered yet, but for those
-    below 256 KiB. header_bytes_max, headers_max: of a request line with its headers; how many lines.
+    below 256 KiB. unsent_bytes_max: of answers that wait for their clients, all together; when there are more, 503 goes
+    in place of large ones. header_bytes_max, headers_max: of a request line with its headers; how many lines.
     requests_at_once_max: requests answered on one connection before others get their turn.
     idle_s: how long a connection may wait for its next request. head_s: how long a request's head may take.
     body_window_s, body_window_bytes_min: what a body must bring in every window of that length. write_s,
@@ -143,6 +144,7 @@ class Http1Limits:
     connections_per_address_max: int = 0
     body_bytes_max: int = 256 * 2**20
     bodies_bytes_max: int = 2**30
+    unsent_bytes_max: int = 2**30
     header_bytes_max: int = 65_536
     headers_max: int = 128
     requests_at_once_max: int = 32

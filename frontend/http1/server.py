@@ -40,6 +40,7 @@ class Http1Server:
         self.clock_ns = time.monotonic_ns
         self.is_draining = False
         self.bodies_bytes = 0
+        self.unsent_bytes = 0
         #: How often the engine itself refused something, by HTTP status.
         self.refusals: Counter[str] = Counter()
         self.calls = Ledger()

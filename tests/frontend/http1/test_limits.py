@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -197,6 +198,34 @@ def test_a_client_that_never_reads_is_cut_off() -> None:
         peer.transport.unsent_bytes = 801  # it took something, but not enough
         peer.ticks(1)
         assert peer.transport.is_aborted
+
+    on_loop(test)
+
+
+def test_answers_that_nobody_takes_are_bounded_together() -> None:
+    """Large ones are refused in their place; small ones go out, and all do when there is room again."""
+
+    async def test() -> None:
+        application = Holding()
+        peer = Peer(application.handle, dataclasses.replace(LIMITS, unsent_bytes_max=1000))
+        peer.server.unsent_bytes = 900  # of others
+        peer.push(GET)
+        application.exchanges[0].answer(200, b"x" * 70_000)
+        assert [answer.status for answer in read_answers(peer.take())] == [200]
+        peer.transport.unsent_bytes = 70_000
+        peer.connection.pause_writing()
+        assert peer.server.unsent_bytes == 70_900
+        peer.connection.resume_writing()
+        assert peer.server.unsent_bytes == 900
+        peer.server.unsent_bytes = 1001
+        peer.push(GET + GET)
+        application.exchanges[1].answer(200, b"small")
+        application.exchanges[2].answer(200, b"x" * 70_000)
+        assert [answer.status for answer in read_answers(peer.take())] == [200, 503]
+        assert peer.server.refusals["503"] == 1
+        peer.connection.pause_writing()
+        peer.lose()
+        assert peer.server.unsent_bytes == 1001
 
     on_loop(test)
 
