@@ -46,6 +46,22 @@ def read_in_pieces(text: _Text) -> Any:
     return _Pieces(text).read()
 
 
+#: All bytes but brackets.
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def _closings(piece: _Text) -> bytes:
+    """The brackets that close a list of which this is a part, and the lists in it that are open at the end."""
+    left = piece.translate(None, _NO_BRACKETS)
+    for _ in range(_DEPTH_MAX):
+        before = len(left)
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        if len(left) == before:
+            break
+    # Of equal keys in an object the last one counts, and need not be its last: it is not known which member is open.
+    return b"]" * (len(left) + 1) if len(left) < _DEPTH_MAX and not left.strip(b"[") else b"]"
+
+
 class _Pieces:
     """State of one reading. position: where the next element of the innermost open container begins, behind blanks.
     is_first: there may be none."""
@@ -101,7 +117,9 @@ class _Pieces:
             if cut < 0 or cut in tried:
                 continue
             tried.append(cut)
-            if self._parsed(text[start:cut], brackets, cut + 1):
+            piece = text[start:cut]
+            closing = _closings(piece) if brackets == b"]" else brackets
+            if self._parsed(piece, closing, cut + 1):
                 self._end = index
                 return True
         return False
@@ -122,7 +140,10 @@ class _Pieces:
         return -1
 
     def _parsed(self, piece: _Text, closing: bytes, behind: int) -> bool:
-        """Whether this is a part of the innermost container, or its end with something behind it."""
+        """Whether this is a part of the innermost container, or its end with something behind it.
+
+        closing: of more than one bracket where it ends within lists in a list, which go on behind it.
+        """
         here = self._open[-1]
         is_list = type(here) is list
         document = b"".join((b"[" if is_list else b"{", piece, closing))
@@ -137,8 +158,10 @@ class _Pieces:
             end = error.pos  # in characters
             document = document[:end] if document.isascii() else document.decode()[:end].encode()
             part = orjson.loads(document)
-            closing, behind = b"", self._position + len(document) - 1
-        if not part and (closing or not self._is_first):
+            closing = closing[: max(len(document) - 1 - len(piece), 0)]  # brackets in strings are none
+            behind = behind if closing else self._position + len(document) - 1
+        is_empty_end = not part and not closing and self._is_first
+        if not part and not is_empty_end:
             raise CutError  # a comma with nothing before or behind it
         if is_list:
             here += part
@@ -146,6 +169,11 @@ class _Pieces:
             here.update(part)  # type: ignore[union-attr]
         self._position = behind
         self._is_first = False
+        for _ in closing[1:]:
+            part = part[-1]
+            self._open.append(part)
+        if not (part or is_empty_end) or len(self._open) > _DEPTH_MAX:
+            raise CutError
         if not closing:
             self._open.pop()
             self._go_on()

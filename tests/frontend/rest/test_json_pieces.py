@@ -29,7 +29,7 @@ def pieces_of(text: bytes, size: int) -> Any:
         json_pieces.PIECE_BYTES = before  # type: ignore[misc]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(JSON) | st.dictionaries(st.text(max_size=3), JSON),
     st.integers(1, 60),
@@ -39,6 +39,7 @@ def pieces_of(text: bytes, size: int) -> Any:
 )
 @example([], 1, None, True, "")
 @example({"a": []}, 1, None, True, "")
+@example([[[[1, 2], [3]], [[4]]], [[[]]]] * 3, 7, None, True, "")
 @example([["a,b", '"],'], {"},": [[]]}], 4, None, True, "")
 def test_the_cuts_change_nothing(value: Any, size: int, indent: int | None, ascii_only: bool, behind: str) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
@@ -56,6 +57,8 @@ def test_the_cuts_change_nothing(value: Any, size: int, indent: int | None, asci
 @example(b"[1,]", 1)
 @example(b"[,1]", 2)
 @example(b"[1,,1]", 2)
+@example(b"[[[,1]]]", 4)
+@example(b"[[1,2],[,1]]", 8)
 @example(b'{"a":1,}', 3)
 @example(b'["\\",","]', 5)
 def test_nothing_is_read_that_is_no_json(text: bytes, size: int) -> None:
@@ -67,7 +70,8 @@ def test_nothing_is_read_that_is_no_json(text: bytes, size: int) -> None:
 @pytest.mark.parametrize(
     "row",
     [b"1.0", b'""', b'"a,b],"', b"[0]", b'["a"]', b'[[["a"]]]', b'{"a":1.25,"b":2}', b'{"a":{"b64":"AAAA"}}', b"true",
-     b'{"a":[1,"x"]}', b'{ "a" : [ 1 ] , "b" : "\xc3\xa4" }'],
+     b'[[["a"],[1]],[[[]]],{"c":[]}]', b"[[[1,2,3],[4]],[[5]]]", b'{"a":[1,"x"]}',
+     b'{ "a" : [ 1 ] , "b" : "\xc3\xa4" }'],
 )  # fmt: skip
 @pytest.mark.parametrize("comma", [b",", b" ,\n "])
 def test_large_bodies_of_every_kind_are_read(row: bytes, comma: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +97,7 @@ def test_strings_longer_than_a_piece() -> None:
     assert json_parse.parse_object(json.dumps(value).encode(), hurry=True) == value
 
 
-@pytest.mark.parametrize("unit", [b'{"},":[', b'["],",', b"[1,[2],{},"])
+@pytest.mark.parametrize("unit", [b'{"},":[', b'["],",', b"[1,[2],{},", b"[" * 20_000 + b"]" * 20_000 + b","])
 def test_texts_that_cannot_be_cut_cost_little(unit: bytes) -> None:
     with pytest.raises(CutError):
         read_in_pieces(unit * (4 * 2**20 // len(unit)))
