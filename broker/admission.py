@@ -35,6 +35,7 @@ def admit(
     refused: list[Refusal] = []
     room = policy.queue_requests_max - len(queue)
     rows_queued = lane.rows_queued
+    rows_beyond = lane.rows_beyond  # that are queued, but do not count
     rows_room = lane.queue_rows_max
     rows_slow = ROWS_ANY  # so many rows would wait for `queue_ns_max`
     if policy.queue_ns_max and soonest[1]:
@@ -47,7 +48,7 @@ def admit(
         else:
             batches = lane.open_batches()
     # Beyond these a request needs a second look.
-    rows_plain = min(lane.rows_max, rows_room, policy.request_rows_max or ROWS_ANY)
+    rows_plain = min(lane.rows_counted_max, lane.rows_max, rows_room, policy.request_rows_max or ROWS_ANY)
     rows_end = rows_room
     opened_at = rows_queued - (batches[-1] if batches else 0)  # rows before those of the last, open batch
     if batches is not None:
@@ -55,6 +56,7 @@ def admit(
     deadline_min_ns = lane.deadline_min_ns or ROWS_ANY
     soonest_ns, row_ns = soonest if policy.refuse_late else (0, 0.0)
     row_ns *= _PATIENCE
+    soonest_ns -= int(rows_beyond * row_ns)
     for request in requests:
         request_id, rows, deadline_ns, *offsets = request
         if deadline_ns:
@@ -70,10 +72,13 @@ def admit(
         if rows > rows_plain or rows < 1 or room < 1 or rows_queued + rows > rows_end:
             if batches:
                 batches[-1] = rows_queued - opened_at
-            failure = _second_look(lane, rows, rows_queued, batches, rows_slow)
+            failure = _second_look(lane, rows, rows_queued, rows_queued - rows_beyond, batches, rows_slow)
             if failure is not None:
                 refused.append((request_id, failure))
                 continue
+            if rows > lane.rows_counted_max:
+                rows_beyond += rows - lane.rows_counted_max
+                soonest_ns -= int((rows - lane.rows_counted_max) * row_ns)
             if rows > lane.rows_max and policy.split:
                 lane.splits[frontend_id, request_id] = Split()
             elif batches is not None and not (batches and batches[-1] + rows <= lane.rows_max):
@@ -86,6 +91,7 @@ def admit(
     if batches:
         batches[-1] = rows_queued - opened_at
     lane.rows_queued = rows_queued
+    lane.rows_beyond = rows_beyond
     lane.deadline_min_ns = 0 if deadline_min_ns == ROWS_ANY else deadline_min_ns
     lane.used_ns = now_ns
     return refused
@@ -93,15 +99,15 @@ def admit(
 
 def promised_ns(lane: Lane, soonest: tuple[int, float]) -> int:
     """By when a request that comes now could be promised an answer; for whom it is too late is refused."""
-    return int(soonest[0] + lane.rows_queued * soonest[1] * _PATIENCE)
+    return int(soonest[0] + (lane.rows_queued - lane.rows_beyond) * soonest[1] * _PATIENCE)
 
 
 def _second_look(
-    lane: Lane, rows: int, rows_queued: int, batches: deque[int] | None, rows_slow: int
+    lane: Lane, rows: int, rows_queued: int, rows_counted: int, batches: deque[int] | None, rows_slow: int
 ) -> Failure | None:
     """Why a request that is large, or finds the lane (nearly) full, must be refused; None when it need not be.
 
-    batches: `Lane.open_batches`, where whole batches are counted.
+    rows_counted: of those queued. batches: `Lane.open_batches`, where whole batches are counted.
     """
     policy = lane.policy
     if rows < 1:
@@ -110,10 +116,16 @@ def _second_look(
         return failures.too_large(rows, policy.request_rows_max)
     if not lane.queue:
         return None
-    if len(lane.queue) >= policy.queue_requests_max or rows_queued + rows > lane.queue_rows_max:
-        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, lane.queue_rows_max)
-    if rows_queued + rows > rows_slow:
-        return failures.queue_slow(rows_queued, rows_slow, policy.queue_ns_max)
+    rows_more = min(rows, lane.rows_counted_max)
+    rows_count_max = ROWS_ANY if lane.single else policy.queue_rows_max
+    if rows_queued + rows > lane.queue_rows_of_bytes:
+        rows_max = lane.queue_rows_of_bytes
+        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_queued, rows_max)
+    if len(lane.queue) >= policy.queue_requests_max or rows_counted + rows_more > rows_count_max:
+        rows_max = lane.queue_rows_max if lane.queue_rows_max < ROWS_ANY else 0
+        return failures.queue_full(len(lane.queue), policy.queue_requests_max, rows_counted, rows_max)
+    if rows_counted + rows_more > rows_slow:
+        return failures.queue_slow(rows_counted, rows_slow, policy.queue_ns_max)
     if not policy.queue_batches_max or lane.single:
         return None
     if batches is None:

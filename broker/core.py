@@ -350,7 +350,7 @@ class Core:
         lease = self._leases.grant(worker.worker_id, lane, entries, rows, now_ns, expected_ns=expected_ns, solo=solo)
         lease.charged_ns = self._order.charge(lane, expected_ns)
         lease.has_parts = lane.granted(worker.worker_id, entries)
-        lane.pace.granted(rows, now_ns, leaves_some=bool(lane.queue))
+        lane.pace.granted(min(rows, lane.rows_counted_max), now_ns, leaves_some=bool(lane.queue))
         worker.quiet_since_ns = now_ns
         parts = [part for part, _, _ in entries]
         if self._loans:

@@ -54,11 +54,9 @@ def too_large(rows: int, rows_max: int) -> Failure:
 
 
 def queue_full(requests: int, requests_max: int, rows: int, rows_max: int) -> Failure:
-    return Failure(
-        QUEUE_FULL_CODE,
-        f"{_FULL}currently {requests} requests with {rows} rows enqueued and the limits are {requests_max} requests "
-        f"and {rows_max} rows",
-    )
+    """rows_max: 0 where rows are not limited."""
+    limits = f"limits are {requests_max} requests and {rows_max} rows" if rows_max else f"limit is {requests_max}"
+    return Failure(QUEUE_FULL_CODE, f"{_FULL}currently {requests} requests with {rows} rows enqueued and the {limits}")
 
 
 def queue_slow(rows: int, rows_max: int, wait_ns_max: int) -> Failure:

@@ -59,7 +59,10 @@ class Lane:
     single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
     rows_best: largest batch that is made when more waits: `rows_max`, or less where a larger one only takes longer.
     knows_best: that was found out, and is no guess for want of runs to compare.
-    queue_rows_max: rows that may wait, by the policy's own limit and its limit in bytes.
+    rows_counted_max: rows that a request counts for, at most, where rows stand for time: no more than a batch has when
+    it runs by itself for being larger, and one when all do.
+    queue_rows_max: rows that may wait, by the policy's own limit and its limit in bytes. queue_rows_of_bytes: by the
+    latter, which counts all rows of a request. A `single` lane has only that one.
     rows_allowed: sizes up to which the worker pads a batch's rows.
     deadline_min_ns: no deadline in here is earlier; 0 = no deadline in here. A lower bound, so that taking requests out
     costs nothing; `sweep` makes it exact again.
@@ -71,6 +74,7 @@ class Lane:
 
     __slots__ = (
         "_open_batches",
+        "_rows_beyond",
         "alone_min",
         "attained_ns",
         "deadline_min_ns",
@@ -83,9 +87,11 @@ class Lane:
         "policy",
         "queue",
         "queue_rows_max",
+        "queue_rows_of_bytes",
         "recent",
         "rows_allowed",
         "rows_best",
+        "rows_counted_max",
         "rows_max",
         "rows_queued",
         "servable",
@@ -116,6 +122,7 @@ class Lane:
         self.alone_min = 0
         self.used_ns = 0
         self._open_batches: deque[int] | None = None
+        self._rows_beyond: int | None = 0
         self.set_policy(policy)
 
     def set_policy(self, policy: LanePolicy) -> None:
@@ -124,11 +131,12 @@ class Lane:
         self.single = policy.batching == "none" or not self.spec.batchable
         self.rows_max = ROWS_ANY if self.single else policy.batch_rows_max
         self.rows_allowed = policy.batch_rows_allowed if self.spec.batchable else ()
-        self._open_batches = None
-        self.queue_rows_max = policy.queue_rows_max
+        self.rows_counted_max = 1 if self.single else ROWS_ANY if policy.split else self.rows_max
+        self._open_batches = self._rows_beyond = None
+        self.queue_rows_of_bytes = ROWS_ANY
         if policy.queue_bytes_max:
-            rows_of_bytes = policy.queue_bytes_max // max(1, row_bytes(self.spec))
-            self.queue_rows_max = min(policy.queue_rows_max, max(1, rows_of_bytes))
+            self.queue_rows_of_bytes = max(1, policy.queue_bytes_max // max(1, row_bytes(self.spec)))
+        self.queue_rows_max = min(self.queue_rows_of_bytes, ROWS_ANY if self.single else policy.queue_rows_max)
         self._choose_best()
 
     # ------------------------------------------------------------------------------------------------ run times
@@ -185,6 +193,7 @@ class Lane:
             self.rows_queued = 0
             if self._open_batches:
                 self._open_batches.clear()
+            self._rows_beyond = 0
             if not self.solo:
                 self.deadline_min_ns = 0
             return entries, rows, []
@@ -212,6 +221,9 @@ class Lane:
                 break
         self.rows_queued -= rows
         self._taken(rows, whole=not late)
+        if self._rows_beyond and not self.single:
+            most = self.rows_counted_max
+            self._rows_beyond -= sum([part[2] - most for part, _, _ in entries + late if part[2] > most])
         if not entries and late_ns > now_ns:
             self.put_back([entry for entry in late if entry[1] > now_ns], solo=False)
             entries, rows, _ = self.take(rows_max, now_ns, now_ns)
@@ -236,6 +248,7 @@ class Lane:
             arrived_ns,
         )
         self.splits[key].parts_queued += 1
+        self._rows_beyond = None
         return ([part[0], part[1], rows, *part[3:]], deadline_ns, arrived_ns)
 
     def granted(self, worker_id: int, entries: list[Entry]) -> bool:
@@ -259,7 +272,7 @@ class Lane:
         else:
             self.queue.extendleft(reversed(entries))
             self.rows_queued += sum(part[2] for part, _, _ in entries)
-            self._open_batches = None
+            self._open_batches = self._rows_beyond = None
         self._lower_deadline(entries)
 
     def ask_again(self, frontend_id: int, requests: Iterable[Sequence[int]], now_ns: int) -> bool:
@@ -292,6 +305,24 @@ class Lane:
                     batches.append(part[2])
         return self._open_batches
 
+    # ------------------------------------------------------------------------------------------- rows that count
+
+    @property
+    def rows_beyond(self) -> int:
+        """Rows of waiting requests beyond `rows_counted_max` each."""
+        if self.single:
+            return self.rows_queued - len(self.queue)
+        most = self.rows_counted_max
+        if most == ROWS_ANY:
+            return 0
+        if self._rows_beyond is None:
+            self._rows_beyond = sum([part[2] - most for part, _, _ in self.queue if part[2] > most])
+        return self._rows_beyond
+
+    @rows_beyond.setter
+    def rows_beyond(self, rows: int) -> None:
+        self._rows_beyond = rows
+
     def _taken(self, rows: int, *, whole: bool) -> None:
         batches = self._open_batches
         if batches:
@@ -313,7 +344,7 @@ class Lane:
                 setattr(self, name, deque(entry for entry in entries if id(entry) not in gone))
                 if name == "queue":
                     self.rows_queued -= sum(part[2] for part, _, _ in out)
-                    self._open_batches = None
+                    self._open_batches = self._rows_beyond = None
                 removed += out
         if removed and not self.waiting:
             self.deadline_min_ns = 0

@@ -219,7 +219,7 @@ def late_by_prediction(lane: Lane, worker: Worker, rows_max: int, now_ns: int) -
 
 
 def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[int, float]:
-    """(when a new request with an empty queue before it could be answered, ns that each queued row adds to that).
+    """(when a new request with an empty queue before it could be answered, ns that each queued row that counts adds).
 
     The queue goes as fast as it lately did; while that is not known, as if every worker, once it has run what it holds,
     ran nothing but full batches of this lane. (0, 0) when neither is known well enough.
@@ -235,7 +235,12 @@ def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[
         return soonest_ns, row_ns
     if not times.confident:
         return 0, 0.0
-    row_ns = times.row_ns if lane.single else lane.predict(lane.rows_best) / lane.rows_best
+    if lane.single:
+        row_ns = lane.predict(lane.rows_queued // (len(lane.queue) or 1) or 1)
+    else:
+        rows_best = min(lane.rows_best, times.rows_reach)
+        row_ns = lane.predict(rows_best) / rows_best
+        soonest_ns += int(min(lane.rows_beyond, times.rows_reach) * times.row_ns / len(workers))
     return soonest_ns, row_ns / len(workers)
 
 

@@ -36,7 +36,9 @@ class LanePolicy:
       default policy's counts.
     request_rows_max: a request with more rows is refused; 0 = no limit.
     queue_requests_max, queue_rows_max: what may wait in one lane. A request that finds the lane empty is always taken.
-    queue_bytes_max: likewise, of their inputs, as far as dtypes and shapes tell; 0 = not limited this way.
+      One that will run by itself, as it has more rows than a batch, counts for a batch; with `none` rows do not count.
+    queue_bytes_max: likewise, of their inputs with all of their rows, as far as dtypes and shapes tell; 0 = not
+      limited this way.
     queue_ns_max: a request that by prediction would wait longer is refused, whatever its deadline; 0 = not limited.
     queue_batches_max: TF Serving's `max_enqueued_batches`: whole batches that may wait in one lane; 0 = not limited
       this way.

@@ -38,15 +38,20 @@ _KNOWN_RUNS = 8
 _FRESH_BATCHES = 256
 _TRY_TIMES = 4
 
+#: Of sizes up to so many times the largest one that ever ran something can be said: as many as a lone row's is of an
+#: ordinary batch. A request of a million rows is beyond what runs of one row tell: what they took is not a row's time.
+_REACH_TIMES = 128
+
 
 class RunTimes:
     """Run times of one lane. Unknown (nothing observed) is the prediction 0.
 
     fixed_ns, row_ns: the line. Until two sizes are known all time is taken as row time: that guess makes the broker
     try another size, and so corrects itself; the opposite guess would never be tested.
+    rows_reach: nothing is known of batches of more rows.
     """
 
-    __slots__ = ("_error", "_means", "_samples", "fixed_ns", "row_ns", "turnaround_ns")
+    __slots__ = ("_error", "_means", "_samples", "fixed_ns", "row_ns", "rows_reach", "turnaround_ns")
 
     def __init__(self) -> None:
         #: bit length of rows -> [samples, mean rows, mean run_ns, number of the batch that was the last of this size]
@@ -55,6 +60,7 @@ class RunTimes:
         self._error = 1.0
         self.fixed_ns = 0.0
         self.row_ns = 0.0
+        self.rows_reach = 0
         #: Time from a batch's start to its settling beyond its run: messages, scheduling, scattering results.
         self.turnaround_ns = 0.0
 
@@ -73,6 +79,7 @@ class RunTimes:
         mean = self._means.get(size)
         if mean is None:
             mean = self._means[size] = [1.0, float(rows), float(run_ns), self._samples]
+            self.rows_reach = max(self.rows_reach, rows * _REACH_TIMES)
         else:
             predicted = mean[2] + self.row_ns * (rows - mean[1])
             if predicted > 0.0:
@@ -112,7 +119,7 @@ class RunTimes:
         mean = self._means.get(rows.bit_length())
         line_ns = self.fixed_ns + self.row_ns * rows
         if mean is None:
-            return max(1, int(line_ns)) if self._means else 0
+            return max(1, int(line_ns)) if rows <= self.rows_reach else 0
         mean_ns = mean[2] + self.row_ns * (rows - mean[1])
         # Both are guesses where that size was not run lately, and what is taken for too slow is never run.
         return max(1, int(mean_ns if self._samples - mean[3] < _FRESH_BATCHES else min(mean_ns, line_ns)))

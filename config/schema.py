@@ -99,7 +99,12 @@ class Batching:
     queue_requests_max: int = setting(
         10_000, "requests waiting in one lane; one more is answered UNAVAILABLE at once", low=1
     )
-    queue_rows_max: int = setting(100_000, "rows waiting in one lane, likewise", low=1)
+    queue_rows_max: int = setting(
+        100_000,
+        "rows waiting in one lane, likewise; a request that is not split counts for batch_rows_max at most, and with "
+        "policy none only requests and bytes count",
+        low=1,
+    )
     queue_bytes_max: int = setting(
         0, "bytes of inputs waiting in one lane, likewise; 0: half of request_ring_bytes, so that others find room",
         high=1024 * GIB, shown="0",

@@ -30,6 +30,9 @@ _FADES_NS_MIN: Final = 20_000_000
 _FADES_NS_MAX: Final = 300_000_000
 _BELIEVED_PART: Final = 4
 _BELIEVED_NS_MAX: Final = 5_000_000
+#: Who has so many times the wait that the broker named is never refused here: a queue that became so much longer
+#: meanwhile is the broker's to judge. Rows are no measure of that, where one call may have as many as all others.
+_PATIENT_TIMES: Final = 8
 #: Rows that are no queue.
 _ROWS_FEW: Final = 4
 #: So long after it a client is told when to come again.
@@ -75,7 +78,7 @@ class Pressure:
         """How many more rows can go before one that is still answered within that time; 0 and less: it is too late;
         inf: nothing is known against it."""
         age_ns = now_ns - self._told_ns
-        if age_ns >= self._fades_ns or not self.wait_ns:
+        if age_ns >= self._fades_ns or not self.wait_ns or timeout_ns >= self.wait_ns * _PATIENT_TIMES:
             return math.inf
         if timeout_ns < self.wait_ns and age_ns < min(self.wait_ns // _BELIEVED_PART, _BELIEVED_NS_MAX):
             return 0.0

@@ -35,7 +35,7 @@ def lane_of(*entries: Entry, batchable: bool = True, run_ns: int = 0, **policy: 
     lane.rows_queued = sum(part[2] for part, _, _ in entries)
     lane.deadline_min_ns = min((deadline_ns for _, deadline_ns, _ in entries if deadline_ns), default=0)
     for part, _, _ in entries:
-        if part[2] > lane.rows_max:
+        if part[2] > lane.rows_max and lane.policy.split:
             lane.splits[part[0], part[1]] = Split()
     if run_ns:
         for rows in (1, 8) * 2:

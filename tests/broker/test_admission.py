@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringserve.broker import failures
-from ringserve.broker.admission import admit
+from ringserve.broker.admission import admit, promised_ns
 from ringserve.broker.messages import Code
 from ringserve.broker.placement import soonest_answer
 from ringserve.broker.policy import LanePolicy
@@ -50,6 +50,31 @@ FULL = "The batch scheduling queue to which this task was submitted is full; "
             FULL + "currently 1 requests with 4 rows enqueued and the limits are 8192 requests and 10 rows",
         ),
         ({"queue_rows_max": 10}, [], 11, None, ""),  # it could never run otherwise
+        # what runs by itself for being larger than a batch counts for one; where all do rows do not count
+        ({"queue_rows_max": 10, "batch_rows_max": 4, "split": False}, [900], 900, None, ""),
+        ({"queue_rows_max": 10, "batch_rows_max": 4, "split": False}, [900, 900], 2, None, ""),
+        (
+            {"queue_rows_max": 10, "batch_rows_max": 4, "split": False},
+            [900, 900],
+            900,
+            Code.UNAVAILABLE,
+            FULL + "currently 2 requests with 8 rows enqueued and the limits are 8192 requests and 10 rows",
+        ),
+        ({"queue_rows_max": 10, "batching": "none"}, [900, 900], 900, None, ""),
+        (
+            {"queue_requests_max": 2, "batching": "none"},
+            [900, 900],
+            900,
+            Code.UNAVAILABLE,
+            FULL + "currently 2 requests with 2 rows enqueued and the limit is 2",
+        ),
+        (
+            {"queue_bytes_max": 1600 * 16, "batching": "none"},  # 16 bytes a row
+            [900],
+            900,
+            Code.UNAVAILABLE,
+            FULL + "currently 1 requests with 900 rows enqueued and the limits are 8192 requests and 1600 rows",
+        ),
         # 6.3: more rows than a request may have, whatever would be split
         ({"request_rows_max": 8, "batch_rows_max": 4}, [], 8, None, ""),
         (
@@ -121,6 +146,7 @@ def test_6_3_limits(policy: dict[str, Any], waiting: list[int], rows: int, code:
         assert not refused
         assert lane.queue[-1] == ([FRONTEND, 50, rows, 0, 640], 0, NOW)
         assert lane.rows_queued == sum(waiting) + rows
+        assert lane.rows_beyond == sum(max(0, each - lane.rows_counted_max) for each in (*waiting, rows))
         assert ((FRONTEND, 50) in lane.splits) == (rows > lane.rows_max and lane.policy.split)
     else:
         assert refused == [(50, (code, text))]
@@ -134,6 +160,29 @@ def test_the_limit_counts_within_one_message() -> None:
     refused = admit(lane, FRONTEND, [[i, 1, 0, 0] for i in range(5)], UNKNOWN, NOW)
     assert ids(list(lane.queue)) == [0, 1, 2]
     assert [request_id for request_id, _ in refused] == [3, 4]
+
+
+@pytest.mark.parametrize("policy", [{"batching": "none"}, {"batch_rows_max": 8, "split": False}])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_large_requests_are_not_taken_for_so_many_small_ones(policy: dict[str, Any], at_once: bool) -> None:
+    """By runs of one row, 1 ms each, each of these would take minutes: nothing says so."""
+    lane = lane_of(**policy)
+    for _ in range(20):
+        lane.times.observe(1, MS, MS)
+    requests = [[i, 160_000, NOW + 900 * MS, 0] for i in range(9)] + [[9, 1, NOW + 900 * MS, 0]]
+    for submit in [requests] if at_once else [[request] for request in requests]:
+        assert not admit(lane, FRONTEND, submit, soonest_answer(lane, [worker_of(1)], NOW), NOW)
+    assert promised_ns(lane, soonest_answer(lane, [worker_of(1)], NOW)) < NOW + 900 * MS
+
+
+@pytest.mark.parametrize(("timeout_ms", "admitted"), [(30, False), (100, True)])
+def test_requests_that_run_one_by_one_wait_for_those_before_them(timeout_ms: int, admitted: bool) -> None:
+    """Ten runs of 2 ms, which are counted twice."""
+    lane = lane_of(*(entry(i, 100) for i in range(10)), batching="none")
+    for _ in range(20):
+        lane.times.observe(100, 2 * MS, 2 * MS)
+    request = [50, 100, NOW + timeout_ms * MS, 0]
+    assert admitted != bool(admit(lane, FRONTEND, [request], soonest_answer(lane, [worker_of(1)], NOW), NOW))
 
 
 def test_6_2_a_request_that_does_not_fit_the_open_batch_closes_it() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ringserve.broker.admission import admit
 from ringserve.broker.lanes import Entry
 from ringserve.broker.policy import ROWS_ANY
 from tests.broker.kit import FRONTEND, MS, NOW, entry, ids, lane_of
@@ -117,3 +121,26 @@ def test_remove(unwanted: Callable[[Entry], bool], removed: list[int], rows: int
     lane.put_back([entry(9)], solo=True)
     assert ids(lane.remove(unwanted)) == removed
     assert lane.rows_queued == rows
+
+
+@given(st.data(), st.booleans(), st.sampled_from(["adaptive", "none"]))
+def test_rows_that_do_not_count_are_kept_up_to_date(data: st.DataObject, split: bool, batching: str) -> None:
+    """Whatever comes, leaves, comes back, or is cut after a change of policy."""
+    lane = lane_of(batch_rows_max=8, split=split, batching=batching)
+    for step in range(data.draw(st.integers(1, 20))):
+        act = data.draw(st.sampled_from(["admit", "take", "put_back", "remove", "policy"]))
+        if act == "admit":
+            rows = data.draw(st.lists(st.integers(1, 30), max_size=5))
+            requests = [[100 * step + i, n, data.draw(st.sampled_from([0, NOW + MS])), 0] for i, n in enumerate(rows)]
+            admit(lane, FRONTEND, requests, (0, 0.0), NOW)
+        elif act == "take" and lane.queue:
+            lane.take(data.draw(st.integers(1, 8)), NOW, data.draw(st.sampled_from([NOW, NOW + 2 * MS])))
+        elif act == "put_back":
+            lane.put_back([entry(10_000 + step, data.draw(st.integers(1, 30)))], solo=False)
+        elif act == "remove":
+            lane.remove(lambda each: each[0][1] % 2 == 0)
+        elif act == "policy":
+            lane.set_policy(replace(lane.policy, split=not lane.policy.split, batch_rows_max=5))
+        assert lane.rows_queued == sum(part[2] for part, _, _ in lane.queue)
+        most = lane.rows_counted_max
+        assert lane.rows_beyond == sum(max(0, part[2] - most) for part, _, _ in lane.queue)

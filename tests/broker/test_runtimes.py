@@ -28,6 +28,10 @@ def times_of(*samples: tuple[int, int], repeat: int = 1) -> RunTimes:
         ([(8, 800 * US)], 16, 1600 * US),
         ([(1, 110 * US), (11, 210 * US)], 6, 160 * US),  # two sizes: a line of 100 us and 10 us a row
         ([(1, 110 * US), (11, 210 * US)], 101, 1110 * US),
+        ([(1, 500 * US)], 128, 64 * MS),
+        ([(1, 500 * US)], 129, 0),  # beyond what one row tells
+        ([(1, 500 * US), (2, 520 * US)], 25_000_000, 0),
+        ([(1, 500 * US), (25_000_000, 900 * MS)], 25_000_001, 900 * MS),
         ([(1, 500 * US), (16, 400 * US)], 4, 500 * US),  # more rows are not faster: the smallest size's time
     ],
 )

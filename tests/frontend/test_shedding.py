@@ -51,6 +51,15 @@ def test_there_is_room_for_what_fits_into_the_time(rows: int, timeout_ms: int, a
     assert pressure.is_crowded(NOW + after_ms * MS) == (room < inf)
 
 
+def test_who_is_patient_is_not_refused_for_the_rows_of_one_call_on_its_way() -> None:
+    pressure = Pressure()
+    pressure.told(3 * MS, NOW)
+    pressure.taken(0)
+    pressure.rows = 160_000
+    assert pressure.room(30_000 * MS, NOW) == inf
+    assert pressure.room(23 * MS, NOW) < 0  # his wait may be as long: the broker has not judged it yet
+
+
 @pytest.mark.parametrize(("wait_ms", "believed_ms"), [(100, 5), (8, 2)])
 def test_the_word_is_believed_for_a_part_of_the_wait(wait_ms: int, believed_ms: int) -> None:
     pressure = Pressure()
