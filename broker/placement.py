@@ -238,9 +238,9 @@ def soonest_answer(lane: Lane, workers: Sequence[Worker], now_ns: int) -> tuple[
     if lane.single:
         row_ns = lane.predict(lane.rows_queued // (len(lane.queue) or 1) or 1)
     else:
-        rows_best = min(lane.rows_best, times.rows_reach)
+        rows_best = lane.rows_best if lane.predict(lane.rows_best) else times.rows_reach
         row_ns = lane.predict(rows_best) / rows_best
-        soonest_ns += int(min(lane.rows_beyond, times.rows_reach) * times.row_ns / len(workers))
+        soonest_ns += lane.predict(lane.rows_beyond) // len(workers) if lane.rows_beyond else 0
     return soonest_ns, row_ns / len(workers)
 
 

@@ -38,8 +38,8 @@ _KNOWN_RUNS = 8
 _FRESH_BATCHES = 256
 _TRY_TIMES = 4
 
-#: Of sizes up to so many times the largest one that ever ran something can be said: as many as a lone row's is of an
-#: ordinary batch. A request of a million rows is beyond what runs of one row tell: what they took is not a row's time.
+#: The line holds for sizes up to so many times the largest one in it: an ordinary batch has so many rows more than a
+#: lone request. A request of a million rows is beyond what runs of one row tell: what they took is not a row's time.
 _REACH_TIMES = 128
 
 
@@ -48,7 +48,7 @@ class RunTimes:
 
     fixed_ns, row_ns: the line. Until two sizes are known all time is taken as row time: that guess makes the broker
     try another size, and so corrects itself; the opposite guess would never be tested.
-    rows_reach: nothing is known of batches of more rows.
+    rows_reach: the line says nothing of batches of more rows.
     """
 
     __slots__ = ("_error", "_means", "_samples", "fixed_ns", "row_ns", "rows_reach", "turnaround_ns")
@@ -79,7 +79,6 @@ class RunTimes:
         mean = self._means.get(size)
         if mean is None:
             mean = self._means[size] = [1.0, float(rows), float(run_ns), self._samples]
-            self.rows_reach = max(self.rows_reach, rows * _REACH_TIMES)
         else:
             predicted = mean[2] + self.row_ns * (rows - mean[1])
             if predicted > 0.0:
@@ -108,6 +107,7 @@ class RunTimes:
                 small = mean
             elif mean[1] > large[1] and mean[3] > stale:
                 large = mean
+        self.rows_reach = int(large[1]) * _REACH_TIMES
         if small is large:
             self.fixed_ns, self.row_ns = 0.0, small[2] / small[1]
             return
@@ -120,7 +120,8 @@ class RunTimes:
         line_ns = self.fixed_ns + self.row_ns * rows
         if mean is None:
             return max(1, int(line_ns)) if rows <= self.rows_reach else 0
-        mean_ns = mean[2] + self.row_ns * (rows - mean[1])
+        reaches = rows <= self.rows_reach
+        mean_ns = mean[2] + self.row_ns * (rows - mean[1]) if reaches else mean[2] * rows / mean[1]
         # Both are guesses where that size was not run lately, and what is taken for too slow is never run.
         return max(1, int(mean_ns if self._samples - mean[3] < _FRESH_BATCHES else min(mean_ns, line_ns)))
 

@@ -39,6 +39,16 @@ def test_predict(samples: list[tuple[int, int]], rows: int, predicted_ns: int) -
     assert times_of(*samples).predict(rows) == pytest.approx(predicted_ns, rel=0.001)
 
 
+def test_a_large_size_that_was_seen_is_not_predicted_from_small_ones() -> None:
+    """Nor when it did not run for long, so that the line is one of single rows."""
+    times = times_of((1, 60 * US), (25_000_000, 900 * MS))
+    for _ in range(300):
+        times.observe(1, 60 * US, 60 * US)
+    assert times.predict(25_000_000) == 900 * MS
+    assert times.predict(30_000_000) == pytest.approx(1080 * MS)
+    assert times.predict(50_000_000) == 0
+
+
 def test_a_size_that_was_seen_is_predicted_from_itself() -> None:
     times = times_of((1, 100 * US), (8, 900 * US), (64, 1_000 * US), repeat=4)
     assert times.predict(8) == pytest.approx(900 * US, rel=0.01)
