@@ -230,7 +230,7 @@ class Core:
         lane = lease.lane
         if done.run_ns > 0:
             # What a batch that waited behind another was held for is known from when it became the head.
-            lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns))
+            lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
             lane.attained_ns += done.run_ns - lease.charged_ns
         self.ran_last = done.worker_id
         if self.observer is not None:

@@ -152,9 +152,12 @@ class Lane:
         """Predicted run time of a batch of `rows` in ns; 0 when nothing is known."""
         return self.times.predict(self.rows_run(rows) if self.rows_allowed else rows)
 
-    def learn(self, rows: int, run_ns: int, held_ns: int) -> None:
-        """A batch of `rows` ran `run_ns` inside TensorFlow; its worker was held by it for `held_ns`."""
-        self.times.observe(self.rows_run(rows) if self.rows_allowed else rows, run_ns, held_ns)
+    def learn(self, rows: int, run_ns: int, held_ns: int, waited_ns: int = 0) -> None:
+        """A batch of `rows` ran `run_ns` inside TensorFlow; its worker was held by it for `held_ns`, `waited_ns` of
+        them by those who read its answers."""
+        self.times.observe(self.rows_run(rows) if self.rows_allowed else rows, run_ns, held_ns - waited_ns)
+        if waited_ns:
+            self.pace.stood(waited_ns)
         if run_ns >= self.policy.batch_enough_ns or self.knows_best:
             self._choose_best()
 

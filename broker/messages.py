@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 
 class Code(IntEnum):
@@ -167,13 +167,14 @@ class Result(NamedTuple):
 class Done(NamedTuple):
     """worker -> broker: the batch is over, all its Results are sent, the lease can be settled.
 
-    run_ns: time inside TensorFlow. rows: rows run.
+    run_ns: time inside TensorFlow. rows: rows run. waited_ns: for room for its answers, or for news of a frontend.
     """
 
     worker_id: int
     batch_id: int
     run_ns: int
     rows: int
+    waited_ns: int
 
 
 class Release(NamedTuple):

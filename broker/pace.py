@@ -29,12 +29,18 @@ class Pace:
     def granted(self, rows: int, now_ns: int, *, leaves_some: bool) -> None:
         """A batch of `rows` left; leaves_some: others still wait."""
         if self._last_ns:
-            passed_ns = now_ns - self._last_ns
+            passed_ns = max(0, now_ns - self._last_ns)
             kept = max(0.0, 1.0 - passed_ns / _MEMORY_NS)
             self._ns = self._ns * kept + passed_ns
             self._rows = self._rows * kept + rows
             self._seen_ns = now_ns
         self._last_ns = now_ns if leaves_some else 0
+
+    def stood(self, waited_ns: int) -> None:
+        """A worker waited so long for somebody to read answers. Short waits are how fast things go; a long one is a
+        frontend that stands still, and says nothing of those to come: they would be told to wait for minutes."""
+        if self._last_ns and waited_ns > _MEMORY_NS:
+            self._last_ns += waited_ns
 
     def idle(self) -> None:
         """Nothing waits, whether it left for a worker or was taken out: what comes now begins anew."""

@@ -26,15 +26,14 @@ from ringserve.broker.tending import Tended, Tending
 from ringserve.broker.versions import Versions
 from ringserve.config.cpus import usable_cpus
 from ringserve.config.groups import group_of
-from ringserve.config.limits import WORKER_PRIVATE_BYTES, fixed_bytes, groups_of, rows_allowed, slots_of
+from ringserve.config.limits import WORKER_PRIVATE_BYTES, fixed_bytes, groups_of, lease_ms, rows_allowed, slots_of
 from ringserve.config.memory import usable_memory
 from ringserve.config.schema import Batching, Model, Settings, Workers
 from ringserve.config.topology import read_topology
 
 log = logging.getLogger(__name__)
 
-#: Where nobody says how long a batch may run: what hangs is found by then, unless a client waits for longer.
-_LEASE_MS = 30_000
+#: Where nobody says how long a batch may run: for so long a client that waits for it keeps it from being taken to hang.
 _LEASE_WAITS_MS = 300_000
 
 
@@ -58,7 +57,7 @@ def lane_policy(batching: Batching, workers: Workers, request_ring_bytes: int) -
         split=batching.split,
         spread_ns=batching.spread_us * 1_000,
         workers_max=batching.workers_max,
-        lease_ns_max=(workers.lease_ms_max or _LEASE_MS) * 1_000_000,
+        lease_ns_max=lease_ms(workers) * 1_000_000,
         lease_waits_ns_max=0 if workers.lease_ms_max else _LEASE_WAITS_MS * 1_000_000,
     )
 

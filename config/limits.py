@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from ringserve.config.access_log import mistakes_of_access_log
 from ringserve.config.devices import DeviceError, Request, Slot, parse_devices, place, slots
 from ringserve.config.groups import DEFAULT, Group, mistakes_of_groups
-from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Server, Settings
+from ringserve.config.schema import GIB, KIB, MIB, Batching, Model, Server, Settings, Workers
 from ringserve.config.topology import Topology
 from ringserve.config.tracing import mistakes_of_tracing
 
@@ -23,6 +23,9 @@ RUN_DIR_BYTES_MAX: Final = SOCKET_PATH_BYTES_MAX - 40
 
 #: A process that works may be late by some hundred milliseconds, on a host that is loaded.
 HANG_MS_MIN: Final = 1000
+
+#: Where nobody says how long a batch may run.
+_LEASE_MS: Final = 30_000
 
 #: Private memory of a process without a model: budgets, not measurements, except the pool's: TensorFlow's import.
 BROKER_PRIVATE_BYTES: Final = 60 * MIB
@@ -293,6 +296,11 @@ def _resolved(group: Group, settings: Settings, machine: Topology) -> Group:
 def frontends_of(settings: Settings, machine: Topology) -> int:
     """How many frontends: as set, or max(1, usable CPUs // CPUS_PER_FRONTEND)."""
     return settings.server.frontends or max(1, machine.count // CPUS_PER_FRONTEND)
+
+
+def lease_ms(workers: Workers) -> int:
+    """How long a batch may run, unless a client waits for longer: what hangs is found by then."""
+    return workers.lease_ms_max or _LEASE_MS
 
 
 def resolve(settings: Settings, machine: Topology) -> Settings:

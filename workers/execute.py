@@ -31,6 +31,7 @@ from ringserve.workers.gather import (
 from ringserve.workers.interface import Model
 from ringserve.workers.padding import is_piece, padded_feeds
 from ringserve.workers.scatter import Block
+from ringserve.workers.shares import Shares
 
 #: Lanes whose plans are kept. A client that varies shapes makes new ones without end.
 _LANES_MAX = 1024
@@ -67,6 +68,18 @@ class Batch:
         self._results.clear()
         return results
 
+    @property
+    def waited_ns(self) -> int:
+        """For how long it has waited, up to the last `look`."""
+        return self._run.waited_ns
+
+    def look(self, now_ns: int) -> None:
+        """It waits, and did so since the last look if it has made no way."""
+        run = self._run
+        if run.waits_since_ns:
+            run.waited_ns += now_ns - run.waits_since_ns
+        run.waits_since_ns = now_ns
+
     def give_up(self) -> None:
         """Wait for no room any more: what finds none fails. Call `proceed` to go on."""
         self._run.waits = False
@@ -85,7 +98,7 @@ class Batch:
 class _Run:
     """What is counted and sent while one batch runs. waits: for room in the result ring."""
 
-    __slots__ = ("message", "ns", "rows_count", "send", "span", "waits")
+    __slots__ = ("message", "ns", "rows_count", "send", "span", "waited_ns", "waits", "waits_since_ns")
 
     def __init__(self, message: Execute, send: Callable[[tuple[int, Result]], None]) -> None:
         self.message = message
@@ -95,6 +108,8 @@ class _Run:
         #: The last call of TensorFlow, as in Result; empty where nobody wants to know.
         self.span: list[int] = []
         self.waits = True
+        self.waits_since_ns = 0
+        self.waited_ns = 0
 
 
 class _Lane:
@@ -150,8 +165,8 @@ class Executor:
         self._traces = traces
         self._gatherer = Gatherer()
         self._lanes: OrderedDict[bytes, _Lane | Failure] = OrderedDict()
-        #: Records that each frontend holds.
-        self._held: dict[int, set[int]] = {}
+        #: What each frontend holds.
+        self.shares = Shares(ring, rings)
 
     def execute(self, message: Execute) -> Batch:
         """Run a batch. The one before must be done: its feeds may lie in memory that this one uses."""
@@ -162,19 +177,12 @@ class Executor:
         return batch
 
     def release(self, frontend_id: int, record_ids: Sequence[int]) -> None:
-        """A Release from this frontend. Records that it does not hold (a message of one long gone) are ignored."""
-        held = self._held.get(frontend_id)
-        if held is None:
-            return
-        for record_id in record_ids:
-            if record_id in held:
-                held.remove(record_id)
-                self._ring.release(record_id)
+        """A Release from this frontend."""
+        self.shares.release(frontend_id, record_ids)
 
     def frontend_left(self, frontend_id: int) -> None:
         """Take back what this frontend holds. Its ring must be gone from `rings` by now."""
-        for record_id in self._held.pop(frontend_id, ()):
-            self._ring.release(record_id)
+        self.shares.left(frontend_id)
 
     def set_options(self, name: str, options: ModelOptions) -> None:
         """How batches of the model `name` are run from the next one on. Lanes say by themselves whether they pad."""
@@ -211,7 +219,7 @@ class Executor:
                 alone = parts + alone
             for part in alone:
                 yield from self._answer_alone(run, lane, part)
-        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count)
+        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns)
 
     def _answer_together(self, run: _Run, lane: _Lane, parts: list[Part]) -> Generator[int, None, bool]:
         """Run all parts in one go. False: no part has been answered, and each must be run by itself."""
@@ -280,18 +288,15 @@ class Executor:
             return
         offset = -1
         if block.nbytes:
-            while (offset := self._ring.claim(block.nbytes)) < 0:
-                if not run.waits:
+            while (offset := self.shares.claim(frontend_id, block.nbytes)) < 0:
+                if not run.waits or self.shares.is_hopeless(frontend_id, block.nbytes):
+                    self.shares.end_wait()
                     for part in parts:
                         self._fail(run, part, Failure(Code.RESOURCE_EXHAUSTED, _NO_ROOM))
                     return
                 yield block.nbytes
                 if frontend_id not in self._rings:
                     return
-            held = self._held.get(frontend_id)
-            if held is None:
-                held = self._held[frontend_id] = set()
-            held.add(offset)
         described = block.write(self._results, offset)
         firsts = accumulate([part[ROWS] for part in parts], initial=0)
         answers = [[part[REQUEST], first, part[ROWS], part[ROW_START]] for part, first in zip(parts, firsts)]  # noqa: B905

@@ -52,7 +52,7 @@ def _run_worker(settings: Settings, broker_path: str, order: Fork, pool_fd: int,
     from ringserve.workers.link import Link, PoolGone, StopOrdered
     from ringserve.workers.opening import Opener
     from ringserve.workers.profile import Profiler
-    from ringserve.workers.serve import Models, Worker, make_loader, make_result_ring, make_told
+    from ringserve.workers.serve import Models, Worker, make_loader, make_result_ring, make_told, room_ns_max
 
     name = f"worker-{order.worker_index}"
     process.begin(name, settings.server.log_level, settings.server.log_format)
@@ -89,6 +89,7 @@ def _run_worker(settings: Settings, broker_path: str, order: Fork, pool_fd: int,
             told=told,
             stopping=lambda: stop.wanted() is not None,
             clock=time.monotonic_ns,
+            room_ns_max=room_ns_max(settings.workers),
         )
         worker.serve()
     except (PoolGone, StopOrdered):

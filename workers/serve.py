@@ -12,6 +12,8 @@ from collections.abc import Callable
 from ringserve.broker import wire
 from ringserve.broker.messages import Ask, Execute, Fork, Loaded, Loading, ModelOptions, Ready, Release, Told
 from ringserve.config import process
+from ringserve.config.limits import lease_ms
+from ringserve.config.schema import Workers
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
 from ringserve.workers.execute import Batch, Executor
@@ -22,9 +24,9 @@ from ringserve.workers.loading import NICENESS, LoadEnded, Loader, Open
 
 log = logging.getLogger(__name__)
 
-#: How long a batch waits for room in the result ring. A frontend that takes no answers for longer has stopped: those of
-#: the others must not wait for it, nor must this worker be taken for one that hangs.
-_ROOM_NS_MAX = 2_000_000_000
+#: A batch waits for room in the result ring for this part of its lease: this worker must not be taken for one that
+#: hangs. For a frontend that stands still among others it waits much less (`shares.py`).
+_LEASE_PART = 0.8
 _LOOK_ROOM_MS = 500
 _TIDY_NS = 10_000_000_000
 #: How often to look while there is something to tidy.
@@ -50,6 +52,11 @@ def make_told() -> Handover[Told]:
     return Handover()
 
 
+def room_ns_max(workers: Workers) -> int:
+    """How long a batch waits for room in the result ring."""
+    return int(_LEASE_PART * lease_ms(workers) * 1_000_000)
+
+
 def make_result_ring(name: str, ring_bytes: int) -> tuple[Segment, RingWriter]:
     """This worker's result ring: its memory and the book of what is free in it."""
     segment = Segment.create(f"{name}-results", ring_bytes)
@@ -61,7 +68,8 @@ class Worker:
 
     models: the executor's view of what is loaded, filled here. segment, ring: the result ring, which the executor
     fills. told: late answers to operators' calls. stopping: asked once per turn; when it turns true, what is in hand is
-    finished first, and a load is left alone. clock: monotonic ns. The link wakes for `loader.events` and `told`.
+    finished first, and a load is left alone. clock: monotonic ns. room_ns_max: of the function above. The link
+    wakes for `loader.events` and `told`.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Worker:
         told: Handover[Told],
         stopping: Callable[[], bool],
         clock: Callable[[], int],
+        room_ns_max: int,
     ) -> None:
         self._link = link
         self._executor = executor
@@ -94,8 +103,7 @@ class Worker:
         self._clock = clock
         self._backlog: deque[Execute] = deque()
         self._batch: Batch | None = None
-        self._waits_since_ns = 0  # since when there has been no room; 0: there was some
-        self._has_given_up = False  # waiting for room, until there is some
+        self._room_ns_max = room_ns_max
         self._untidy = False
         self._tidied_ns = 0
         self.messages_dropped_count = 0
@@ -156,7 +164,6 @@ class Worker:
                 continue
             while link.left:
                 self._executor.frontend_left(link.left.pop())
-                self._waits_since_ns, self._has_given_up = 0, False
             if link.options or link.asks:
                 self._on_control()
             self._on_side_threads()
@@ -175,7 +182,7 @@ class Worker:
             self._take(data)
         self._work()
         # A batch that waits for room is given up: its requests are submitted again to the next broker.
-        self._batch, self._waits_since_ns = None, 0
+        self._batch = None
         self._backlog.clear()
         log.warning("lost the broker; registering again")
         self._link.register()
@@ -209,7 +216,6 @@ class Worker:
             self._backlog.append(message)
         elif isinstance(message, Release):
             self._executor.release(message.frontend_id, message.record_ids)
-            self._waits_since_ns, self._has_given_up = 0, False
         else:
             self.messages_dropped_count += 1
             log.error("dropped a %s, which no worker takes", type(message).__name__)
@@ -223,11 +229,11 @@ class Worker:
                     return
                 batch = self._executor.execute(self._backlog.popleft())
             else:
+                batch.look(self._clock())
                 batch.proceed()
             self._send(batch)
             self._untidy = True
-            if batch.done is None and not self._still_waits(batch):
-                batch.give_up()
+            while batch.done is None and self._gives_up(batch):
                 batch.proceed()
                 self._send(batch)
             if batch.done is None:
@@ -235,14 +241,16 @@ class Worker:
                 return
             self._batch = None
 
-    def _still_waits(self, batch: Batch) -> bool:
-        """Whether this batch goes on waiting for room, if that is what it waits for."""
-        if not batch.waits_for_bytes:
-            return True
+    def _gives_up(self, batch: Batch) -> bool:
+        """Whether this batch, which waits, does not any more: not for anything, or not for some frontend."""
         now_ns = self._clock()
-        self._waits_since_ns = self._waits_since_ns or now_ns
-        self._has_given_up = self._has_given_up or now_ns - self._waits_since_ns > _ROOM_NS_MAX
-        return not self._has_given_up
+        batch.look(now_ns)
+        if not batch.waits_for_bytes:
+            return False
+        if batch.waited_ns > self._room_ns_max:
+            batch.give_up()
+            return True
+        return self._executor.shares.look(now_ns, self._room_ns_max)
 
     def _tidy(self) -> None:
         """Every ten seconds, and once more after the last batch: give back pages that a burst has left behind."""

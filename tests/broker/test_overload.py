@@ -21,7 +21,7 @@ from ringserve.broker.policy import LanePolicy
 from ringserve.broker.row_bytes import ITEM_BYTES, row_bytes
 from ringserve.broker.sizes import rows_in_time
 from ringserve.shm.dtype import DTYPES, STRING
-from tests.broker.kit import FRONTEND, MS, NOW, entry, lane_of, lease_of, worker_of
+from tests.broker.kit import FRONTEND, MS, NOW, Bench, entry, lane_of, lease_of, worker_of
 
 FULL = "The batch scheduling queue to which this task was submitted is full; "
 
@@ -106,6 +106,22 @@ def test_a_queue_that_was_emptied_by_cancels_does_not_count_the_time_until_the_n
     admit(lane, FRONTEND, [[3, 1, 0, 0], [4, 1, 0, 0]], (0, 0.0), later_ns)
     lane.pace.granted(1, later_ns, leaves_some=True)
     assert lane.pace.row_ns(later_ns) == pytest.approx(MS, rel=0.01)
+
+
+def test_a_frontend_that_stood_still_does_not_make_a_queue_slow() -> None:
+    """But how fast answers are read is how fast things go."""
+    for waited_ms, expected_ms in ((2_000, 1.0), (20, 1.3)):
+        bench = Bench(credit_max=1, batching="none")
+        turn = bench.submit(*[(i, 1) for i in range(90)])
+        for step in range(80):
+            ((worker_id, execute),) = turn.executes
+            waited_ns = waited_ms * MS if step == 60 else 0
+            bench.now_ns += MS + waited_ns
+            turn = bench.done(worker_id, execute.batch_id, MS, waited_ns=waited_ns)
+        lane = bench.core._lanes.get(bench.key)
+        assert lane is not None
+        assert lane.pace.row_ns(bench.now_ns) / MS == pytest.approx(expected_ms, abs=0.1)
+        assert lane.times.turnaround_ns < MS
 
 
 def test_a_queue_that_goes_slower_than_run_times_say_refuses_sooner() -> None:

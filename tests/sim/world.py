@@ -364,7 +364,7 @@ class World:
 
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
-            self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows), self.now_ns)
+            self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows, 0), self.now_ns)
             if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)
 

@@ -23,6 +23,7 @@ from ringserve.broker.messages import (
     LoadOrder,
     PeerJoined,
     PeerLeft,
+    Release,
     Result,
     Role,
     Told,
@@ -41,6 +42,7 @@ M = TypeVar("M")
 _PATIENCE_S = 60.0
 #: Of a frontend's requests, none of which gives its place back.
 _RING_BYTES = 8 << 20
+_ROOM_NS_MAX = 24_000_000_000
 
 
 def wait_for(condition: Callable[[], M | None], what: str) -> M:
@@ -157,6 +159,10 @@ class FrontendEnd:
         assert isinstance(result, Result)
         return result
 
+    def give_back(self, result: Result) -> None:
+        """Its record has been read."""
+        self.cable.send(wire.pack(Release(self.peer_id, [result.record_id])))
+
     def floats(self, spec: LaneSpec, **inputs: Any) -> list[float]:
         """As `ask`; the first output, which is of floats."""
         result = self.ask(spec, **inputs)
@@ -209,6 +215,7 @@ class WorkerEnd:
                     told=told,
                     stopping=lambda: False,
                     clock=clock,
+                    room_ns_max=_ROOM_NS_MAX,
                 ).serve()
             except BaseException as error:
                 self.outcome = error
