@@ -74,7 +74,7 @@ class Batch:
         return self._run.waited_ns
 
     def look(self, now_ns: int) -> None:
-        """It waits, and did so since the last look if it has made no way."""
+        """It waits, and has since the last look, unless it was told to proceed after that."""
         run = self._run
         if run.waits_since_ns:
             run.waited_ns += now_ns - run.waits_since_ns
@@ -87,6 +87,7 @@ class Batch:
     def proceed(self) -> bool:
         """Go on until the batch is done (True) or the result ring is full (False: call again after a Release)."""
         if self.done is None:
+            self._run.waits_since_ns = 0
             try:
                 self.waits_for_bytes = next(self._steps)
             except StopIteration as end:

@@ -153,7 +153,9 @@ def test_only_those_who_stand_still_lose_their_answers(served: Callable[..., Any
     assert (list(answers), batch.waits_for_bytes) == ([1, 2], 2048)
     assert not desk.executor.shares.look(1_000, 10**12)
     batch.look(1_000)
+    batch.look(2_000)
     assert not batch.proceed()
+    batch.look(500_000_000)  # what it did between is no waiting
     batch.look(3_000_000_000)
     assert desk.executor.shares.look(3_000_000_000, 10**12)
     assert batch.proceed()
@@ -161,5 +163,5 @@ def test_only_those_who_stand_still_lose_their_answers(served: Callable[..., Any
     assert [answers[request_id][0] for request_id in (3, 4)] == [Code.RESOURCE_EXHAUSTED] * 2
     assert np.array_equal(answers[5][0], request["x"] * 2)
     assert batch.done is not None
-    assert (batch.done.rows, batch.done.waited_ns) == (5, 3_000_000_000 - 1_000)
+    assert (batch.done.rows, batch.done.waited_ns) == (5, 2_500_000_000 + 1_000)
     assert desk.run(spec, [desk.part(request, False)])[1].waited_ns == 0
