@@ -350,7 +350,7 @@ class ModelOptions(NamedTuple):
     batch_rows_max: rows of the largest batch (synthetic warm-up runs up to it). batch_rows_allowed: sizes up to which
     a batch's rows are padded, ascending; empty = no row padding. pad_inputs: rows of different inner shapes share a
     batch, padded at the end of each axis to the largest. pad_with_first: fill with each tensor's first element, as TF
-    Serving does, in place of zeros.
+    Serving does, in place of zeros. assumes_independence: requests share batches whatever was seen of their rows.
     """
 
     name: str
@@ -358,6 +358,7 @@ class ModelOptions(NamedTuple):
     batch_rows_allowed: list[int]
     pad_inputs: bool
     pad_with_first: bool
+    assumes_independence: bool
 
 
 class Fork(NamedTuple):

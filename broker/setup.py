@@ -102,6 +102,7 @@ class Policies:
             rows_allowed(batching),
             batching.pad_inputs,
             batching.pad_with == "first",
+            batching.row_independence == "assumed",
         )
 
     def pads(self) -> list[str]:

@@ -154,6 +154,13 @@ class Batching:
         "what these are padded with; first: each tensor's first element, as in TF Serving",
         choices=("zero", "first"),
     )
+    row_independence: str = setting(
+        "tried",
+        "tried: requests share batches once a row's outputs were seen not to depend on the other rows; assumed: at "
+        "once and always, as in TF Serving's batching",
+        choices=("tried", "assumed"),
+        flag="batching_row_independence",
+    )
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,15 @@ from typing import Any
 from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, ModelOptions, Result
 from ringserve.broker.wire import unpack_lane
 from ringserve.shm.ring import RingWriter
+from ringserve.workers.comparing import Answers, try_together
 from ringserve.workers.failures import RunFailure
-from ringserve.workers.gather import (
-    FRONTEND,
-    OFFSETS,
-    REQUEST,
-    ROW_START,
-    ROWS,
-    Columns,
-    Gatherer,
-    Part,
-    layout_of,
-    whole_feeds,
-)
+from ringserve.workers.feeding import Feeder
+from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Part, whole_feeds
 from ringserve.workers.interface import Model
-from ringserve.workers.padding import is_piece, padded_feeds
+from ringserve.workers.lane import Lane
 from ringserve.workers.scatter import Block
 from ringserve.workers.shares import Shares
+from ringserve.workers.trial import Trial, Trials
 
 #: Lanes whose plans are kept. A client that varies shapes makes new ones without end.
 _LANES_MAX = 1024
@@ -113,25 +105,6 @@ class _Run:
         self.waited_ns = 0
 
 
-class _Lane:
-    """What is known of a lane: how to read its inputs and how to run it. pads: it leaves axes open."""
-
-    __slots__ = ("batchable", "layouts", "lone", "model", "pads", "plan")
-
-    def __init__(self, spec: LaneSpec, servables: Servables) -> None:
-        servable = servables.get((spec.model, spec.version))
-        if servable is None:
-            text = f"Version {spec.version} of model {spec.model} is not loaded in this worker."
-            raise RunFailure(Code.UNAVAILABLE, text)
-        self.model = spec.model
-        self.batchable = spec.batchable
-        self.layouts = [layout_of(i) for i in spec.inputs]
-        self.pads = spec.batchable and any(layout.is_open for layout in self.layouts)
-        self.plan = servable.plan(spec)
-        #: Each part runs by itself: its outputs do not follow the rows, or a second run would not give the same.
-        self.lone = not spec.batchable or not self.plan.per_row or self.plan.changes_state
-
-
 class Executor:
     """One worker's batches, one at a time. `rings`, `servables`: live views of what main attaches and loads.
 
@@ -160,12 +133,12 @@ class Executor:
         self._ring = ring
         self._results = results
         self.worker_id = worker_id
-        self._allowed_batch_rows = dict(allowed_batch_rows or {})
-        self._pads_with_first: set[str] = set()
+        self._feeder = Feeder(rings, allowed_batch_rows or {})
+        self._assumes_independence: set[str] = set()
+        self._trials = Trials()
         self._clock_ns = clock_ns
         self._traces = traces
-        self._gatherer = Gatherer()
-        self._lanes: OrderedDict[bytes, _Lane | Failure] = OrderedDict()
+        self._lanes: OrderedDict[bytes, Lane | Failure] = OrderedDict()
         #: What each frontend holds.
         self.shares = Shares(ring, rings)
 
@@ -187,11 +160,10 @@ class Executor:
 
     def set_options(self, name: str, options: ModelOptions) -> None:
         """How batches of the model `name` are run from the next one on. Lanes say by themselves whether they pad."""
-        self._allowed_batch_rows[name] = tuple(options.batch_rows_allowed)
-        if options.pad_with_first:
-            self._pads_with_first.add(name)
-        else:
-            self._pads_with_first.discard(name)
+        self._feeder.set_options(name, options)
+        if options.assumes_independence != (name in self._assumes_independence):
+            self._assumes_independence ^= {name}
+            self.forget_lanes()
 
     def forget_lanes(self) -> None:
         """Drop all plans: the servables behind them change."""
@@ -212,33 +184,38 @@ class Executor:
                 self._fail(run, part, lane)
         else:
             alone: list[Part] = []
+            if lane.trial is not None:
+                lane.heed(lane.trial)
             if lane.pads:
-                pieces = [self._is_piece(lane, part) for part in parts]
+                pieces = [self._feeder.is_piece(lane, part) for part in parts]
                 alone = [part for part, piece in zip(parts, pieces, strict=True) if piece]
                 parts = [part for part, piece in zip(parts, pieces, strict=True) if not piece]
             if parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
                 alone = parts + alone
-            for part in alone:
-                yield from self._answer_alone(run, lane, part)
+            if lane.trial is not None and self._feeder.has_company(lane, alone):
+                yield from self._answer_on_trial(run, lane, lane.trial, alone)
+            else:
+                for part in alone:
+                    yield from self._answer_alone(run, lane, part)
         return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns)
 
-    def _answer_together(self, run: _Run, lane: _Lane, parts: list[Part]) -> Generator[int, None, bool]:
+    def _answer_together(self, run: _Run, lane: Lane, parts: list[Part]) -> Generator[int, None, bool]:
         """Run all parts in one go. False: no part has been answered, and each must be run by itself."""
-        groups = self._group(parts)
+        groups = self._feeder.group(parts)
         rows_count = sum([group.rows_count for group in groups])
-        rows_fed = self._rows_fed(lane, rows_count)
+        rows_fed = self._feeder.rows_fed(lane, rows_count)
         try:
             # The feeds are no local of a generator that may wait: they would keep the ring of a frontend that leaves.
-            outputs = self._call(run, lane, self._feeds(lane, groups, rows_count, rows_fed), rows_count)
+            outputs = self._call(run, lane, self._feeder.feeds(lane, groups, rows_count, rows_fed), rows_count)
         except RunFailure as error:
             if len(parts) > 1:
                 return False
             self._fail(run, parts[0], error.failure)
             return True
         if not all(output.ndim and len(output) == rows_fed for output in outputs):
-            # Never right for this lane, so do not try again. A lone part has its answer already.
+            # Never right for this lane, so do not try again. A lone part that was not padded has its answer already.
             lane.lone = True
-            if len(parts) > 1:
+            if len(parts) > 1 or rows_fed != rows_count:
                 return False
             yield from self._send_whole(run, lane, parts[0], outputs, rows_fed)
             return True
@@ -249,14 +226,29 @@ class Executor:
             first += group.rows_count
         return True
 
-    def _answer_alone(self, run: _Run, lane: _Lane, part: Part) -> Generator[int, None, None]:
+    def _answer_on_trial(self, run: _Run, lane: Lane, trial: Trial, parts: list[Part]) -> Generator[int, None, None]:
+        """Run each part by itself, then all of them together to see whether that makes a difference."""
+        answers = Answers()
+        has_waited = False
+        for part in parts:
+            for nbytes in self._answer_alone(run, lane, part, answers):
+                has_waited = True
+                yield nbytes
+        # Results go out when a batch waits, and whoever has an answer takes the request's memory back.
+        if not has_waited and self._feeder.has_company(lane, answers.parts):
+            run.ns = try_together(lane, trial, self._feeder, answers, self._clock_ns) or run.ns
+
+    def _answer_alone(
+        self, run: _Run, lane: Lane, part: Part, answers: Answers | None = None
+    ) -> Generator[int, None, None]:
+        """Run one part by itself. answers: where to keep what it is answered."""
         ring = self._rings.get(part[FRONTEND])
         if ring is None:
             return  # gone while the parts before this one waited for room
-        rows_fed = self._rows_fed(lane, part[ROWS]) if lane.batchable else 1
+        rows_fed = part[ROWS] if lane.lone else self._feeder.rows_fed(lane, part[ROWS])
         try:
             if lane.batchable:
-                feeds = self._feeds(lane, [Columns(ring, [part])], part[ROWS], rows_fed)
+                feeds = self._feeder.feeds(lane, [Columns(ring, [part])], part[ROWS], rows_fed)
             else:
                 feeds = whole_feeds(lane.layouts, ring, part)
             outputs = self._call(run, lane, feeds, part[ROWS])
@@ -264,10 +256,12 @@ class Executor:
             self._fail(run, part, error.failure)
             return
         del feeds
+        if answers is not None:
+            answers.keep(part, outputs)
         yield from self._send_whole(run, lane, part, outputs, rows_fed)
 
     def _send_whole(
-        self, run: _Run, lane: _Lane, part: Part, outputs: list[Any], rows_fed: int
+        self, run: _Run, lane: Lane, part: Part, outputs: list[Any], rows_fed: int
     ) -> Generator[int, None, None]:
         """The outputs of a run of one part. Those that do not follow the rows are its answer as they are."""
         if lane.batchable:
@@ -278,7 +272,7 @@ class Executor:
             outputs = [o[: part[ROWS]] if follows else o for o, follows in zip(outputs, follow, strict=True)]
         yield from self._send_rows(run, lane, [part], outputs)
 
-    def _send_rows(self, run: _Run, lane: _Lane, parts: list[Part], outputs: list[Any]) -> Generator[int, None, None]:
+    def _send_rows(self, run: _Run, lane: Lane, parts: list[Part], outputs: list[Any]) -> Generator[int, None, None]:
         """One record with `outputs`, which are the rows of these parts of one frontend, and the Result that says so."""
         frontend_id = parts[0][FRONTEND]
         if frontend_id not in self._rings:
@@ -306,7 +300,7 @@ class Executor:
         run.send((frontend_id, result))
 
     def _send_less(
-        self, run: _Run, lane: _Lane, parts: list[Part], outputs: list[Any], nbytes: int
+        self, run: _Run, lane: Lane, parts: list[Part], outputs: list[Any], nbytes: int
     ) -> Generator[int, None, None]:
         """A record that the ring can never hold: half of the parts at a time, and a part that is too large fails."""
         if len(parts) == 1:
@@ -323,16 +317,7 @@ class Executor:
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
-    def _feeds(self, lane: _Lane, groups: list[Columns], rows_count: int, rows_fed: int) -> list[Any]:
-        if not lane.pads:
-            return self._gatherer.feeds(lane.layouts, groups, rows_count, rows_fed)
-        with_first = lane.model in self._pads_with_first
-        return padded_feeds(self._gatherer, lane.layouts, groups, rows_count, rows_fed, with_first=with_first)
-
-    def _is_piece(self, lane: _Lane, part: Part) -> bool:
-        return is_piece(lane.layouts, self._rings[part[FRONTEND]], part[ROWS], part[OFFSETS:])
-
-    def _call(self, run: _Run, lane: _Lane, feeds: list[Any], rows_count: int) -> list[Any]:
+    def _call(self, run: _Run, lane: Lane, feeds: list[Any], rows_count: int) -> list[Any]:
         run.rows_count += rows_count
         started_ns = self._clock_ns()
         try:
@@ -349,28 +334,11 @@ class Executor:
         result = Result(self.worker_id, message.batch_id, message.lane_key, -1, [], [], failures, run.span)
         run.send((part[FRONTEND], result))
 
-    def _group(self, parts: list[Part]) -> list[Columns]:
-        """The parts by frontend, in the order in which each frontend comes first: rows of one lie side by side."""
-        first = parts[0][FRONTEND]
-        if all(part[FRONTEND] == first for part in parts):
-            return [Columns(self._rings[first], parts)]
-        by_frontend: dict[int, list[Part]] = {}
-        for part in parts:
-            by_frontend.setdefault(part[FRONTEND], []).append(part)
-        return [Columns(self._rings[frontend_id], own) for frontend_id, own in by_frontend.items()]
-
-    def _rows_fed(self, lane: _Lane, rows_count: int) -> int:
-        """`rows_count` rounded up to an allowed size; as it is when there is none, or when it is above all of them."""
-        for rows in self._allowed_batch_rows.get(lane.model, ()):
-            if rows >= rows_count:
-                return rows
-        return rows_count
-
-    def _lane(self, key: bytes) -> _Lane | Failure:
+    def _lane(self, key: bytes) -> Lane | Failure:
         lane = self._lanes.get(key)
         if lane is None:
             try:
-                lane = _Lane(unpack_lane(key), self._servables)
+                lane = self._make_lane(unpack_lane(key))
             except RunFailure as error:
                 lane = error.failure
             self._lanes[key] = lane
@@ -379,3 +347,10 @@ class Executor:
         else:
             self._lanes.move_to_end(key)
         return lane
+
+    def _make_lane(self, spec: LaneSpec) -> Lane:
+        model = self._servables.get((spec.model, spec.version))
+        if model is None:
+            text = f"Version {spec.version} of model {spec.model} is not loaded in this worker."
+            raise RunFailure(Code.UNAVAILABLE, text)
+        return Lane(spec, model, self._trials, assumed=spec.model in self._assumes_independence)

@@ -22,13 +22,16 @@ _ORDINARY_EXECUTOR_OPS = frozenset(
 
 _LOOP_OPS = frozenset({"While", "StatelessWhile", "For", "NextIteration", "RefNextIteration"})
 
-# Ops that change something which a later run sees. Random ops keep a state too, but no request relies on it.
+# Ops that change something which a later run sees. Random ops keep a state too, but no request relies on it; those of
+# tf.random.Generator keep it in a variable, of which two workers would have the same, and give the same numbers twice.
 _CHANGING_OPS = re.compile(
     r"(Ref)?Assign|Assign(Add|Sub)?(VariableOp)?$|Resource(Scatter|StridedSlice|Apply|SparseApply|Accumulator|CountUpTo)|"
     r"Scatter(Nd)?(Update|Add|Sub|Mul|Div|Min|Max)$|(Sparse)?Apply[A-Z]|CountUpTo|LookupTable(Insert|Import|Remove)|"
     r"Queue|Stack(Push|Pop)|Barrier|(Un)?[Ss]tage|(Ordered)?Map(Un)?[Ss]tage|Iterator(GetNext|FromString)|"
-    r"(Eager)?PyFunc|AccumulatorApply"
+    r"(Eager)?PyFunc|AccumulatorApply|Stateful(Uniform|StandardNormal|TruncatedNormal|RandomBinomial)|Rng(ReadAnd)?Skip"
 )
+# Ops that write into what they are given.
+_IN_PLACE_OPS = frozenset({"InplaceUpdate", "InplaceAdd", "InplaceSub"})
 # Ops that take an array of any rank. A graph of nothing else is run on shapes that its signature does not allow, as
 # TF Serving does (its own tests send [3] where [-1, 1] stands); elsewhere a kernel may end the process over a rank
 # that it never expects (oneDNN's convolution does).
@@ -48,13 +51,14 @@ class Traits:
     """Of what runs for some tensors.
 
     needs_ordinary_executor, takes_any_shape: see above. loops: a run may take any time. changes_state: a later run may
-    answer differently.
+    answer differently. writes_inputs: a run may write into what it is fed.
     """
 
     needs_ordinary_executor: bool
     loops: bool
     changes_state: bool
     takes_any_shape: bool
+    writes_inputs: bool
 
 
 class GraphIndex:
@@ -77,6 +81,7 @@ class GraphIndex:
             loops=not ops.isdisjoint(_LOOP_OPS),
             changes_state=any(_CHANGING_OPS.match(op) for op in ops),
             takes_any_shape=self._ops(_computed_from(fed, nodes)) <= _ANY_SHAPE_OPS | self._functions.keys(),
+            writes_inputs=not ops.isdisjoint(_IN_PLACE_OPS),
         )
 
     def reached(self, targets: Iterable[str], stop: Collection[str] = ()) -> list[Any]:

@@ -7,10 +7,19 @@ time uses a model: the loader's until it has handed it over, then the serving on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 from ringserve.broker.messages import InputSpec, LaneSpec
 from ringserve.workers.signature import Signature
+
+
+class Independence(Enum):
+    """Whether a row's outputs are what they are whatever the other rows of its batch, as far as is known at load."""
+
+    SHOWN = "shown"
+    REFUTED = "refuted"
+    UNKNOWN = "unknown"
 
 
 class ModelPlan(Protocol):
@@ -23,6 +32,10 @@ class ModelPlan(Protocol):
     @property
     def per_row(self) -> bool:
         """False: outputs were seen that do not have one row for each row put in."""
+
+    @property
+    def independence(self) -> Independence:
+        """Whether rows were seen to depend on each other, or not to."""
 
     @property
     def changes_state(self) -> bool:

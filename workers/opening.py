@@ -72,6 +72,7 @@ class Opener:
                     path, order.name, order.version, tags=self.tags, threads=self.threads, weights=weights
                 )
                 give_memory_back()
+                self._warn_of_dependence(model, order)
                 return model
         except Exception as error:
             # Sharing never costs the model: whatever is wrong with it itself comes up again.
@@ -79,7 +80,20 @@ class Opener:
                 notes.append(f"its weights are private to this worker: {error}")
                 log.warning("model %s version %d: %s", order.name, order.version, notes[-1], exc_info=error)
         weights = None
-        return Servable.load(path, order.name, order.version, tags=self.tags, threads=self.threads)
+        model = Servable.load(path, order.name, order.version, tags=self.tags, threads=self.threads)
+        self._warn_of_dependence(model, order)
+        return model
+
+    def _warn_of_dependence(self, model: Servable, order: LoadOrder) -> None:
+        if self._options(order).assumes_independence:
+            return
+        for key, aliases in model.dependent.items():
+            if aliases:
+                log.warning(
+                    "model %s version %d, signature %s: what %s says of a row depends on the other rows of its batch, "
+                    'so its requests are run one by one (row_independence = "assumed" has them share batches)',
+                    order.name, order.version, key, ", ".join(sorted(aliases)),
+                )  # fmt: skip
 
     def _map(self, order: LoadOrder) -> Weights | None:
         """The weights that are shared of this version, if any. Raises WeightsError."""
@@ -101,7 +115,7 @@ class Opener:
     def _options(self, order: LoadOrder) -> ModelOptions:
         if order.options:
             return ModelOptions(order.name, *order.options)
-        return ModelOptions(order.name, self.batching.batch_rows_max, [], False, False)
+        return ModelOptions(order.name, self.batching.batch_rows_max, [], False, False, False)
 
     # ------------------------------------------------------------------------------------------------------ warm-up
 

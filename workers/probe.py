@@ -1,24 +1,25 @@
 """Runs of a signature at load: on zeros, which pays TensorFlow's first-run costs and shows whether outputs follow the
-rows; and on random numbers, which shows whether a row's outputs depend on the other rows.
+rows; and on random values, which shows whether a row's outputs depend on the other rows.
 
 No signature says that. A softmax over the batch's rows, or a mean that is taken off, has an output for each row, and
-answers of clients whose requests shared a batch would be wrong without a trace. Such a model is found by two rows that
+answers of clients whose requests shared a batch would be wrong without a trace. Such a model is found by four rows that
 are run together and alone.
 
-A probe is only ever advice. What fails here is left for a request to find out, and what was not probed is watched by
-the executor, run by run, as far as shapes tell.
+A probe is only ever advice. What fails here is left for a request to find out, and what it could not show is put on
+trial by the executor, with the requests that come (`trial.py`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from ringserve.broker.messages import InputSpec
 from ringserve.workers import signature
+from ringserve.workers.agreement import differ
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.gather import layout_of
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: An unlikely size for an output that has nothing to do with the batch.
 _ROWS = 3
+#: Rows that are run together and alone. Two would not do: of two ranks each may well be what it is alone.
+_ROWS_TRIED: Final = 4
 
 #: Inputs larger than this are not made up only to try them.
 _BYTES_MAX = 64 * 2**20
@@ -37,93 +40,111 @@ _BYTES_MAX = 64 * 2**20
 #: What is put in beside zeros are floats below one and whole numbers below this, as pictures and indices of tables are:
 #: kernels that end the process do so for odd values, and a model must not be lost for a probe.
 _INTEGERS_END: Final = 3
-#: A difference between sums that were added up in another order, in parts of the largest value, is no dependence. Nor
-#: is one step of a whole number, as quantized models round.
-_TOLERANCE: Final = 0.02
+#: Strings are numbers of so few digits: what reads numbers takes them too.
+_DIGITS_MAX: Final = 6
 
 
-def outputs_not_per_row(servable: Servable, entry: signature.Signature) -> frozenset[str]:
-    """Aliases of the outputs of which three rows put in do not give three rows, or not those that each gives alone.
-    Empty when that cannot be tried."""
+class Probed(NamedTuple):
+    """Of a signature's outputs, by alias.
+
+    not_per_row: three rows put in do not give three rows. dependent: a row's depend on the other rows. shown: none of
+    the others do, which was seen in rows whose outputs differ.
+    """
+
+    not_per_row: frozenset[str] = frozenset()
+    dependent: frozenset[str] = frozenset()
+    shown: bool = False
+
+
+def try_rows(servable: Servable, entry: signature.Signature) -> Probed:
+    """What runs on made-up values show. Nothing when that cannot be tried."""
     specs: list[InputSpec] = []
     feeds = []
     try:
         for alias, tensor_name in entry.inputs.items():
             shape = servable.shape(tensor_name)
             if not shape or shape[0] is not None:
-                return frozenset()
+                return Probed()
             inner = tuple(size for size in shape[1:] if size is not None)
             if len(inner) < len(shape) - 1:
-                return frozenset()
+                return Probed()
             spec = servable.input_spec(entry, alias, inner)
             layout = layout_of(spec)
-            if layout.row_bytes * _ROWS > _BYTES_MAX:
-                return frozenset()
+            if layout.row_bytes * _ROWS_TRIED > _BYTES_MAX:
+                return Probed()
             specs.append(spec)
-            shape_fed = (_ROWS, *inner)
+            shape_fed = (_ROWS_TRIED, *inner)
             feeds.append(np.full(shape_fed, b"", object) if layout.dtype is None else np.zeros(shape_fed, layout.dtype))
     except (RunFailure, KeyError, ValueError):
-        return frozenset()
+        return Probed()
     if not specs:
-        return frozenset()
+        return Probed()
     try:
         plan = servable.plan(signature.lane_of(servable.name, servable.version, entry, tuple(specs), batchable=True))
-        outputs = plan.run(feeds)
+        outputs = plan.run([feed[:_ROWS] for feed in feeds])
     except RunFailure:
-        return frozenset()
+        return Probed()
     found = frozenset(
         alias for alias, output in zip(entry.outputs, outputs, strict=True) if not output.ndim or len(output) != _ROWS
     )
-    if not all(feed.dtype.kind in "fiub" for feed in feeds):
-        return found
-    dependent = _dependent(plan, [feed[:2] for feed in feeds], tuple(entry.outputs)) - found
-    if dependent:
-        log.warning(
-            "model %s version %d, signature %s: what %s says of a row depends on the other rows of its batch, so its "
-            "requests are run one by one",
-            servable.name, servable.version, entry.name, ", ".join(sorted(dependent)),
-        )  # fmt: skip
-    return found | dependent
+    probed = _run_alone_and_together(plan, feeds, tuple(entry.outputs))
+    return probed._replace(not_per_row=probed.not_per_row | found, dependent=probed.dependent - found)
 
 
-def _dependent(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequence[str]) -> frozenset[str]:
-    """Outputs of two rows of which one is another one alone, but none of what is random. zeros: as the inputs."""
+def _run_alone_and_together(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequence[str]) -> Probed:
+    """zeros: as the inputs. Where strings are put in, only a difference shows something: what most models do with
+    strings is the same for all that they do not know."""
     random = np.random.default_rng(0)
-    feeds = [_random_like(random, each) for each in zeros]
+    feeds = [_made_up(random, each) for each in zeros]
+    if all(each.dtype.kind != "O" for each in zeros):
+        return _compare(plan, feeds, aliases) or Probed()
+    empty = [zero if zero.dtype.kind == "O" else feed for zero, feed in zip(zeros, feeds, strict=True)]
+    # An empty string is a valid tf.Example, which made-up ones are not.
+    return (_compare(plan, feeds, aliases) or _compare(plan, empty, aliases) or Probed())._replace(shown=False)
+
+
+def _compare(plan: ModelPlan, feeds: Sequence[Any], aliases: Sequence[str]) -> Probed | None:
+    """What the rows of `feeds` show; None when they cannot be run. Of what is random nobody can tell."""
 
     def run(rows: slice) -> dict[str, Any]:
         outputs = plan.run([each[rows] for each in feeds])
         return {alias: np.array(output) for alias, output in zip(aliases, outputs, strict=True)}
 
     try:
-        both, *alone = map(run, (slice(None), slice(1), slice(1, None)))
+        together = run(slice(None))
+        alone = [run(slice(at, at + 1)) for at in range(_ROWS_TRIED)]
+        per_row = {alias: rows for alias, rows in together.items() if rows.ndim and len(rows) == _ROWS_TRIED}
         found = {
             alias
-            for alias, rows in both.items()
-            if rows.ndim and any(_differ(rows[at : at + 1], one[alias]) for at, one in enumerate(alone))
+            for alias, rows in per_row.items()
+            if any(differ(rows[at : at + 1], one[alias]) for at, one in enumerate(alone))
         }
         if found:
             again = run(slice(None))
-            found = {alias for alias in found if not _differ(both[alias], again[alias])}
+            found = {alias for alias in found if not differ(together[alias], again[alias])}
     except RunFailure:
-        return frozenset()
-    return frozenset(found)
+        return None
+    shown = any(len(set(map(_bytes, np.split(rows, _ROWS_TRIED)))) > 1 for a, rows in per_row.items() if a not in found)
+    return Probed(frozenset(aliases) - per_row.keys(), frozenset(found), shown)
 
 
-def _random_like(random: np.random.Generator, zeros: Any) -> Any:
-    if zeros.dtype.kind == "f":
-        return random.random(zeros.shape).astype(zeros.dtype)
-    return random.integers(_INTEGERS_END, size=zeros.shape).astype(zeros.dtype)
+def _bytes(row: Any) -> bytes:
+    return repr(row.tolist()).encode() if row.dtype.kind == "O" else bytes(row.tobytes())
 
 
-def _differ(one: Any, other: Any) -> bool:
-    """By more than rounding explains. What cannot be compared does not."""
-    if one.shape != other.shape:
-        return True
-    if one.dtype.kind not in "fiu" or not one.size:
-        return False
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return False
-    largest = max(np.abs(a).max(), np.abs(b).max())
-    return bool(np.abs(a - b).max() > (_TOLERANCE * largest if one.dtype.kind == "f" else max(1, _TOLERANCE * largest)))
+def _made_up(random: np.random.Generator, zeros: Any) -> Any:
+    """Random values for an input, each row's others."""
+    dtype, shape = zeros.dtype, zeros.shape
+    if dtype.kind == "O":
+        digits = random.integers(1, _DIGITS_MAX + 1, size=zeros.size)
+        words = np.empty(zeros.size, object)
+        words[:] = [b"%d" % random.integers(10 ** (count - 1), 10**count) for count in digits]
+        return words.reshape(shape)
+    if dtype.kind == "c":
+        return (random.random(shape) + 1j * random.random(shape)).astype(dtype)
+    if dtype.names:  # a quantized type
+        return random.integers(_INTEGERS_END, size=shape).astype(dtype[0]).view(dtype)
+    # Types from ml_dtypes are floats and whole numbers of one kind.
+    if np.array(0.5).astype(dtype).astype(np.float64) == 0.5:
+        return random.random(shape).astype(dtype)
+    return random.integers(_INTEGERS_END, size=shape).astype(dtype)

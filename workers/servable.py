@@ -20,6 +20,7 @@ from ringserve.workers import loader, probe, session, signature
 from ringserve.workers.assigning import Assigner
 from ringserve.workers.failures import LoadError, RunFailure, clean, failure_of, failure_of_undecodable
 from ringserve.workers.graph import GraphIndex, Traits
+from ringserve.workers.interface import Independence
 from ringserve.workers.weights import Weights
 
 __all__ = ["LoadError", "Plan", "RunFailure", "Servable"]
@@ -33,7 +34,17 @@ _CALLS_MAX = 64
 class Plan:
     """How the requests of one lane are run. Kept by the executor; several lanes may share the call below it."""
 
-    __slots__ = ("_call", "_plain", "_wiring", "changes_state", "output_dtypes", "per_row", "spec")
+    __slots__ = (
+        "_call",
+        "_copies_feeds",
+        "_plain",
+        "_wiring",
+        "changes_state",
+        "independence",
+        "output_dtypes",
+        "per_row",
+        "spec",
+    )
 
     def __init__(
         self,
@@ -41,8 +52,9 @@ class Plan:
         wiring: signature.Wiring,
         call: session.Call | None,
         output_dtypes: tuple[int, ...],
-        changes_state: bool,
+        traits: Traits,
         per_row: bool,
+        independence: Independence,
     ) -> None:
         self.spec = spec
         #: TensorFlow's DataType number of each output, in the lane's order.
@@ -50,12 +62,16 @@ class Plan:
         #: False: the model was seen to give outputs that do not have one row for each row put in.
         self.per_row = per_row
         #: Whether a run may change what later runs answer. Such a lane's requests are run one by one, each once.
-        self.changes_state = changes_state
+        self.changes_state = traits.changes_state
+        self.independence = independence
         self._wiring = wiring
         self._call = call
+        #: A variable that is assigned takes over the buffer of what it is assigned: it must not be a ring's. Nor may an
+        #: op write there, which is mapped read-only.
+        self._copies_feeds = traits.changes_state or traits.writes_inputs
         self._plain = (
             not wiring.same
-            and not changes_state
+            and not self._copies_feeds
             and wiring.feed_of == tuple(range(len(spec.inputs)))
             and wiring.sources == tuple(range(len(wiring.fetches)))
         )
@@ -93,8 +109,7 @@ class Plan:
                 raise RunFailure(
                     Code.INVALID_ARGUMENT, f'Inputs "{a}" and "{b}" are the same tensor of the model and must be equal.'
                 )
-        if self.changes_state:
-            # A variable that is assigned takes over the buffer of what it is assigned: it must not be a ring's.
+        if self._copies_feeds:
             feeds = [np.array(feed) for feed in feeds]
         fetched = self._call(*(feeds[i] for i in wiring.feed_of)) if self._call is not None else []
         return [fetched[source] if source >= 0 else feeds[-1 - source] for source in wiring.sources]
@@ -131,6 +146,10 @@ class Servable:
         self._calls_max = _CALLS_MAX + len(self.signatures)
         #: Signatures seen to give outputs that do not follow the rows put in: the aliases of those outputs.
         self.not_per_row: dict[str, frozenset[str]] = {}
+        #: Likewise those of which a row's depend on the other rows.
+        self.dependent: dict[str, frozenset[str]] = {}
+        #: Signatures of which the other outputs were seen not to.
+        self._independent: set[str] = set()
 
     @property
     def changes_state(self) -> bool:
@@ -205,7 +224,11 @@ class Servable:
                     raise
                 continue  # a signature that names what is not there fails when it is asked for, as in TF Serving
             if probes and not self.why_not_try(key):
-                self.not_per_row[key] = probe.outputs_not_per_row(self, entry)
+                probed = probe.try_rows(self, entry)
+                self.not_per_row[key] = probed.not_per_row
+                self.dependent[key] = probed.dependent
+                if probed.shown:
+                    self._independent.add(key)
 
     def plan(self, spec: LaneSpec) -> Plan:
         """How to run this lane. Raises RunFailure for a lane that the model cannot run."""
@@ -220,7 +243,13 @@ class Servable:
         except (KeyError, ValueError) as error:
             raise RunFailure(Code.INVALID_ARGUMENT, str(error).strip("\"'")) from None
         per_row = not spec.batchable or self.not_per_row.get(spec.signature, frozenset()).isdisjoint(spec.outputs)
-        return Plan(spec, wiring, call, output_dtypes, self.traits[spec.signature].changes_state, per_row)
+        independence = self._independence(spec)
+        return Plan(spec, wiring, call, output_dtypes, self.traits[spec.signature], per_row, independence)
+
+    def _independence(self, spec: LaneSpec) -> Independence:
+        if not self.dependent.get(spec.signature, frozenset()).isdisjoint(spec.outputs):
+            return Independence.REFUTED
+        return Independence.SHOWN if spec.signature in self._independent else Independence.UNKNOWN
 
     def why_not_try(self, signature: str) -> str:
         """Why this signature must not be run on made-up values, in words; empty when that is harmless."""

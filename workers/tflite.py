@@ -18,6 +18,7 @@ from ringserve.broker.messages import Code, InputSpec, LaneSpec
 from ringserve.shm import dtype as dtypes
 from ringserve.workers import signature, tflite_signatures
 from ringserve.workers.failures import LoadError, RunFailure
+from ringserve.workers.interface import Independence
 from ringserve.workers.tflite_signatures import TensorDetail, plain_name
 
 #: (module, attribute) of the interpreter's class, the first that can be imported counts.
@@ -64,6 +65,7 @@ class TflitePlan:
 
     #: Only a run shows whether outputs follow the rows; the executor watches that.
     per_row = True
+    independence = Independence.UNKNOWN
 
     def __init__(
         self, model: TfliteModel, spec: LaneSpec, wiring: signature.Wiring, output_dtypes: tuple[int, ...]

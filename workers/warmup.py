@@ -21,6 +21,7 @@ from ringserve.config.tfrecord import WARMUP_FILE, WARMUP_RECORDS_MAX, scan_reco
 from ringserve.workers.failures import LoadError, RunFailure
 from ringserve.workers.gather import layout_of
 from ringserve.workers.interface import Model, ModelPlan
+from ringserve.workers.lane import runs_alone
 from ringserve.workers.tensor_parse import TensorParser
 from ringserve.workers.warmup_runs import Feed, Reader, Run
 
@@ -155,7 +156,7 @@ def _fed(spec: InputSpec, feed: Feed) -> Any:
 
 def padded(lane: Lane, options: ModelOptions) -> list[Any]:
     """The feeds of the batch that the executor would make of these rows alone."""
-    if not lane.spec.batchable:
+    if not lane.spec.batchable or runs_alone(lane.plan, assumed=options.assumes_independence):
         return lane.rows
     rows = len(lane.rows[0])
     return [with_rows(array, _allowed(rows, options)) for array in lane.rows]

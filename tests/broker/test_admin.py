@@ -267,7 +267,7 @@ def test_2008_batching_reaches_workers_and_is_kept_by_a_reload_that_says_nothing
     desk = Desk()
     desk.ask("batching", json.dumps({"model": "m", "batching": {"batch_rows_max": 7, "pad_inputs": True}}).encode())
     assert desk.answer()[0].code is Code.OK
-    assert desk.told == [ModelOptions("m", 7, [], True, False)]
+    assert desk.told == [ModelOptions("m", 7, [], True, False, False)]
     desk.ask("reload", desk.config(text_of("m")))
     desk.looked()
     assert desk.answer()[0].code is Code.OK

@@ -337,6 +337,7 @@ _BATCHINGS = st.builds(
     split=st.booleans(),
     pad_inputs=st.booleans(),
     pad_with=st.sampled_from(["zero", "first"]),
+    row_independence=st.sampled_from(["tried", "assumed"]),
     batch_rows_allowed=st.sampled_from(["", "8,1000"]),
     queue_batches_max=st.integers(0, 9),
 )

@@ -58,7 +58,8 @@ BATCHING: dict[str, dict[str, Any]] = {
 
 
 def config(models: Path) -> str:
-    lines = ["[workers]", "workers = 1", "[batching]", "batches_at_once_max = 1"]
+    # Each row of this model says how many there were in its batch: rows that depend on each other, so to speak.
+    lines = ["[workers]", "workers = 1", "[batching]", "batches_at_once_max = 1", 'row_independence = "assumed"']
     for name, batching in BATCHING.items():
         lines += ["[[models]]", f'name = "{name}"', f'base_path = "{models / "ragged"}"', "[models.batching]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in batching.items()]

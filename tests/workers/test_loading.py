@@ -190,10 +190,10 @@ def test_loops_are_not_probed_and_outputs_that_do_not_follow_rows_are_known(serv
 
 def test_rows_that_depend_on_each_other_are_found(served: Load) -> None:
     """In any output; but not in what is another one each time, of which nobody can tell."""
-    found = served("ranking").not_per_row
+    found = served("ranking").dependent
     assert found == {"serving_default": {"p"}, "last": {"place"}, "own": {"place"}, "noisy": frozenset()}
     for name in ("conv", "several", "echo", "identities", "half"):
-        assert not any(served(name).not_per_row.values()), name
+        assert not any(served(name).dependent.values()), name
 
 
 def test_published_signatures(served: Load) -> None:

@@ -16,8 +16,8 @@ Load = Callable[..., Any]
 RANDOM = np.random.default_rng(14)
 
 
-def options(name: str, *allowed: int, with_first: bool = False) -> ModelOptions:
-    return ModelOptions(name, 128, list(allowed), True, with_first)
+def options(name: str, *allowed: int, with_first: bool = False, assumed: bool = False) -> ModelOptions:
+    return ModelOptions(name, 128, list(allowed), True, with_first, assumed)
 
 
 def floats(rows: int, width: int) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def test_a_record_that_is_stale_costs_its_request_only(served: Load, head: bytes
 
 def test_6_3_options_can_change(served: Load) -> None:
     servable = served("ragged")
-    desk = Desk(servable, allowed_batch_rows={"ragged": [32]})
+    desk = Desk(servable)
     request = floats(3, 2)
     spec = lane(servable, request, ["batch"])
 
@@ -231,9 +231,8 @@ def test_6_3_options_can_change(served: Load) -> None:
         assert len(output) == 3
         return int(output[0])
 
-    assert batch_rows() == 32
-    for allowed, run in ((), 3), ((1, 4), 4), ((1, 2), 3), ((3,), 3):
-        desk.executor.set_options("ragged", options("ragged", *allowed))
+    for allowed, run in ((32,), 32), ((), 3), ((1, 4), 4), ((1, 2), 3), ((3,), 3):
+        desk.executor.set_options("ragged", options("ragged", *allowed, assumed=True))
         assert batch_rows() == run
 
 

@@ -285,13 +285,14 @@ def test_options_of_the_order_and_of_later_messages(start: Start, served: Any) -
     from tests.workers.broker_end import FrontendEnd
 
     model = Recording(served("half"))
-    broker, _ = start([order_of("half", options=[8, [4, 8], False, False])], lambda order: Opened(model, [], 0, 0, -1))
+    order = order_of("half", options=[8, [4, 8], False, False, False])
+    broker, _ = start([order], lambda _: Opened(model, [], 0, 0, -1))
     broker.until(Ready([["half", 1]], True))
     frontend = FrontendEnd(broker)
     spec = lane(served("half"), rows_of(1.0), ["y"])
     assert frontend.floats(spec, **rows_of(1.0, 2.0, 5.0)) == [2.5, 3.0, 4.5]
     assert model.rows == [4]
-    broker.channel.send(ModelOptions("half", 16, [16], False, False))
+    broker.channel.send(ModelOptions("half", 16, [16], False, False, False))
     broker.ask("nothing")  # answered after the options were taken in
     assert frontend.floats(spec, **rows_of(1.0)) == [2.5]
     assert model.rows == [4, 16]
@@ -313,6 +314,7 @@ class Recording:
 
         class Plan:
             per_row, changes_state, output_dtypes = plan.per_row, plan.changes_state, plan.output_dtypes
+            independence = plan.independence
 
             def run(self, feeds: list[Any]) -> list[Any]:
                 recording.rows.append(len(feeds[0]))

@@ -24,12 +24,12 @@ def test_batch_sizes(tf: Any, rows_max: int, allowed: list[int], sizes: list[int
     from ringserve.broker.messages import ModelOptions
     from ringserve.workers.warmup import batch_sizes
 
-    assert batch_sizes(ModelOptions("m", rows_max, allowed, False, False)) == sizes
+    assert batch_sizes(ModelOptions("m", rows_max, allowed, False, False, False)) == sizes
 
 
 def test_batches_are_those_that_the_model_will_be_given(version: Any, tf: Any) -> None:
     here = version("half")
-    options = [100, [3, 6], False, False]
+    options = [100, [3, 6], False, False, False]
     assert here.open_as_it_is(options).notes == ["warmed up on zeros, batches of 3, 6 rows"]
     assert here.open(predict(tf, x=[1.0]), options=options).notes[0].endswith("batches of 3, 6 rows")
 
@@ -42,9 +42,9 @@ def test_rows_of_a_record_are_padded_as_the_executor_pads_them(tf: Any, served: 
     x = np.array([1.0, 2.0, 3.0], np.float32)
     lane = warmup.lane_of(served("half"), Run("serving_default", {"x": Feed(1, x)}, ("y",), lambda outputs: None))
     assert (lane.spec.batchable, lane.spec.inputs[0].shape) == (True, ())
-    (fed,) = warmup.padded(lane, ModelOptions("half", 8, [2, 5], False, False))
+    (fed,) = warmup.padded(lane, ModelOptions("half", 8, [2, 5], False, False, False))
     assert fed.tolist() == [1.0, 2.0, 3.0, 1.0, 2.0]
-    (fed,) = warmup.padded(lane, ModelOptions("half", 8, [2], False, False))
+    (fed,) = warmup.padded(lane, ModelOptions("half", 8, [2], False, False, False))
     assert fed.tolist() == [1.0, 2.0, 3.0]
 
 

@@ -1,0 +1,38 @@
+"""Whether two runs answered the same, as far as rounding and near ties let one tell."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+#: A difference between sums that were added up in another order, in parts of the largest value, is no dependence.
+_TOLERANCE: Final = 0.02
+#: Nor is one of few elements: scores that are nearly equal change places in a ranking when they are added up in
+#: another order. Rows that depend on each other differ in all of their elements, or in most.
+_PART_MAX: Final = 0.01
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether more than a hundredth of the elements, and at least one, differ by more than rounding explains."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return True
+    return bool(np.count_nonzero(_differing(one, other)) > _PART_MAX * one.size)
+
+
+def _differing(one: Any, other: Any) -> Any:
+    """Which elements do. One step of an 8-bit number is rounding, as quantized models round."""
+    if one.dtype.names:  # a quantized type
+        one, other = (each.view(one.dtype[0]) for each in (one, other))
+    kind = one.dtype.kind
+    if kind in "iu" and one.dtype.itemsize == 1:
+        return np.abs(one.astype(np.int16) - other.astype(np.int16)) > 1
+    if kind not in "fcV":
+        return one != other
+    wide = np.complex128 if kind == "c" else np.float64
+    with np.errstate(all="ignore"):
+        a, b = one.astype(wide), other.astype(wide)
+        finite = np.isfinite(a) & np.isfinite(b)
+        largest = max(np.abs(a[finite]).max(initial=0.0), np.abs(b[finite]).max(initial=0.0))
+        same = (a == b) | (np.isnan(a) & np.isnan(b)) | (finite & (np.abs(a - b) <= _TOLERANCE * largest))
+    return ~same

@@ -1,0 +1,149 @@
+"""Requests of a signature on trial, run alone and together: does that make a difference to what they are answered?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from ringserve.broker.messages import LaneSpec
+from ringserve.workers.agreement import differ
+from ringserve.workers.failures import RunFailure
+from ringserve.workers.feeding import Feeder
+from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Part
+from ringserve.workers.lane import Lane
+from ringserve.workers.trial import Trial, Verdict
+
+log = logging.getLogger(__name__)
+
+#: What is compared of an answer, of each output, and of how many of a batch's parts: what depends does so everywhere,
+#: and copies of answers must not take much memory.
+_ELEMENTS_MAX: Final = 4096
+_PARTS_MAX: Final = 32
+
+
+class _Sample(NamedTuple):
+    """Some elements of an output, enough to compare it. Strings are their hashes."""
+
+    shape: tuple[int, ...]
+    elements: Any
+
+
+def _sample(output: Any) -> _Sample:
+    """A copy: outputs may share memory with the feeds, which are a ring's."""
+    flat = output.reshape(-1)
+    some = flat[:: -(-flat.size // _ELEMENTS_MAX) or 1]
+    is_text = some.dtype.kind == "O"
+    return _Sample(output.shape, np.array([hash(value) for value in some], np.int64) if is_text else some.copy())
+
+
+def _differ(one: _Sample, other: _Sample) -> bool:
+    return one.shape != other.shape or differ(one.elements, other.elements)
+
+
+def _is_other(one: _Sample, other: _Sample) -> bool:
+    """Whether these are answers to different questions: by more than the number of rows."""
+    count = min(len(one.elements), len(other.elements))
+    return bool(one.elements[:count].tobytes() != other.elements[:count].tobytes())
+
+
+class Answers:
+    """What the parts of one batch were answered, each alone. Keeps nothing of a ring."""
+
+    def __init__(self) -> None:
+        #: Those that have an answer and are no failure.
+        self.parts: list[Part] = []
+        self._samples: dict[tuple[int, int, int], list[_Sample]] = {}
+
+    def keep(self, part: Part, outputs: Sequence[Any]) -> None:
+        """Remember what this part was answered."""
+        self.parts.append(part)
+        if len(self._samples) < _PARTS_MAX:
+            self._samples[_key(part)] = [_sample(output) for output in outputs]
+
+    def judge(
+        self, trial: Trial, groups: Sequence[Columns], outputs: Sequence[Any], run: Callable[[Columns], list[Any]]
+    ) -> list[int]:
+        """Compare with the outputs of all parts run together, in the order of `groups`, and tell the trial.
+
+        run: of one part alone, once more: an output that is not the same then is random, and says nothing. Returns
+        the places of the outputs that differed. Raises RunFailure.
+        """
+        first_row = 0
+        differing: set[int] = set()
+        witness: Columns | None = None
+        for group in groups:
+            for part in group.parts:
+                end_row = first_row + part[ROWS]
+                for at, alone in enumerate(self._samples.get(_key(part), ())):
+                    if _differ(alone, _sample(outputs[at][first_row:end_row])):
+                        differing.add(at)
+                        witness = witness or Columns(group.ring, [part])
+                first_row = end_row
+        random: set[int] = set()
+        if witness is not None:
+            again = [_sample(output) for output in run(witness)]
+            alone_once = self._samples[_key(witness.parts[0])]
+            random = {at for at in differing if _differ(alone_once[at], again[at])}
+        if differing - random:
+            trial.differed()
+        else:
+            trial.agreed(self._others(random))
+        return sorted(differing - random)
+
+    def _others(self, random: set[int]) -> int:
+        """Parts whose answer is not that of the first one, in what is not random."""
+        first, *rest = self._samples.values()
+        compared = [at for at in range(len(first)) if at not in random]
+        return sum(any(_is_other(first[at], each[at]) for at in compared) for each in rest)
+
+
+def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clock_ns: Callable[[], int]) -> int:
+    """Run all parts that have an answer once more, in one go, and tell the trial how that came out.
+
+    Returns how long it took; 0 when it failed. That is what the broker is to learn of this batch, as it is what such a
+    batch takes once requests share it. By the lone runs it would find that larger batches do not pay, and make none.
+    """
+    groups = feeder.group(answers.parts)
+    rows_count = sum(group.rows_count for group in groups)
+    rows_fed = feeder.rows_fed(lane, rows_count)
+    run_ns = 0
+    differing: list[int] = []
+    try:
+        started_ns = clock_ns()
+        outputs = lane.plan.run(feeder.feeds(lane, groups, rows_count, rows_fed))
+        run_ns = clock_ns() - started_ns
+        if all(output.ndim and len(output) == rows_fed for output in outputs):
+            differing = answers.judge(trial, groups, outputs, lambda group: _run_alone(lane, feeder, group))
+        else:
+            trial.not_per_row()
+    except RunFailure:
+        trial.failed()
+    _report(trial, lane.spec, differing)
+    return run_ns
+
+
+def _run_alone(lane: Lane, feeder: Feeder, group: Columns) -> list[Any]:
+    return lane.plan.run(feeder.feeds(lane, [group], group.rows_count, group.rows_count))
+
+
+def _report(trial: Trial, spec: LaneSpec, differing: Sequence[int]) -> None:
+    """Say in the log what became of a signature, where that is worth knowing. differing: places of outputs."""
+    who = (spec.model, spec.version, spec.signature)
+    if trial.verdict is Verdict.DEPENDENT:
+        names = ", ".join(spec.outputs[at] for at in differing)
+        log.warning(
+            "model %s version %d, signature %s: %s differed between a request run alone and together with others, so "
+            'its requests are run one by one from now on (row_independence = "assumed" has them share batches)',
+            *who, names,
+        )  # fmt: skip
+    elif trial.verdict is Verdict.ALONE:
+        log.info("model %s version %d, signature %s: its requests cannot be run together", *who)
+    elif trial.verdict is Verdict.TRUSTED:
+        log.debug("model %s version %d, signature %s: its requests share batches from now on", *who)
+
+
+def _key(part: Part) -> tuple[int, int, int]:
+    return part[FRONTEND], part[REQUEST], part[ROW_START]

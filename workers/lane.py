@@ -1,0 +1,48 @@
+"""What the executor knows of a lane: how to read its inputs, how to run it, and whether its requests share batches."""
+
+from __future__ import annotations
+
+from ringserve.broker.messages import LaneSpec
+from ringserve.workers.gather import layout_of
+from ringserve.workers.interface import Independence, Model, ModelPlan
+from ringserve.workers.trial import Trial, Trials, Verdict
+
+
+def runs_alone(plan: ModelPlan, *, assumed: bool) -> bool:
+    """Whether requests of this plan must not share a run: outputs do not follow the rows, a second run would not give
+    the same, or rows depend on each other, unless they are assumed not to."""
+    return not plan.per_row or plan.changes_state or (plan.independence is Independence.REFUTED and not assumed)
+
+
+class Lane:
+    """A lane of a model that is loaded. pads: it leaves axes open. Raises RunFailure for one that cannot run.
+
+    assumed: rows are taken to be independent, whatever was seen. So they are in a lane that pads: there an answer
+    depends on the others' widths anyway, and an operator has asked for it.
+    """
+
+    __slots__ = ("layouts", "lone", "model", "pads", "plan", "spec", "trial")
+
+    def __init__(self, spec: LaneSpec, model: Model, trials: Trials, *, assumed: bool) -> None:
+        self.spec = spec
+        self.model = spec.model
+        self.layouts = [layout_of(i) for i in spec.inputs]
+        self.pads = spec.batchable and any(layout.is_open for layout in self.layouts)
+        self.plan = model.plan(spec)
+        #: Each part runs by itself, and is not padded.
+        self.lone = not spec.batchable or runs_alone(self.plan, assumed=assumed)
+        #: While this is undecided, too.
+        self.trial: Trial | None = None
+        if not (self.lone or assumed or self.pads) and self.plan.independence is Independence.UNKNOWN:
+            self.trial = trials.of(spec)
+            self.lone = True
+
+    @property
+    def batchable(self) -> bool:
+        return self.spec.batchable
+
+    def heed(self, trial: Trial) -> None:
+        """Follow what is decided by now. Batches of other lanes count as well."""
+        if trial.verdict is not Verdict.ON_TRIAL:
+            self.trial = None
+            self.lone = trial.verdict is not Verdict.TRUSTED
