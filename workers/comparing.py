@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 #: and copies of answers must not take much memory.
 _ELEMENTS_MAX: Final = 4096
 _PARTS_MAX: Final = 32
+#: Runs that tell what is random from what depends: a coin may well fall the same way a few times.
+_RUNS_AGAIN_MAX: Final = 8
 
 
 class _Sample(NamedTuple):
@@ -68,25 +71,30 @@ class Answers:
     ) -> list[int]:
         """Compare with the outputs of all parts run together, in the order of `groups`, and tell the trial.
 
-        run: of one part alone, once more: an output that is not the same then is random, and says nothing. Returns
+        run: of one part alone, once more: an output that is not always the same is random, and says nothing. Returns
         the places of the outputs that differed. Raises RunFailure.
         """
         first_row = 0
         differing: set[int] = set()
-        witness: Columns | None = None
+        witnesses: list[Columns] = []
         for group in groups:
             for part in group.parts:
                 end_row = first_row + part[ROWS]
-                for at, alone in enumerate(self._samples.get(_key(part), ())):
-                    if _differ(alone, _sample(outputs[at][first_row:end_row])):
-                        differing.add(at)
-                        witness = witness or Columns(group.ring, [part])
+                alone = self._samples.get(_key(part), [])
+                found = {
+                    at for at, one in enumerate(alone) if _differ(one, _sample(outputs[at][first_row:end_row]))
+                }
+                if found:
+                    differing |= found
+                    witnesses.append(Columns(group.ring, [part]))
                 first_row = end_row
         random: set[int] = set()
-        if witness is not None:
+        for witness, _ in zip(cycle(witnesses), range(_RUNS_AGAIN_MAX), strict=False):
             again = [_sample(output) for output in run(witness)]
-            alone_once = self._samples[_key(witness.parts[0])]
-            random = {at for at in differing if _differ(alone_once[at], again[at])}
+            alone = self._samples[_key(witness.parts[0])]
+            random |= {at for at in differing if _differ(alone[at], again[at])}
+            if random == differing:
+                break
         if differing - random:
             trial.differed()
         else:

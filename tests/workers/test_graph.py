@@ -57,6 +57,30 @@ def test_graphs_that_take_any_shape(tf: Any) -> None:
     assert found == {"y": True, "c": True, "d": False, "e": True, "m": True, "n": False}
 
 
+@pytest.mark.parametrize(
+    ("op", "changes"),
+    [
+        *((f"Stateful{what}", True) for what in ("Uniform", "UniformInt", "UniformFullInt", "StandardNormalV2")),
+        *((f"Stateful{what}", True) for what in ("TruncatedNormal", "RandomBinomial")),
+        ("RngSkip", True),
+        ("RngReadAndSkip", True),
+        ("StatefulPartitionedCall", False),
+        ("StatelessRandomUniform", False),
+        ("RandomUniform", False),
+    ],
+)
+def test_random_generators_keep_their_state_in_a_variable(tf: Any, op: str, changes: bool) -> None:
+    assert traits(graph_of("v VarHandleOp", f"y {op} v"), "y:0") == (False, False, changes)
+
+
+@pytest.mark.parametrize("op", ["InplaceUpdate", "InplaceAdd", "InplaceSub"])
+def test_ops_that_write_into_what_they_are_given(tf: Any, op: str) -> None:
+    from ringserve.workers.graph import GraphIndex
+
+    index = GraphIndex(graph_of("x Placeholder", "a Add x x", f"y {op} x"))
+    assert [index.traits([name], ["x:0"]).writes_inputs for name in "ay"] == [False, True]
+
+
 def test_only_what_is_fetched_counts(tf: Any) -> None:
     graph = graph_of(*CHAIN, "train ResourceApplyAdam v y", "s Switch y y", "loop While y")
     assert traits(graph, "y:0") == (False, False, False)

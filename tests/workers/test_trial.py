@@ -1,0 +1,296 @@
+"""Trials: what requests that are run alone and together say of a signature; with models that are plain functions."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringserve.broker.messages import Code, InputSpec, LaneSpec, ModelOptions
+from ringserve.workers.failures import RunFailure
+from ringserve.workers.interface import Independence
+from ringserve.workers.trial import Trial, Trials, Verdict
+from tests.workers.desk import Desk, rows_of
+
+Function = Callable[[Any], Any]
+
+# ----------------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_few_batches_of_different_answers_are_enough_and_many_of_equal_ones() -> None:
+    for others, batches in ((3, 4), (1, 8), (0, 64)):
+        trial = Trial()
+        for _ in range(batches):
+            assert trial.verdict is Verdict.ON_TRIAL
+            trial.agreed(others)
+        assert trial.verdict is Verdict.TRUSTED
+
+
+def test_one_batch_that_differs_may_be_chance_and_two_are_not() -> None:
+    trial = Trial()
+    trial.agreed(3)
+    trial.differed()
+    for _ in range(3):
+        trial.agreed(3)  # what was said before the difference counts no more
+    verdicts = [trial.verdict]
+    trial.differed()
+    assert [*verdicts, trial.verdict] == [Verdict.ON_TRIAL, Verdict.DEPENDENT]
+
+
+def test_what_cannot_be_run_together_stays_alone() -> None:
+    trial = Trial()
+    for _ in range(8):
+        assert trial.verdict is Verdict.ON_TRIAL
+        trial.failed()
+    assert trial.verdict is Verdict.ALONE
+
+
+@given(st.lists(st.sampled_from(["agreed", "differed", "failed"]), max_size=40))
+def test_nothing_that_differed_twice_is_trusted(events: list[str]) -> None:
+    trial = Trial()
+    for event in events:
+        if trial.verdict is not Verdict.ON_TRIAL:
+            break
+        if event == "agreed":
+            trial.agreed(3)
+        else:
+            getattr(trial, event)()
+    assert trial.verdict is not Verdict.TRUSTED or events.count("differed") < 2 or events.count("agreed") >= 4
+
+
+def test_lanes_of_other_shapes_share_a_trial_and_those_of_other_outputs_do_not() -> None:
+    trials = Trials()
+    wide, narrow = (LaneSpec("m", 1, "s", (InputSpec("x", 1, (size,)),), ("a", "b"), True) for size in (3, 4))
+    trial = trials.of(wide)
+    assert trials.of(narrow) is trial
+    assert trials.of(wide._replace(outputs=("b", "a"))) is trial
+    for other in (wide._replace(outputs=("a",)), wide._replace(version=2), wide._replace(signature="t")):
+        assert trials.of(other) is not trial
+
+
+def test_trials_are_bounded() -> None:
+    trials = Trials()
+    spec = LaneSpec("m", 1, "s", (), (), True)
+    first = trials.of(spec)
+    for version in range(2, 1026):
+        trials.of(spec._replace(version=version))
+    assert trials.of(spec) is not first
+
+
+# --------------------------------------------------------------------------------------------------------- in batches
+
+
+class Plan:
+    """Runs a function on float x; notes how many rows each run had."""
+
+    per_row, changes_state, independence, output_dtypes = True, False, Independence.UNKNOWN, (1,)
+
+    def __init__(self, function: Function, runs: list[int]) -> None:
+        self._function = function
+        self._runs = runs
+
+    def run(self, feeds: Sequence[Any]) -> list[Any]:
+        self._runs.append(len(feeds[0]))
+        return [self._function(feeds[0]).astype(np.float32)]
+
+
+class FunctionModel:
+    """A loaded model that is a function."""
+
+    name, version = "m", 1
+
+    def __init__(self, function: Function) -> None:
+        self.runs: list[int] = []
+        self._function = function
+
+    def plan(self, spec: LaneSpec) -> Plan:
+        return Plan(self._function, self.runs)
+
+
+SPEC = LaneSpec("m", 1, "s", (InputSpec("x", 1, ()),), ("y",), True)
+
+
+def bench(function: Function, **settings: Any) -> tuple[FunctionModel, Desk]:
+    model = FunctionModel(function)
+    return model, Desk(model, **settings)  # type: ignore[arg-type]
+
+
+def ask(desk: Desk, *requests: dict[str, Any], spec: LaneSpec = SPEC) -> list[Any]:
+    """The answers of requests that come together."""
+    parts = [desk.part(request, frontend_id=1 + i % len(desk.rings)) for i, request in enumerate(requests)]
+    answers, _ = desk.run(spec, parts)
+    return [answers[part[1]][0].tolist() if len(answers[part[1]]) == 1 else answers[part[1]] for part in parts]
+
+
+def softmax(x: Any) -> Any:
+    powers = np.exp(x - x.max())
+    return powers / powers.sum()
+
+
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_what_agrees_shares_batches_soon(frontends: int) -> None:
+    model, desk = bench(lambda x: x * 2, frontends=frontends)
+    for _ in range(4):
+        model.runs.clear()
+        assert ask(desk, rows_of(1, 2), rows_of(3), rows_of(4)) == [[2, 4], [6], [8]]
+        assert model.runs == [2, 1, 1, 4]
+    model.runs.clear()
+    assert ask(desk, rows_of(1, 2), rows_of(3), rows_of(4)) == [[2, 4], [6], [8]]
+    assert model.runs == [4]
+
+
+def test_what_differs_never_does_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, desk = bench(softmax)
+    for _ in range(5):
+        model.runs.clear()
+        assert ask(desk, rows_of(1), rows_of(3), rows_of(4)) == [[1], [1], [1]]
+    assert model.runs == [1, 1, 1]
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert record.getMessage() == (
+        "model m version 1, signature s: y differed between a request run alone and together with others, so its "
+        'requests are run one by one from now on (row_independence = "assumed" has them share batches)'
+    )
+
+
+def test_nearly_equal_scores_that_change_places_once_condemn_nobody() -> None:
+    batches = itertools.count()
+    model, desk = bench(lambda x: x if len(x) == 1 or next(batches) else x[::-1])
+    for _ in range(5):
+        assert ask(desk, rows_of(1), rows_of(3)) == [[1], [3]]
+    for _ in range(4):
+        ask(desk, rows_of(1), rows_of(3))
+    model.runs.clear()
+    ask(desk, rows_of(1), rows_of(3))
+    assert model.runs == [2]
+
+
+@pytest.mark.parametrize("sides", [2, 1000])
+def test_random_outputs_say_nothing_and_condemn_nobody(sides: int) -> None:
+    random = np.random.default_rng(0)
+    model, desk = bench(lambda x: random.integers(sides, size=len(x)))
+    for _ in range(64):
+        ask(desk, rows_of(1), rows_of(3))
+    model.runs.clear()
+    ask(desk, rows_of(1), rows_of(3))
+    assert model.runs == [2]
+
+
+def test_a_model_of_one_row_stays_alone_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def one_row(x: Any) -> Any:
+        if len(x) > 1:
+            raise RunFailure(Code.INVALID_ARGUMENT, "one row only")
+        return x
+
+    model, desk = bench(one_row)
+    for _ in range(9):
+        model.runs.clear()
+        assert ask(desk, rows_of(1), rows_of(3)) == [[1], [3]]
+    assert model.runs == [1, 1]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_outputs_that_do_not_follow_the_rows_are_found_on_trial(caplog: pytest.LogCaptureFixture) -> None:
+    model, desk = bench(lambda x: x[:1])
+    for _ in range(2):
+        model.runs.clear()
+        assert ask(desk, rows_of(1), rows_of(3, 4)) == [[1], [3]]
+    assert model.runs == [1, 2]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_requests_that_fail_are_left_out() -> None:
+    def picky(x: Any) -> Any:
+        if (x < 0).any():
+            raise RunFailure(Code.INVALID_ARGUMENT, "negative")
+        return x
+
+    model, desk = bench(picky)
+    for _ in range(8):
+        model.runs.clear()
+        good, bad, fine = ask(desk, rows_of(1), rows_of(-3), rows_of(4))
+        assert (good, bad, fine) == ([1], (Code.INVALID_ARGUMENT, "negative"), [4])
+        assert model.runs == [1, 1, 1, 2]
+    ask(desk, rows_of(1), rows_of(4))
+    assert model.runs[-1:] == [2]
+
+
+def test_a_lone_request_proves_nothing_but_where_it_would_be_padded() -> None:
+    model, desk = bench(softmax)
+    assert ask(desk, rows_of(1, 1)) == [[0.5, 0.5]]
+    assert model.runs == [2]
+    model, desk = bench(softmax, allowed_batch_rows={"m": [4]})
+    for _ in range(3):
+        assert ask(desk, rows_of(1, 1)) == [[0.5, 0.5]]
+    assert model.runs == ([2, 4] + [2] * 8) * 2 + [2]  # what differs is run again, lest it be random
+    model, desk = bench(lambda x: x, allowed_batch_rows={"m": [4]})
+    for _ in range(65):
+        assert ask(desk, rows_of(1, 2)) == [[1, 2]]
+    assert model.runs[-2:] == [4, 4]
+
+
+def test_the_broker_learns_what_a_shared_batch_takes() -> None:
+    """Not the lone runs: they cost by the request, so that no batch would ever be larger than one."""
+    now_ns = itertools.count(step=10)
+    model, desk = bench(lambda x: x)
+    desk.executor._clock_ns = lambda: next(now_ns)
+    _, done = desk.run(SPEC, [desk.part(rows_of(i)) for i in range(6)])
+    assert model.runs == [1] * 6 + [6]
+    assert (done.run_ns, done.rows) == (10, 6)
+
+
+def test_a_batch_that_waited_for_room_is_not_compared() -> None:
+    """Its first results are out, and whoever asked may have filled the requests' memory with others."""
+    model, desk = bench(lambda x: x, result_bytes=4096)
+    requests = [rows_of(*np.full(900, i)) for i in range(3)]
+    assert [answer[0] for answer in ask(desk, *requests)] == [0, 1, 2]
+    assert model.runs == [900] * 3
+
+
+def test_nothing_keeps_a_ring_after_a_comparison() -> None:
+    model, desk = bench(lambda x: x)  # the outputs are views of the feeds
+    ask(desk, rows_of(1), rows_of(2))
+    assert model.runs == [1, 1, 2]
+    reader = desk.rings[1].reader
+    desk.mapped.clear()
+    reader.close()
+
+
+def test_what_is_assumed_is_not_tried_and_trials_go_on_where_they_were() -> None:
+    model, desk = bench(lambda x: x)
+    for assumed, runs in ((False, [1, 1, 2]), (True, [2]), (False, [1, 1, 2])):
+        desk.executor.set_options("m", ModelOptions("m", 8, [], False, False, assumed))
+        model.runs.clear()
+        ask(desk, rows_of(1), rows_of(2))
+        assert model.runs == runs
+
+
+def test_open_axes_are_compared_across_lanes_and_padded_lanes_share_batches_at_once() -> None:
+    model, desk = bench(lambda x: x.sum(axis=tuple(range(1, x.ndim))))
+    for width in range(1, 10):
+        spec = SPEC._replace(inputs=(InputSpec("x", 1, (width,)),))
+        ask(desk, *({"x": np.full((1, width), i, np.float32)} for i in (1, 2)), spec=spec)
+    assert model.runs == [1, 1, 2] * 8 + [2]
+    model, desk = bench(lambda x: x.sum(axis=1))
+    spec = SPEC._replace(inputs=(InputSpec("x", 1, (-1,)),))
+    parts = [desk.part({"x": np.ones((1, width), np.float32)}, spec=spec) for width in (1, 3)]
+    answers, _ = desk.run(spec, parts)
+    assert [answers[part[1]][0].tolist() for part in parts] == [[1], [3]]
+    assert model.runs == [2]
+
+
+def test_only_some_elements_and_parts_are_kept() -> None:
+    from ringserve.workers.comparing import Answers
+
+    answers = Answers()
+    for request_id in range(100):
+        answers.keep([1, request_id, 1, 0], [np.zeros((1, 1000, 1000), np.int8)])
+    assert len(answers.parts) == 100
+    kept = [sample for samples in answers._samples.values() for sample in samples]
+    assert len(kept) == 32
+    assert all(sample.elements.size <= 4096 for sample in kept)
