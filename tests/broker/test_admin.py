@@ -265,9 +265,10 @@ def test_5_7_with_the_flag_a_new_label_may_point_anywhere() -> None:
 
 def test_2008_batching_reaches_workers_and_is_kept_by_a_reload_that_says_nothing_of_it() -> None:
     desk = Desk()
-    desk.ask("batching", json.dumps({"model": "m", "batching": {"batch_rows_max": 7, "pad_inputs": True}}).encode())
+    batching = {"batch_rows_max": 7, "pad_inputs": True, "row_independence": "assumed"}
+    desk.ask("batching", json.dumps({"model": "m", "batching": batching}).encode())
     assert desk.answer()[0].code is Code.OK
-    assert desk.told == [ModelOptions("m", 7, [], True, False, False)]
+    assert desk.told == [ModelOptions("m", 7, [], True, False, True)]
     desk.ask("reload", desk.config(text_of("m")))
     desk.looked()
     assert desk.answer()[0].code is Code.OK

@@ -37,6 +37,7 @@ name = "held"
 base_path = "{models}/ragged"
 [models.batching]
 policy = "timeout"
+row_independence = "assumed"  # its rows say how many there were in their batch
 batch_wait_us_max = 600000000
 batch_rows_max = 64
 queue_requests_max = 5

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringserve.broker.messages import Code, InputSpec, LaneSpec
+from ringserve.broker.messages import Code, InputSpec, LaneSpec, ModelOptions
 from tests.workers import tflites
 from tests.workers.desk import Desk, lane, words
 from tests.workers.warm import Version
@@ -98,12 +98,26 @@ def test_rows_of_many_requests_share_a_batch(tf: Any, tmp_path: Path) -> None:
     model = load(tflites.dense(tmp_path))
     assert not model.changes_state
     desk = Desk(model)
+    desk.executor.set_options(model.name, ModelOptions(model.name, 128, [], False, False, True))
     parts = [desk.part({"x": np.full((1 + i % 3, 3), float(i), np.float32)}) for i in range(7)]
     outputs = list(model.signatures["serving_default"].outputs)
     answers, done = desk.run(lane(model, {"x": np.zeros((1, 3), np.float32)}, outputs), parts)
     assert done.rows == sum(1 + i % 3 for i in range(7))  # one run of all
     for i, part in enumerate(parts):
         assert answers[part[1]][0].tolist() == [[6.0 * i, 15.0 * i]] * (1 + i % 3)
+
+
+def test_rows_that_depend_on_each_other_are_found_on_trial(
+    tf: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(tflites.convert(tmp_path, lambda x: {"y": x - tf.reduce_mean(x, 0)}, x=([None, 2], "float32")))
+    desk = Desk(model)
+    outputs = list(model.signatures["serving_default"].outputs)
+    for _ in range(3):
+        parts = [desk.part({"x": np.array([[i, i], [i + 2, i + 4]], np.float32)}) for i in range(3)]
+        answers, _ = desk.run(lane(model, {"x": np.zeros((1, 2), np.float32)}, outputs), parts)
+        assert all(answers[part[1]][0].tolist() == [[-1.0, -2.0], [1.0, 2.0]] for part in parts)
+    assert "differed between a request run alone and together with others" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["float32", "int32", "uint8", "int64", "bool", "int16", "int8", "uint32"])
