@@ -179,7 +179,7 @@ class _File:
         """Another file may lie there: one that was to grow."""
         try:
             return os.lstat(self._path).st_ino != self._inode
-        except FileNotFoundError:
+        except OSError:  # somebody else's directory, or file, may have its folder's name
             return True
 
     def restore(self) -> None:

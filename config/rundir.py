@@ -6,6 +6,7 @@ however they die, so that a later server knows whether a directory is in use or 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -192,8 +193,10 @@ def write_fatal(run_dir: str, text: str) -> None:
     """Write down why the whole server must end, as `CODE: text` (`UNKNOWN: 1 servable(s) did not become ...`).
 
     The process that writes it then exits with `process.Exit.FATAL`; the supervisor stops the others and reports it.
+    Where it cannot be written that status alone must do.
     """
-    with open(os.path.join(run_dir, _FATAL), "w", encoding="utf-8", opener=open_private) as file:
+    path = os.path.join(run_dir, _FATAL)
+    with contextlib.suppress(OSError), open(path, "w", encoding="utf-8", opener=open_private) as file:
         file.write(text)
 
 

@@ -203,7 +203,7 @@ class _Parser:
                 if match is None:
                     return None
                 values = [number(token.strip(_SPACES)) for token in match.group().split(b",")]
-        except ValueError:
+        except (ValueError, OverflowError):
             return None  # read it step by step: it will say what is wrong, and where
         return (match.end() + 1, values) if values else None
 

@@ -20,9 +20,13 @@ import orjson
 PIECE_BYTES: Final = 131_072
 
 #: How an element may end. Where a comma follows, a text is cut.
-_ENDS: Final = (b"}", b"]", b'"', b"", b"]]", b"}}", b"]}", b"}]")
-#: So many of the last ones in a piece are looked at for a comma.
+_ENDS: Final = (b"}", b"]", b'"', b"", b"]]", b"}}", b"]}", b"}]", b'"}', b'"]')
+#: So many of the last ones in a piece are looked at for a comma, and so many more quotes are passed over that stand
+#: within a string: texts of JSON or of speech, sent as strings, are full of them.
 _ENDS_AT_ONCE: Final = 8
+_QUOTES_MAX: Final = 2_048
+_BACKSLASH: Final = 0x5C
+_QUOTE: Final = 0x22
 _COMMA: Final = re.compile(rb"[ \n\r\t]*+,")
 _SPACE: Final = re.compile(rb"[ \n\r\t]*+")
 _SCALAR: Final = re.compile(rb"[^ \n\r\t,:\[\]{}\"]++")
@@ -130,10 +134,14 @@ class _Pieces:
         if not end:
             return text.rfind(b",", start, stop)
         place = stop
-        for _ in range(_ENDS_AT_ONCE):
+        looks_left = _ENDS_AT_ONCE
+        for _ in range(_QUOTES_MAX):
             place = text.rfind(end, start, place)
-            if place < 0:
+            if place < 0 or not looks_left:
                 break
+            if end[0] == _QUOTE and text[place - 1] == _BACKSLASH:
+                continue
+            looks_left -= 1
             comma = _COMMA.match(text, place + len(end), stop)
             if comma is not None:
                 return comma.end() - 1
@@ -208,7 +216,7 @@ class _Pieces:
         value: Any
         if byte in b"[{":
             value = self._opened()
-        elif byte == 0x22:
+        elif byte == _QUOTE:
             value = self._string()
         else:
             found = _SCALAR.match(self._text, self._position)

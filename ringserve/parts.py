@@ -20,7 +20,7 @@ from ringserve.config import limits
 from ringserve.config.devices import DeviceError
 from ringserve.config.keys_file import RATE_SLOTS
 from ringserve.config.load import ConfigError, load_settings
-from ringserve.config.rundir import ADMIN_SOCKET
+from ringserve.config.rundir import ADMIN_SOCKET, is_private
 from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.shm.words import WORD_BYTES
@@ -47,6 +47,8 @@ def settle(
         wrong.append("run_dir: processes that are started one by one need one that all of them know")
     elif not os.path.isdir(server.run_dir):
         wrong.append(f"run_dir: {server.run_dir} is not there: it must be made before the first process is started")
+    elif not is_private(server.run_dir):
+        wrong.append(f"run_dir: {server.run_dir} must be a folder of user {os.geteuid()} that no others may write to")
     for name, port, free in (
         ("port", server.port, 0),
         ("rest_api_port", server.rest_api_port, -1),

@@ -251,6 +251,8 @@ def doctor(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*arguments: object) -> tuple[int, Any]:
         words = ["doctor", "--json", "--port=0", "--rest_api_port=-1", "--workers=1", *map(str, arguments)]
         result = CliRunner().invoke(main, words)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
         return result.exit_code, json.loads(result.stdout) if result.stdout.startswith("{") else result.output
 
     return run
@@ -312,4 +314,5 @@ def test_findings_are_shown_the_worst_first() -> None:
 def test_places_that_the_server_writes_to_are_looked_at(doctor: Any, half: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, told = doctor("--model_base_path", half, "--run_dir", tmp_path / "file")
-    assert (status, [each["subject"] for each in told["findings"] if each["level"] == "error"]) == (2, ["run_dir"])
+    assert status == 2, told
+    assert [each["subject"] for each in told["findings"] if each["level"] == "error"] == ["run_dir"]
