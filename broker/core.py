@@ -46,7 +46,7 @@ class Core:
     """The broker's decisions. `unpack_lane` tells what a lane key means; it is called once for every new key.
 
     credit_max: batches that a worker may hold at once. lanes_max: lanes remembered; idle ones beyond are forgotten.
-    observer: told of every batch; may be set later.
+    observer: told of every batch.
     """
 
     def __init__(
@@ -80,10 +80,8 @@ class Core:
         self._neighbours = Neighbours()
         self._waits: dict[int, dict[bytes, int]] = {}
         self.ran_last = -1  # the worker whose batch ended last
-        self._counters = dict.fromkeys(
-            ("submitted", "submits_ignored", "resubmits_known", "handed", "batches", "rows", "kills", "dones_ignored"),
-            0,
-        )
+        counted = "submitted", "submits_ignored", "resubmits_known", "handed", "batches", "rows", "kills"
+        self._counters = dict.fromkeys((*counted, "dones_ignored"), 0)
 
     # ------------------------------------------------------------------------------------------------ membership
 
@@ -132,10 +130,8 @@ class Core:
             self._orphans.lost(worker.loaded if kept is None else (), now_ns)
 
     def worker_left(self, worker_id: int, now_ns: int, *, blameless: bool = False) -> None:
-        """Its process is gone, however that came. One that never took batches is ignored.
-
-        blameless: something else ended it, not what it ran.
-        """
+        """Its process is gone, however that came. One that never took batches is ignored. blameless: something else
+        ended it, not what it ran."""
         worker = self._fleet.workers.get(worker_id)
         if worker is None:
             return
@@ -228,6 +224,10 @@ class Core:
                 return
             lease = self._unseen(loan, done, now_ns)
         lane = lease.lane
+        self._outcomes.settle(lease, done.parts_left)
+        lane.limit_parts(done.parts_max)
+        if done.parts_left:
+            self._orphans.list(lane, now_ns)
         if done.run_ns > 0:
             # What a batch that waited behind another was held for is known from when it became the head.
             lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
@@ -235,7 +235,6 @@ class Core:
         self.ran_last = done.worker_id
         if self.observer is not None:
             self.observer.batch_done(lane.spec, lease.rows, done.run_ns)
-        self._outcomes.settle(lease)
         if not (self._leases or self._order) and loan is None:
             self._loans.was_alone(lease)
 

@@ -56,7 +56,8 @@ class Split:
 class Lane:
     """Requests of one LaneSpec that wait, and what was learned about running them.
 
-    single: every request runs by itself. rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
+    single: every request runs by itself. parts_max: requests of one batch; 0: any number.
+    rows_max: largest batch (ROWS_ANY when single); requests with more are cut.
     rows_best: largest batch that is made when more waits: `rows_max`, or less where a larger one only takes longer.
     knows_best: that was found out, and is no guess for want of runs to compare.
     rows_counted_max: rows that a request counts for, at most, where rows stand for time: no more than a batch has when
@@ -83,6 +84,7 @@ class Lane:
         "leases_count",
         "listed",
         "pace",
+        "parts_max",
         "place",
         "policy",
         "queue",
@@ -129,6 +131,7 @@ class Lane:
         """Follow this policy from now on. What waits stays admitted, and runs by the new rules."""
         self.policy = policy
         self.single = policy.batching == "none" or not self.spec.batchable
+        self.parts_max = 1 if self.single else 0
         self.rows_max = ROWS_ANY if self.single else policy.batch_rows_max
         self.rows_allowed = policy.batch_rows_allowed if self.spec.batchable else ()
         self.rows_counted_max = 1 if self.single else ROWS_ANY if policy.split else self.rows_max
@@ -138,6 +141,10 @@ class Lane:
             self.queue_rows_of_bytes = max(1, policy.queue_bytes_max // max(1, row_bytes(self.spec)))
         self.queue_rows_max = min(self.queue_rows_of_bytes, ROWS_ANY if self.single else policy.queue_rows_max)
         self._choose_best()
+
+    def limit_parts(self, parts_max: int) -> None:
+        """A worker runs each of so many requests of a batch by itself; 0: all of them together."""
+        self.parts_max = 1 if self.single else parts_max
 
     # ------------------------------------------------------------------------------------------------ run times
 
@@ -190,7 +197,7 @@ class Lane:
         """
         queue = self.queue
         certain = not self.deadline_min_ns or self.deadline_min_ns > late_ns
-        if self.rows_queued <= rows_max and certain and not self.single:
+        if self.rows_queued <= rows_max and certain and not self.parts_max:
             entries, rows = list(queue), self.rows_queued
             queue.clear()
             self.rows_queued = 0
@@ -211,7 +218,7 @@ class Lane:
             if rows + part[2] <= rows_max:
                 entries.append(queue.popleft())
                 rows += part[2]
-                if self.single:
+                if len(entries) == self.parts_max:
                     break
             elif part[2] > self.rows_max and rows < rows_max and self._may_cut(part):
                 entries.append(self._cut(entry, rows_max - rows))

@@ -168,6 +168,8 @@ class Done(NamedTuple):
     """worker -> broker: the batch is over, all its Results are sent, the lease can be settled.
 
     run_ns: time inside TensorFlow. rows: rows run. waited_ns: for room for its answers, or for news of a frontend.
+    parts_left: so many at the end of the batch were not run: they wait again. parts_max: how many the lane's batches
+    may have from now on, as each of them is run by itself; 0 = any number.
     """
 
     worker_id: int
@@ -175,6 +177,8 @@ class Done(NamedTuple):
     run_ns: int
     rows: int
     waited_ns: int
+    parts_left: int
+    parts_max: int
 
 
 class Release(NamedTuple):

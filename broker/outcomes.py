@@ -122,8 +122,10 @@ class Outcomes:
                 split.failure, split.end = failure, end
             self._close_split(lane, key)
 
-    def settle(self, lease: Lease) -> None:
-        """The lease's batch is over and answered by its worker."""
+    def settle(self, lease: Lease, parts_left: int = 0) -> None:
+        """The lease's batch is over and answered by its worker, but for so many parts at its end, which wait again."""
+        if parts_left:
+            self._give_back(lease, parts_left)
         if self._unwanted:
             self._unwanted.difference_update(key for key in _keys(lease.entries) if key not in lease.lane.splits)
         if self._workers_ended:
@@ -184,6 +186,17 @@ class Outcomes:
             for key in keys:
                 if key in lane.splits:
                     self._close_split(lane, key)
+
+    def _give_back(self, lease: Lease, parts: int) -> None:
+        entries = lease.entries[-parts:]
+        rows = sum(part[2] for part, _, _ in entries)
+        left = Lease(lease.batch_id, lease.worker_id, lease.lane, entries, rows, 0, solo=False)
+        left.has_parts = lease.has_parts
+        del lease.entries[-parts:]
+        lease.rows -= rows
+        retried = self.retried_count
+        self.take_back(left, blamed=False)
+        self.retried_count = retried
 
     def _close_split(self, lane: Lane, key: tuple[int, int]) -> None:
         """End a split request if no part of it waits or runs any more."""

@@ -63,7 +63,7 @@ def core_cycles(
             turn = core.turn(now_ns)
             now_ns += 100_000
             for worker_id, execute in turn.executes:
-                core.done(Done(worker_id, execute.batch_id, 90_000, batch, 0), now_ns)
+                core.done(Done(worker_id, execute.batch_id, 90_000, batch, 0, 0, 0), now_ns)
             core.turn(now_ns)
             spent += time.process_time() - start
             assert sum(len(execute.parts) for _, execute in turn.executes) == batch
@@ -76,7 +76,7 @@ def codec_cycles(batch: int) -> Callable[[int], float]:
     """The same cycle's messages: unpack Submit, pack Execute, unpack Done."""
     key = wire.pack_lane(lane_spec(0))
     submit = wire.pack(Submit(_FRONTEND_ID, [[key, [[1_000_000 + i, 1, 10**15 + i, 4096 * i] for i in range(batch)]]]))
-    done = wire.pack(Done(_WORKER_ID, 77, 90_000, batch, 0))
+    done = wire.pack(Done(_WORKER_ID, 77, 90_000, batch, 0, 0, 0))
     core = make_core(batch)
     core.submit(_FRONTEND_ID, [[key, [[i, 1, 0, 4096 * i] for i in range(batch)]]], 1_000_000_000)
     (execute,) = (execute for _, execute in core.turn(1_000_000_000).executes)

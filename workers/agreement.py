@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 
-#: A difference between sums that were added up in another order, in parts of the largest value, is no dependence.
+#: A difference between sums that were added up in another order is no dependence: in parts of the value itself, and,
+#: for values that others nearly cancelled, of one in the middle of them. (Of the largest one it must not be: beside a
+#: masked score of -1e9 all others would be as good as equal.)
 _TOLERANCE: Final = 0.02
 #: Nor is one of few elements: scores that are nearly equal change places in a ranking when they are added up in
 #: another order. Rows that depend on each other differ in all of their elements, or in most.
@@ -33,6 +35,9 @@ def _differing(one: Any, other: Any) -> Any:
     with np.errstate(all="ignore"):
         a, b = one.astype(wide), other.astype(wide)
         finite = np.isfinite(a) & np.isfinite(b)
-        largest = max(np.abs(a[finite]).max(initial=0.0), np.abs(b[finite]).max(initial=0.0))
-        same = (a == b) | (np.isnan(a) & np.isnan(b)) | (finite & (np.abs(a - b) <= _TOLERANCE * largest))
+        sizes = np.maximum(np.abs(a), np.abs(b))
+        counted = sizes[finite & (sizes > 0)]
+        middle = np.median(counted) if counted.size else 0.0
+        close = np.abs(a - b) <= _TOLERANCE * (sizes + middle)
+        same = (a == b) | (np.isnan(a) & np.isnan(b)) | (finite & close)
     return ~same

@@ -47,9 +47,9 @@ def _differ(one: _Sample, other: _Sample) -> bool:
 
 
 def _is_other(one: _Sample, other: _Sample) -> bool:
-    """Whether these are answers to different questions: by more than the number of rows."""
+    """Whether these are answers to different questions: by more than the number of rows, or rounding."""
     count = min(len(one.elements), len(other.elements))
-    return bool(one.elements[:count].tobytes() != other.elements[:count].tobytes())
+    return differ(one.elements[:count], other.elements[:count])
 
 
 class Answers:

@@ -33,6 +33,10 @@ _NOT_PER_ROW = (
     "so a request of this size, which had to be split, has no answer; send fewer rows."
 )
 
+#: What the trial of a batch takes beyond its run together is not told to the broker, for it would find that batches do
+#: not pay; but where that is long, deadlines depend on it.
+_LONG_NS = 250_000_000
+
 _NO_ROOM = (
     "The result ring is full of answers that a frontend does not take; try again, or raise result_ring_bytes."
 )
@@ -179,6 +183,7 @@ class Executor:
             yield 0
             parts = [part for part in message.parts if part[FRONTEND] in self._rings]
         lane = self._lane(message.lane_key)
+        left = parts_max = 0
         if isinstance(lane, Failure):
             for part in parts:
                 self._fail(run, part, lane)
@@ -186,18 +191,31 @@ class Executor:
             alone: list[Part] = []
             if lane.trial is not None:
                 lane.heed(lane.trial)
+            if lane.parts_max:
+                parts, left = self._first(lane, message.parts)
             if lane.pads:
                 pieces = [self._feeder.is_piece(lane, part) for part in parts]
                 alone = [part for part, piece in zip(parts, pieces, strict=True) if piece]
                 parts = [part for part, piece in zip(parts, pieces, strict=True) if not piece]
             if parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
                 alone = parts + alone
-            if lane.trial is not None and self._feeder.has_company(lane, alone):
+                if lane.parts_max:  # as this run may have shown
+                    alone, left = self._first(lane, message.parts)
+            if lane.trial is not None and len(alone) > 1:
                 yield from self._answer_on_trial(run, lane, lane.trial, alone)
             else:
                 for part in alone:
                     yield from self._answer_alone(run, lane, part)
-        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns)
+            parts_max = lane.parts_max
+        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns, left, parts_max)
+
+    def _first(self, lane: Lane, parts: Sequence[Part]) -> tuple[list[Part], int]:
+        """Of the parts of a batch, each of which is run by itself: those that this batch runs, and how many it leaves.
+
+        Nobody gets an answer before the batch is over, and its lease is for one run.
+        """
+        kept = parts[: lane.parts_max]
+        return [part for part in kept if part[FRONTEND] in self._rings], len(parts) - len(kept)
 
     def _answer_together(self, run: _Run, lane: Lane, parts: list[Part]) -> Generator[int, None, bool]:
         """Run all parts in one go. False: no part has been answered, and each must be run by itself."""
@@ -235,8 +253,10 @@ class Executor:
                 has_waited = True
                 yield nbytes
         # Results go out when a batch waits, and whoever has an answer takes the request's memory back.
-        if not has_waited and self._feeder.has_company(lane, answers.parts):
-            run.ns = try_together(lane, trial, self._feeder, answers, self._clock_ns) or run.ns
+        if not has_waited and len(answers.parts) > 1:
+            together_ns = try_together(lane, trial, self._feeder, answers, self._clock_ns)
+            run.ns = run.ns + together_ns if run.ns > _LONG_NS else together_ns or run.ns
+        lane.heed(trial)
 
     def _answer_alone(
         self, run: _Run, lane: Lane, part: Part, answers: Answers | None = None
@@ -291,6 +311,7 @@ class Executor:
                     return
                 yield block.nbytes
                 if frontend_id not in self._rings:
+                    self.shares.end_wait()
                     return
         described = block.write(self._results, offset)
         firsts = accumulate([part[ROWS] for part in parts], initial=0)

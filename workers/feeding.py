@@ -39,10 +39,6 @@ class Feeder:
         """Whether this part, of a lane that pads, is a piece of a larger request."""
         return is_piece(lane.layouts, self._rings[part[FRONTEND]], part[ROWS], part[OFFSETS:])
 
-    def has_company(self, lane: Lane, parts: list[Part]) -> bool:
-        """Whether in one run of these parts a part's rows would have others beside them."""
-        return len(parts) > 1 or any(self.rows_fed(lane, part[ROWS]) > part[ROWS] for part in parts)
-
     def group(self, parts: list[Part]) -> list[Columns]:
         """The parts by frontend, in the order in which each frontend comes first: rows of one lie side by side."""
         first = parts[0][FRONTEND]

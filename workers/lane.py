@@ -5,7 +5,7 @@ from __future__ import annotations
 from ringserve.broker.messages import LaneSpec
 from ringserve.workers.gather import layout_of
 from ringserve.workers.interface import Independence, Model, ModelPlan
-from ringserve.workers.trial import Trial, Trials, Verdict
+from ringserve.workers.trial import PARTS_MAX, Trial, Trials, Verdict
 
 
 def runs_alone(plan: ModelPlan, *, assumed: bool) -> bool:
@@ -36,6 +36,11 @@ class Lane:
         if not (self.lone or assumed or self.pads) and self.plan.independence is Independence.UNKNOWN:
             self.trial = trials.of(spec)
             self.lone = True
+
+    @property
+    def parts_max(self) -> int:
+        """Requests of one batch, where each of them is run by itself for what the model is; 0: any number."""
+        return 0 if not (self.lone and self.spec.batchable) else 1 if self.trial is None else PARTS_MAX
 
     @property
     def batchable(self) -> bool:

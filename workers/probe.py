@@ -50,13 +50,13 @@ _DIGITS_MAX: Final = 6
 class Probed(NamedTuple):
     """Of a signature's outputs, by alias.
 
-    not_per_row: three rows put in do not give three rows. dependent: a row's depend on the other rows. shown: none of
-    the others do, which was seen in rows whose outputs differ.
+    not_per_row: three rows put in do not give three rows. dependent: a row's depend on the other rows. shown: a row's
+    do not, which was seen in rows whose outputs differ by more than what is taken for rounding.
     """
 
     not_per_row: frozenset[str] = frozenset()
     dependent: frozenset[str] = frozenset()
-    shown: bool = False
+    shown: frozenset[str] = frozenset()
 
 
 def try_rows(servable: Servable, entry: signature.Signature) -> Probed:
@@ -103,7 +103,7 @@ def _run_alone_and_together(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequ
         return _compare(plan, feeds, aliases) or Probed()
     empty = [zero if zero.dtype.kind == "O" else feed for zero, feed in zip(zeros, feeds, strict=True)]
     # An empty string is a valid tf.Example, which made-up ones are not.
-    return (_compare(plan, feeds, aliases) or _compare(plan, empty, aliases) or Probed())._replace(shown=False)
+    return (_compare(plan, feeds, aliases) or _compare(plan, empty, aliases) or Probed())._replace(shown=frozenset())
 
 
 def _compare(plan: ModelPlan, feeds: Sequence[Any], aliases: Sequence[str]) -> Probed | None:
@@ -129,12 +129,12 @@ def _compare(plan: ModelPlan, feeds: Sequence[Any], aliases: Sequence[str]) -> P
             found = {alias for alias in found if not differ(together[alias], again[alias])}
     except RunFailure:
         return None
-    shown = any(len(set(map(_bytes, np.split(rows, _ROWS_TRIED)))) > 1 for a, rows in per_row.items() if a not in found)
-    return Probed(frozenset(aliases) - per_row.keys(), frozenset(found), shown)
-
-
-def _bytes(row: Any) -> bytes:
-    return repr(row.tolist()).encode() if row.dtype.kind == "O" else bytes(row.tobytes())
+    shown = {
+        alias
+        for alias, rows in per_row.items()
+        if alias not in found and any(differ(rows[:1], rows[at : at + 1]) for at in range(1, _ROWS_TRIED))
+    }
+    return Probed(frozenset(aliases) - per_row.keys(), frozenset(found), frozenset(shown))
 
 
 def _made_up(random: np.random.Generator, zeros: Any) -> Any:

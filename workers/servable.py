@@ -148,8 +148,8 @@ class Servable:
         self.not_per_row: dict[str, frozenset[str]] = {}
         #: Likewise those of which a row's depend on the other rows.
         self.dependent: dict[str, frozenset[str]] = {}
-        #: Signatures of which the other outputs were seen not to.
-        self._independent: set[str] = set()
+        #: Likewise those that were seen not to.
+        self._independent: dict[str, frozenset[str]] = {}
 
     @property
     def changes_state(self) -> bool:
@@ -227,8 +227,7 @@ class Servable:
                 probed = probe.try_rows(self, entry)
                 self.not_per_row[key] = probed.not_per_row
                 self.dependent[key] = probed.dependent
-                if probed.shown:
-                    self._independent.add(key)
+                self._independent[key] = probed.shown
 
     def plan(self, spec: LaneSpec) -> Plan:
         """How to run this lane. Raises RunFailure for a lane that the model cannot run."""
@@ -249,7 +248,8 @@ class Servable:
     def _independence(self, spec: LaneSpec) -> Independence:
         if not self.dependent.get(spec.signature, frozenset()).isdisjoint(spec.outputs):
             return Independence.REFUTED
-        return Independence.SHOWN if spec.signature in self._independent else Independence.UNKNOWN
+        shown = self._independent.get(spec.signature, frozenset())
+        return Independence.SHOWN if shown.issuperset(spec.outputs) else Independence.UNKNOWN
 
     def why_not_try(self, signature: str) -> str:
         """Why this signature must not be run on made-up values, in words; empty when that is harmless."""

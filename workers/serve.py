@@ -104,6 +104,7 @@ class Worker:
         self._backlog: deque[Execute] = deque()
         self._batch: Batch | None = None
         self._room_ns_max = room_ns_max
+        self._look_room_ms = min(_LOOK_ROOM_MS, room_ns_max // 8_000_000)
         self._untidy = False
         self._tidied_ns = 0
         self.messages_dropped_count = 0
@@ -172,7 +173,7 @@ class Worker:
             self._work()
             if not mail and self._stopping() and self._batch is None:
                 return
-            link.wait(_LOOK_ROOM_MS if self._batch is not None else _LOOK_TIDY_MS if self._untidy else None)
+            link.wait(self._look_room_ms if self._batch is not None else _LOOK_TIDY_MS if self._untidy else None)
             if self._untidy:
                 self._tidy()
 
@@ -183,6 +184,7 @@ class Worker:
         self._work()
         # A batch that waits for room is given up: its requests are submitted again to the next broker.
         self._batch = None
+        self._executor.shares.end_wait()
         self._backlog.clear()
         log.warning("lost the broker; registering again")
         self._link.register()
@@ -247,10 +249,12 @@ class Worker:
         batch.look(now_ns)
         if not batch.waits_for_bytes:
             return False
+        # Sooner than this batch gives up: who is silent by then keeps no further one waiting.
+        is_news = self._executor.shares.look(now_ns, self._room_ns_max // 2)
         if batch.waited_ns > self._room_ns_max:
             batch.give_up()
             return True
-        return self._executor.shares.look(now_ns, self._room_ns_max)
+        return is_news
 
     def _tidy(self) -> None:
         """Every ten seconds, and once more after the last batch: give back pages that a burst has left behind."""

@@ -26,6 +26,9 @@ _DIFFERENCES_MAX: Final = 2
 #: Runs together that fail where each part ran alone: some models take one row only.
 _FAILURES_MAX: Final = 8
 
+#: Requests of one batch while it goes on: one by one they take long, and nobody may wait for more than these.
+PARTS_MAX: Final = 4
+
 #: Trials that are kept: one for each choice of outputs, which clients may vary.
 _TRIALS_MAX: Final = 1024
 
@@ -84,7 +87,9 @@ class Trials:
         """The trial that this lane's batches count for."""
         key = (spec.model, spec.version, spec.signature, frozenset(spec.outputs))
         trial = self._trials.get(key)
-        if trial is None:
+        if trial is not None:
+            self._trials.move_to_end(key)
+        else:
             trial = self._trials[key] = Trial()
             if len(self._trials) > _TRIALS_MAX:
                 self._trials.popitem(last=False)

@@ -89,9 +89,16 @@ class Bench:
         return self.core.turn(self.now_ns)
 
     def done(
-        self, worker_id: int, batch_id: int, run_ns: int = 100_000, rows: int = 1, waited_ns: int = 0
+        self,
+        worker_id: int,
+        batch_id: int,
+        run_ns: int = 100_000,
+        rows: int = 1,
+        waited_ns: int = 0,
+        parts_left: int = 0,
+        parts_max: int = 0,
     ) -> Turn:
-        self.core.done(Done(worker_id, batch_id, run_ns, rows, waited_ns), self.now_ns)
+        self.core.done(Done(worker_id, batch_id, run_ns, rows, waited_ns, parts_left, parts_max), self.now_ns)
         return self.turn()
 
     def left(self, worker_id: int, *, blameless: bool = False) -> Turn:

@@ -237,3 +237,36 @@ def test_an_idle_core_needs_no_waking() -> None:
     bench.done(10, execute.batch_id)
     bench.turn(60_000 * MS)  # the lease's time passes
     assert bench.turn() == ([], {}, [], 0, [], {}, [])
+
+
+def test_what_a_worker_leaves_of_a_batch_goes_on_in_front_and_few_come_with_it() -> None:
+    """The worker has found that it runs this lane's requests one by one; nobody hears of a death."""
+    bench = Bench()
+    first = bench.submit((1, 1))
+    bench.submit((2, 1), (3, 2), (4, 1))
+    ((_, execute),) = bench.done(10, first.executes[0][1].batch_id).executes
+    bench.submit((5, 1))
+    turn = bench.done(10, execute.batch_id, rows=1, parts_left=2, parts_max=1)
+    assert sent(turn) == [(10, [(3, 2, 0)])]
+    assert not told(turn)
+    for request_id in (4, 5):
+        turn = bench.done(10, turn.executes[0][1].batch_id, parts_max=1)
+        assert sent(turn) == [(10, [(request_id, 1, 0)])]
+    bench.submit((6, 1), (7, 1), (8, 1))
+    turn = bench.done(10, turn.executes[0][1].batch_id, parts_max=0)
+    assert sent(turn) == [(10, [(6, 1, 0), (7, 1, 0), (8, 1, 0)])]
+    bench.done(10, turn.executes[0][1].batch_id)
+    assert [bench.counted(name) for name in ("done", "retried", "queued", "leased")] == [8, 0, 0, 0]
+
+
+def test_what_is_left_of_a_batch_and_nobody_waits_for_is_not_run() -> None:
+    bench = Bench()
+    first = bench.submit((1, 1))
+    bench.submit((2, 1), (3, 1), (4, 1, NOW + 5 * MS))
+    ((_, execute),) = bench.done(10, first.executes[0][1].batch_id).executes
+    bench.core.cancel(FRONTEND, [[bench.key, 3]], bench.now_ns)
+    bench.now_ns += 6 * MS
+    turn = bench.done(10, execute.batch_id, parts_left=2, parts_max=1)
+    assert sent(turn) == []
+    assert {request_id for request_id, *_ in told(turn)} == {3, 4}
+    assert [bench.counted(name) for name in ("done", "cancelled", "expired", "queued", "leased")] == [2, 1, 1, 0, 0]

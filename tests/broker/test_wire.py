@@ -31,7 +31,7 @@ INTS = st.integers(min_value=-(2**63), max_value=2**64 - 1)
         Cancel(7, [[b"key", 1]]),
         Execute(2**63, b"key", [[7, 1, 2, 0, 64]]),
         Result(8, 1, b"key", 640, [[1, [2, 10], 640]], [[1, 0, 2, 0]], [[2, 3, "bad input", 1, 0]]),
-        Done(8, 1, 12345, 2, 99),
+        Done(8, 1, 12345, 2, 99, 0, 0),
         Release(7, [640, 704]),
         Failed([[1, 4, "Timed out waiting for notification"]], [[b"lane", 5_000_000]]),
     ],
@@ -83,8 +83,8 @@ def test_lane_keys_differ_when_any_part_of_the_spec_does(other: LaneSpec) -> Non
         msgpack.packb([1]),
         msgpack.packb([5, 1, 2]),
         msgpack.packb({"a": 1}),
-        wire.pack(Done(1, 2, 3, 4, 5)) + b"x",
-        wire.pack(Done(1, 2, 3, 4, 5))[:-1],
+        wire.pack(Done(1, 2, 3, 4, 5, 0, 0)) + b"x",
+        wire.pack(Done(1, 2, 3, 4, 5, 0, 0))[:-1],
     ],
 )
 def test_what_is_no_message_is_a_wire_error(data: bytes) -> None:

@@ -204,6 +204,21 @@ def test_they_are_not_made_where_others_write(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_somebody_elses_now_ends_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    file = MetricFile(str(folder), "p")
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    shutil.rmtree(folder)
+    folder.write_text("a file in its place, of which no file in it can be looked at")
+    file.restore()
+    file.add(metrics.PROCESS_STARTS, ("p",))
+    folder.unlink()
+    folder.mkdir(mode=0o700)
+    file.restore()
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_a_file_that_cannot_be_made_anew_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = MetricFile(str(tmp_path), "p")
     file.add(metrics.PROCESS_STARTS, ("p",))

@@ -171,7 +171,7 @@ class Load:
             lane.waits_ns.append(self.now_ns - sent_ns)
             lane.answered_at_ns.append(self.now_ns - START_NS)
             lane.in_time += not lane.timeout_ns or self.now_ns <= sent_ns + lane.timeout_ns
-        done = Done(worker_id, execute.batch_id, run_ns, lane.rows_of_batches[-1], 0)
+        done = Done(worker_id, execute.batch_id, run_ns, lane.rows_of_batches[-1], 0, 0, 0)
         self.at(LINK_NS, lambda: self.core.done(done, self.now_ns))
         if lane.clients:
             self.at(2 * LINK_NS, lambda: self._send(execute.lane_key, len(execute.parts)))

@@ -42,6 +42,7 @@ class Options:
     poison_chance: float  # a request that ends every worker that runs it
     frontend_death_chance: float
     drain_chance: float
+    leave_chance: float
     policy_changes: int  # an operator sets the policies anew so often
     link_ns_max: int
     deaf_seconds: float  # how long a dead worker stays unreplaced
@@ -68,6 +69,7 @@ def draw_options(rng: random.Random) -> Options:
         poison_chance=chance(0.05),
         frontend_death_chance=chance(0.02),
         drain_chance=chance(0.05),
+        leave_chance=chance(0.2),
         policy_changes=rng.choice((0, 0, 1, 5)),
         link_ns_max=rng.choice((10_000, 200_000, 3 * MILLISECOND_NS)),
         deaf_seconds=rng.choice((0.001, 0.02, 0.3)),
@@ -356,7 +358,8 @@ class World:
         if not worker.alive:
             return
         worker.busy = False
-        for part in execute.parts:
+        kept = self.rng.randrange(1, 5) if self.faulty(self.options.leave_chance) else len(execute.parts)
+        for part in execute.parts[:kept]:
             self.checks.result(part[0], part[1], part[3], part[2])
         if self.faulty(self.options.death_chance / 2):  # the Results are out, the Done is not
             self.die(worker.worker_id)
@@ -364,7 +367,9 @@ class World:
 
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
-            self.core.done(Done(worker.worker_id, execute.batch_id, run_ns, rows, 0), self.now_ns)
+            left = max(len(execute.parts) - kept, 0)
+            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, kept if left else 0)
+            self.core.done(done, self.now_ns)
             if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)
 

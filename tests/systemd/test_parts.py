@@ -220,6 +220,14 @@ def test_a_configuration_that_cannot_work_in_parts_ends_with_78(tmp_path: Path, 
         assert says in frontend.log
 
 
+def test_a_run_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    with Parts(tmp_path, _CONFIG.format(base=tmp_path), frontends=1) as parts:
+        parts.run_dir.chmod(0o770)
+        frontend = parts.frontends[0].start()
+        assert frontend.wait_end() == 78
+        assert "that no others may write to" in frontend.log
+
+
 def test_a_broker_without_its_socket_ends_with_78(tmp_path: Path) -> None:
     with Parts(tmp_path, _CONFIG.format(base=tmp_path), frontends=0) as parts:
         broker = parts.unit("alone", "broker", "--config", str(parts.config_path)).start()

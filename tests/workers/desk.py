@@ -155,15 +155,25 @@ class Desk:
         return self.executor.execute(Execute(self.batches, wire.pack_lane(spec), parts))
 
     def run(self, spec: LaneSpec, parts: list[list[int]]) -> tuple[dict[int, Any], Done]:
-        """Execute, release everything: {request_id: list of outputs | (code, text)}."""
-        batch = self.start(spec, parts)
+        """Execute, release everything: {request_id: list of outputs | (code, text)}, and the Done of all.
+
+        As the broker does, execute once more what a batch leaves.
+        """
         answers: dict[int, Any] = {}
+        run_ns = rows = 0
         while True:
-            self.read(batch, spec, answers)
-            if batch.done is not None:
-                return answers, batch.done
-            # All has been given back, so the next record must fit.
-            assert batch.proceed() or batch._results
+            batch = self.start(spec, parts)
+            while True:
+                self.read(batch, spec, answers)
+                if batch.done is not None:
+                    break
+                # All has been given back, so the next record must fit.
+                assert batch.proceed() or batch._results
+            run_ns += batch.done.run_ns
+            rows += batch.done.rows
+            if not batch.done.parts_left:
+                return answers, batch.done._replace(run_ns=run_ns, rows=rows)
+            parts = parts[-batch.done.parts_left :]
 
     def read(self, batch: Batch, spec: LaneSpec, answers: dict[int, Any], release: bool = True) -> None:
         """Take the batch's results into `answers`; each request must be answered once."""

@@ -60,3 +60,16 @@ def test_one_in_a_hundred_may_be_another() -> None:
 def test_other_shapes_and_types_differ() -> None:
     assert differ(np.zeros(2), np.zeros(3))
     assert differ(np.zeros(2, np.float32), np.zeros(2, np.int32))
+
+
+def test_one_large_value_hides_no_others() -> None:
+    """A masked score, a time, an id beside what was computed."""
+    one = np.array([-1e9, 0.5, 1.0, 1.5], np.float32)
+    other = np.array([-1e9, 0.5, 1.4, 1.5], np.float32)
+    assert differ(one, other)
+    assert not differ(one, one * np.float32(1 + 1e-6))
+
+
+def test_what_others_nearly_cancelled_is_no_other_value() -> None:
+    one = np.array([1e-9, 1.0, -2.0, 3.0], np.float32)
+    assert not differ(one, one + np.float32(1e-7))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ringserve.broker.messages import ModelOptions
+from ringserve.workers import probe
 from ringserve.workers.interface import Independence
 from tests import row_models
 from tests.workers.desk import Desk, lane, rows_of, words
@@ -173,3 +174,30 @@ def test_the_log_says_which_signatures_depend_unless_told_to_join(
         lines = [record.getMessage() for record in caplog.records if "depends on the other rows" in record.getMessage()]
         assert len(lines) == (0 if assumed else len(row_models.AT_LOAD))
         assert all('row_independence = "assumed"' in line for line in lines)
+
+
+class _Outputs:
+    """A plan whose outputs are functions of x [rows]."""
+
+    def __init__(self, *functions: Callable[[Any], Any]) -> None:
+        self._functions = functions
+
+    def run(self, feeds: list[Any]) -> list[Any]:
+        return [function(feeds[0]) for function in self._functions]
+
+
+@pytest.mark.parametrize(
+    ("functions", "shown"),
+    [
+        ([lambda x: x * 2], {"a"}),
+        ([lambda x: x * 2, lambda x: x > 9], {"a"}),  # one output does not vouch for another
+        ([lambda x: 100 + (x - x.mean())], set()),  # nor do rows that differ as little as rounding
+        ([lambda x: x * 0], set()),
+    ],
+)
+def test_only_outputs_that_differ_from_row_to_row_show_something(functions: Any, shown: set[str]) -> None:
+    aliases = "abc"[: len(functions)]
+    probed = probe._compare(_Outputs(*functions), [RANDOM.random(4)], tuple(aliases))  # type: ignore[arg-type]
+    assert probed is not None
+    assert probed.shown == shown
+    assert not probed.dependent

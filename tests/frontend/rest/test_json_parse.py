@@ -50,6 +50,8 @@ ERRORS: list[tuple[bytes, str, int]] = [
     (b"1e", "Miss exponent in number.", 2),
     (b"1e+", "Miss exponent in number.", 3),
     (b"[2, -1e400]", "Number too big to be stored in double.", 4),
+    (b"[NaN, -1e400]", "Number too big to be stored in double.", 6),
+    (b"[-Infinity, 1" + b"0" * 400 + b"]", "Number too big to be stored in double.", 12),
     (b'"abc', "Missing a closing quotation mark in string.", 4),
     (b'"a\x01"', "Invalid encoding in string.", 2),
     (b'"a\\q"', "Invalid escape character in string.", 2),

@@ -126,3 +126,13 @@ def test_tensors_of_many_values(leaf: Any, dtype: int) -> None:
     assert (flat.shape, nested.shape) == ((size,), (size, 1))
     assert flat.data == nested.data == (few.data if isinstance(few.data, list) else bytes(few.data)) * size
     assert json_tensor.regular_tensor([leaf] * size + [None], dtype) is None
+
+
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: {"text": text}, lambda text: [[text, 1], [text]]])
+def test_texts_of_json_and_of_speech_are_cut_as_well(wrap: Any) -> None:
+    """In them every end of a value stands before a comma somewhere, behind a backslash or within a string."""
+    speech = 'he said "well", and went [1], then {home}, "and", so on' * 20
+    nested = json.dumps([{"id": number, "tags": ["a", "b"], "of": "x,y"} for number in range(30)])
+    text = orjson.dumps({"instances": [wrap(each) for each in [speech, nested] * 400]})
+    assert len(text) > 4 * json_pieces.PIECE_BYTES
+    assert read_in_pieces(text) == orjson.loads(text)
