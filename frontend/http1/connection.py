@@ -276,10 +276,9 @@ class Http1Connection(asyncio.Protocol):
 
     def answered(
         self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes, made_id: str = ""
-    ) -> None:
-        """The application's answer to the present request. See Exchange."""
-        self._exchange = None
-        self._is_fresh = False
+    ) -> bool:
+        """The application's answer to the present request. See Exchange. False: refused in its place."""
+        self._exchange, self._is_fresh = None, False
         if self._counted_bytes:
             self._drop_body()
         server = self._server
@@ -293,7 +292,7 @@ class Http1Connection(asyncio.Protocol):
             self._transport.write(start + body)
         elif server.unsent_bytes > server.limits.unsent_bytes_max:
             self._refuse(503, "too many bytes of answers wait for their clients already; try again", head)
-            return
+            return False
         else:
             self._transport.writelines((start, body))
         if keeps:
@@ -303,6 +302,7 @@ class Http1Connection(asyncio.Protocol):
                 self._go_on()
         else:
             self._close()
+        return True
 
     def _refuse(self, status: int, text: str, head: Head | None = None) -> None:
         """Answer what is no request, or one too many, and end the connection when the client has read the answer."""

@@ -22,8 +22,8 @@ class Answerer(Protocol):
 
     def answered(
         self, head: Head, status: int, body: bytes, content_type: bytes, headers: bytes, made_id: str = ""
-    ) -> None:
-        """The application's answer to the present request. See Exchange."""
+    ) -> bool:
+        """The application's answer to the present request. See Exchange. False: refused in its place."""
 
     def peer(self) -> Peer:
         """Who the client is."""
@@ -117,8 +117,10 @@ class ServedExchange:
         connection = self._connection
         if connection is not None:
             self._connection = self._cancel = None
-            self._calls.ended[status] += 1
-            connection.answered(self.head, status, body, content_type, headers, made_id)
+            if connection.answered(self.head, status, body, content_type, headers, made_id):
+                self._calls.ended[status] += 1
+            else:
+                self._calls.received -= 1  # it is in the book as a refused one
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """See Exchange."""

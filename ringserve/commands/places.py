@@ -21,11 +21,20 @@ _WRITE: Final = 2
 def place_findings(settings: Settings, uid: int, gids: frozenset[int], whom: str) -> Iterator[Finding]:
     """Both checks. uid, gids, whom: the user whose rights are judged."""
     # Without one the server finds a private folder by itself.
-    if settings.server.run_dir:
-        yield from _run_dir(Path(os.path.abspath(settings.server.run_dir)), uid, gids, whom)
-    to = settings.access_log.to
+    run_dir, to = settings.server.run_dir, settings.access_log.to
+    if run_dir:
+        yield from _seen("run_dir", run_dir, _run_dir(Path(os.path.abspath(run_dir)), uid, gids, whom))
     if to and to != STDERR:
-        yield from _access_log(Path(os.path.abspath(to)), uid, gids, whom)
+        yield from _seen("access_log", to, _access_log(Path(os.path.abspath(to)), uid, gids, whom))
+
+
+def _seen(subject: str, path: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """`findings`, or that whoever asks, who need not be the server's user, may not look there."""
+    try:
+        yield from findings
+    except PermissionError as error:
+        what = f"{path} cannot be looked at by you: {error.filename} is closed to user {os.geteuid()}"
+        yield Finding(Level.NOTE, subject, what, "What keeps the server from it is not known.", "ask as root")
 
 
 def _run_dir(path: Path, uid: int, gids: frozenset[int], whom: str) -> Iterator[Finding]:
@@ -39,6 +48,8 @@ def _run_dir(path: Path, uid: int, gids: frozenset[int], whom: str) -> Iterator[
         if closed is not None:
             yield Finding(Level.ERROR, "run_dir", f"{path} cannot be made: {closed[0]}", why, own)
         return
+    except PermissionError:
+        raise
     except OSError as error:
         yield Finding(Level.ERROR, "run_dir", f"{path} cannot be made: {error.strerror}", why, own)
         return

@@ -41,6 +41,17 @@ def test_places_that_are_there_or_can_be_made(place: Path) -> None:
     assert found(place / "a" / "b", place / "c") == []
 
 
+def test_what_whoever_asks_may_not_look_at_is_a_note(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", closed)
+    monkeypatch.setattr(Path, "exists", closed)
+    findings = found(place / "here", place / "log")
+    assert (findings[0].level, findings[0].subject) == (Level.NOTE, "run_dir")
+    assert "cannot be looked at by you" in findings[0].what
+
+
 def test_a_run_dir_that_is_no_folder_or_below_none(place: Path) -> None:
     (place / "file").write_text("")
     (finding,) = found(place / "file")

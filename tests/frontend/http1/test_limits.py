@@ -223,6 +223,8 @@ def test_answers_that_nobody_takes_are_bounded_together() -> None:
         application.exchanges[2].answer(200, b"x" * 70_000)
         assert [answer.status for answer in read_answers(peer.take())] == [200, 503]
         assert peer.server.refusals["503"] == 1
+        calls = peer.server.calls
+        assert (calls.received, {k: n for k, n in calls.ended.items() if n}) == (3, {200: 2, 503: 1}), "each once"
         peer.connection.pause_writing()
         peer.lose()
         assert peer.server.unsent_bytes == 1001
