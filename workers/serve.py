@@ -24,8 +24,8 @@ from ringserve.workers.loading import NICENESS, LoadEnded, Loader, Open
 
 log = logging.getLogger(__name__)
 
-#: A batch waits for room in the result ring for this part of its lease: this worker must not be taken for one that
-#: hangs. For a frontend that stands still among others it waits much less (`shares.py`).
+#: A batch waits for room in the result ring for this part of its lease at most: this worker must not be taken for one
+#: that hangs. For one frontend that stands still it waits half of that, and among others much less (`shares.py`).
 _LEASE_PART = 0.8
 _LOOK_ROOM_MS = 500
 _TIDY_NS = 10_000_000_000

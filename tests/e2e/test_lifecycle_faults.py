@@ -59,6 +59,7 @@ def test_a_version_that_ends_its_worker_is_given_up_and_the_others_serve(
     """The scout is killed each time it loads the next version."""
     server, good = story.server, story.version
     before = dict.fromkeys(states(server), "END")
+    wait_until(functools.partial(_settled, server), "the generation before to be gone")
     with Traffic(server, "m") as traffic:
         old = {process.pid for process in server.members("worker")}
         # A named pipe among the variables: whoever opens it waits for ever.
