@@ -19,10 +19,9 @@ from ringserve.workers.trial import Trial, Verdict
 
 log = logging.getLogger(__name__)
 
-#: What is compared of an answer, of each output, and of how many of a batch's parts: what depends does so everywhere,
-#: and copies of answers must not take much memory.
+#: What is compared of an answer, of each output: what depends does so everywhere, and copies of answers must not take
+#: much memory. Of a batch there are `trial.PARTS_MAX`.
 _ELEMENTS_MAX: Final = 4096
-_PARTS_MAX: Final = 32
 #: Runs that tell what is random from what depends: a coin may well fall the same way a few times.
 _RUNS_AGAIN_MAX: Final = 8
 
@@ -63,8 +62,7 @@ class Answers:
     def keep(self, part: Part, outputs: Sequence[Any]) -> None:
         """Remember what this part was answered."""
         self.parts.append(part)
-        if len(self._samples) < _PARTS_MAX:
-            self._samples[_key(part)] = [_sample(output) for output in outputs]
+        self._samples[_key(part)] = [_sample(output) for output in outputs]
 
     def judge(
         self, trial: Trial, groups: Sequence[Columns], outputs: Sequence[Any], run: Callable[[Columns], list[Any]]
@@ -80,7 +78,7 @@ class Answers:
         for group in groups:
             for part in group.parts:
                 end_row = first_row + part[ROWS]
-                alone = self._samples.get(_key(part), [])
+                alone = self._samples[_key(part)]
                 found = {
                     at for at, one in enumerate(alone) if _differ(one, _sample(outputs[at][first_row:end_row]))
                 }

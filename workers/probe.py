@@ -11,7 +11,6 @@ trial by the executor, with the requests that come (`trial.py`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,8 +25,6 @@ from ringserve.workers.gather import layout_of
 if TYPE_CHECKING:
     from ringserve.workers.interface import ModelPlan
     from ringserve.workers.servable import Servable
-
-log = logging.getLogger(__name__)
 
 #: An unlikely size for an output that has nothing to do with the batch.
 _ROWS = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from ringserve.config.schema import Server
 from tests.cli.served import PATIENCE_S, Served, alive, wait_for_it
+from tests.folders import removed
 
 Serve = Callable[..., Served]
 
@@ -52,14 +52,6 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         for pid in served.all_pids():
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
-
-
-def _removed(folder: Path) -> bool:
-    try:
-        shutil.rmtree(folder)
-    except OSError:  # a file was made anew meanwhile
-        return False
-    return True
 
 
 def _is_file(path: Path, about: os.stat_result) -> bool:
@@ -163,7 +155,7 @@ def test_without_a_grpc_port_none_is_taken(serve: Serve) -> None:
 def test_a_run_directory_that_was_removed_is_made_anew(serve: Serve) -> None:
     served = serve(frontends=1)
     served.wait_ready()
-    wait_for_it(lambda: _removed(served.run_dir), lambda: "files are made anew faster than they are removed")
+    wait_for_it(lambda: removed(served.run_dir), lambda: "files are made anew faster than they are removed")
     os.kill(served.pids("started", "broker")[0], signal.SIGKILL)
     served.wait_for("started", "broker", 2)
     wait_for_it(lambda: served.log.count("broker is ready") == 2, lambda: f"it does not get ready\n{served.log}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import urllib.request
@@ -15,6 +14,7 @@ import pytest
 
 from tests.e2e.server import Server, wait_until
 from tests.e2e.traffic import Traffic
+from tests.folders import removed
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,9 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         urllib.request.urlopen(added, timeout=60).close()
         server.wait_available("added")
         wait_until(lambda: _counted(server) > 0, "the warm-up to be counted")
-        wait_until(lambda: _removed(server.run_dir), "files not to be made anew while they are removed")
+        wait_until(lambda: removed(server.run_dir), "files not to be made anew while they are removed")
         wait_until((server.run_dir / "models.json").exists, "the broker to notice")
         yield server
-
-
-def _removed(folder: Path) -> bool:
-    try:
-        shutil.rmtree(folder)
-    except OSError:  # a file was made anew meanwhile
-        return False
-    return True
 
 
 def _counted(server: Server) -> float:
