@@ -23,6 +23,7 @@ from ringserve.broker.messages import (
     Author,
     Authored,
     Catalog,
+    Dependent,
     Exited,
     Forget,
     Fork,
@@ -63,6 +64,7 @@ ControlMessage = (
     | Author
     | Authored
     | Forget
+    | Dependent
 )
 
 # The position is the kind on the wire: append, never reorder, and raise PROTOCOL_VERSION on any change.
@@ -86,6 +88,7 @@ _MESSAGES: tuple[type[ControlMessage], ...] = (
     Author,
     Authored,
     Forget,
+    Dependent,
 )
 _KIND_OF_MESSAGE = {message: kind for kind, message in enumerate(_MESSAGES)}
 _HELLO = _KIND_OF_MESSAGE[Hello]

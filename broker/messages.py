@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 
 class Code(IntEnum):
@@ -460,6 +460,16 @@ class Loading(NamedTuple):
 
     name: str
     version: int
+
+
+class Dependent(NamedTuple):
+    """worker -> broker, and from there to all other workers: requests of this signature, for these outputs, were
+    answered otherwise in a batch than alone, and not by chance. They are run one by one from now on."""
+
+    name: str
+    version: int
+    signature: str
+    outputs: list[str]
 
 
 class Loaded(NamedTuple):

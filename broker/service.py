@@ -22,6 +22,7 @@ from ringserve.broker.messages import (
     Ask,
     Authored,
     Cancel,
+    Dependent,
     Done,
     Exited,
     Failed,
@@ -366,6 +367,10 @@ class Service:
             self._operators.ask(peer, message, now_ns)
         elif isinstance(message, Told):
             self._operators.told(peer, message)
+        elif isinstance(message, Dependent):
+            for worker in self._registry.of_role(Role.WORKER):
+                if worker is not peer:
+                    self._registry.send(worker, message)
         elif isinstance(message, Loading):
             crew.worker_loading(peer.peer_id, ModelVersion(message.name, message.version), now_ns)
         elif isinstance(message, Loaded):

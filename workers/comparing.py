@@ -13,9 +13,9 @@ from ringserve.broker.messages import LaneSpec
 from ringserve.workers.agreement import differ
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.feeding import Feeder
-from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Part
+from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Gatherer, Part
 from ringserve.workers.lane import Lane
-from ringserve.workers.trial import Trial, Verdict
+from ringserve.workers.trial import PARTS_MAX, Trial, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 _ELEMENTS_MAX: Final = 4096
 #: Runs that tell what is random from what depends: a coin may well fall the same way a few times.
 _RUNS_AGAIN_MAX: Final = 8
+#: Where a shared batch takes long, fewer of its parts are run again, and less often: its lease is for one run.
+_LONG_NS: Final = 250_000_000
+_PARTS_LONG_MAX: Final = 2
+_RUNS_AGAIN_LONG_MAX: Final = 2
 
 
 class _Sample(NamedTuple):
@@ -65,12 +69,17 @@ class Answers:
         self._samples[_key(part)] = [_sample(output) for output in outputs]
 
     def judge(
-        self, trial: Trial, groups: Sequence[Columns], outputs: Sequence[Any], run: Callable[[Columns], list[Any]]
+        self,
+        trial: Trial,
+        groups: Sequence[Columns],
+        outputs: Sequence[Any],
+        run: Callable[[Columns], list[Any]],
+        runs_max: int = _RUNS_AGAIN_MAX,
     ) -> list[int]:
         """Compare with the outputs of all parts run together, in the order of `groups`, and tell the trial.
 
-        run: of one part alone, once more: an output that is not always the same is random, and says nothing. Returns
-        the places of the outputs that differed. Raises RunFailure.
+        Parts of which no answer was kept are passed over. run: of one part alone, once more: an output that is not
+        always the same is random, and says nothing. Returns the places of the outputs that differed. Raises RunFailure.
         """
         first_row = 0
         differing: set[int] = set()
@@ -78,7 +87,7 @@ class Answers:
         for group in groups:
             for part in group.parts:
                 end_row = first_row + part[ROWS]
-                alone = self._samples[_key(part)]
+                alone = self._samples.get(_key(part), ())
                 found = {
                     at for at, one in enumerate(alone) if _differ(one, _sample(outputs[at][first_row:end_row]))
                 }
@@ -87,7 +96,7 @@ class Answers:
                     witnesses.append(Columns(group.ring, [part]))
                 first_row = end_row
         random: set[int] = set()
-        for witness, _ in zip(cycle(witnesses), range(_RUNS_AGAIN_MAX), strict=False):
+        for witness, _ in zip(cycle(witnesses), range(runs_max), strict=False):
             again = [_sample(output) for output in run(witness)]
             alone = self._samples[_key(witness.parts[0])]
             random |= {at for at in differing if _differ(alone[at], again[at])}
@@ -99,10 +108,12 @@ class Answers:
             trial.agreed(self._others(random))
         return sorted(differing - random)
 
-    def _others(self, random: set[int]) -> int:
-        """Parts whose answer is not that of the first one, in what is not random."""
+    def _others(self, random: set[int]) -> int | None:
+        """Parts whose answer is not that of the first one, in what is not random; None where all is."""
         first, *rest = self._samples.values()
         compared = [at for at in range(len(first)) if at not in random]
+        if not compared:
+            return None
         return sum(any(_is_other(first[at], each[at]) for at in compared) for each in rest)
 
 
@@ -131,6 +142,64 @@ def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clo
     return run_ns
 
 
+def are_copies(lane: Lane, feeder: Feeder, parts: list[Part]) -> bool:
+    """Whether these requests, of a signature on trial, may share a batch all the same: there are several, all of them
+    put in the same, and such have agreed."""
+    if lane.trial is None or not lane.trial.copies_agree or len(parts) < 2:
+        return False
+    rows = parts[0][ROWS]
+    if not rows or any(part[ROWS] != rows or part[ROW_START] for part in parts):
+        return False
+    rows_count = rows * len(parts)
+    try:
+        feeds = feeder.feeds(lane, feeder.group(parts), rows_count, rows_count)
+    except RunFailure:
+        return False
+    each = [feed.reshape(len(parts), feed.size // len(parts)) for feed in feeds]
+    return all(bool((one == one[:1]).all()) for one in each)
+
+
+def may_answer(
+    lane: Lane, trial: Trial, feeder: Feeder, groups: Sequence[Columns], outputs: Sequence[Any], run_ns: int
+) -> bool:
+    """Whether parts that were just run together may be answered by `outputs`. Where it is time to look at such a batch,
+    some of them are run once more, each alone, and the lane and its trial are told whether that made a difference.
+
+    run_ns: what the run together took.
+    """
+    if (len(groups) == 1 and groups[0].count == 1) or not trial.is_due():
+        return True
+    is_long = run_ns >= _LONG_NS
+    parts_max = _PARTS_LONG_MAX if is_long else PARTS_MAX
+    each = [Columns(group.ring, [part]) for group in groups for part in group.parts]
+    step = -(-len(each) // parts_max)
+    gatherer = Gatherer()  # what the batch was fed may be part of its outputs
+
+    def run(one: Columns) -> list[Any]:
+        rows_fed = feeder.rows_fed(lane, one.rows_count)
+        rows = lane.plan.run(gatherer.feeds(lane.layouts, [one], one.rows_count, rows_fed))
+        return [output[: one.rows_count] if output.ndim else output for output in rows]
+
+    answers = Answers()
+    for one in each[trial.looked_count % step :: step]:
+        try:
+            answers.keep(one.parts[0], run(one))
+        except RunFailure:
+            continue  # that says nothing of the others
+    if not answers.parts:
+        return True
+    try:
+        runs_max = _RUNS_AGAIN_LONG_MAX if is_long else _RUNS_AGAIN_MAX
+        differing = answers.judge(trial, groups, outputs, run, runs_max)
+    except RunFailure:  # what ran a moment ago: it stays open whether that was chance
+        trial.differed()
+        differing = list(range(len(outputs)))
+    lane.heed(trial)
+    if differing:
+        _report(trial, lane.spec, differing)
+    return not differing
+
+
 def _run_alone(lane: Lane, feeder: Feeder, group: Columns) -> list[Any]:
     return lane.plan.run(feeder.feeds(lane, [group], group.rows_count, group.rows_count))
 
@@ -138,11 +207,17 @@ def _run_alone(lane: Lane, feeder: Feeder, group: Columns) -> list[Any]:
 def _report(trial: Trial, spec: LaneSpec, differing: Sequence[int]) -> None:
     """Say in the log what became of a signature, where that is worth knowing. differing: places of outputs."""
     who = (spec.model, spec.version, spec.signature)
+    names = ", ".join(spec.outputs[at] for at in differing)
     if trial.verdict is Verdict.DEPENDENT:
-        names = ", ".join(spec.outputs[at] for at in differing)
         log.warning(
             "model %s version %d, signature %s: %s differed between a request run alone and together with others, so "
             'its requests are run one by one from now on (row_independence = "assumed" has them share batches)',
+            *who, names,
+        )  # fmt: skip
+    elif trial.lost_trust and differing:
+        log.info(
+            "model %s version %d, signature %s: %s differed between a request run alone and in a batch, so its "
+            "requests are run one by one until it is known whether that was chance",
             *who, names,
         )  # fmt: skip
     elif trial.verdict is Verdict.ALONE:

@@ -15,7 +15,7 @@ from typing import Any
 from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, ModelOptions, Result
 from ringserve.broker.wire import unpack_lane
 from ringserve.shm.ring import RingWriter
-from ringserve.workers.comparing import Answers, try_together
+from ringserve.workers.comparing import Answers, are_copies, may_answer, try_together
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.feeding import Feeder
 from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Part, whole_feeds
@@ -139,7 +139,7 @@ class Executor:
         self.worker_id = worker_id
         self._feeder = Feeder(rings, allowed_batch_rows or {})
         self._assumes_independence: set[str] = set()
-        self._trials = Trials()
+        self.trials = Trials()
         self._clock_ns = clock_ns
         self._traces = traces
         self._lanes: OrderedDict[bytes, Lane | Failure] = OrderedDict()
@@ -191,22 +191,24 @@ class Executor:
             alone: list[Part] = []
             if lane.trial is not None:
                 lane.heed(lane.trial)
-            if lane.parts_max:
+            copies = lane.lone and are_copies(lane, self._feeder, parts)
+            if lane.parts_max and not copies:
                 parts, left = self._first(lane, message.parts)
             if lane.pads:
                 pieces = [self._feeder.is_piece(lane, part) for part in parts]
                 alone = [part for part, piece in zip(parts, pieces, strict=True) if piece]
                 parts = [part for part, piece in zip(parts, pieces, strict=True) if not piece]
-            if parts and not (not lane.lone and (yield from self._answer_together(run, lane, parts))):
+            shares = copies or not lane.lone
+            if parts and not (shares and (yield from self._answer_together(run, lane, parts))):
                 alone = parts + alone
                 if lane.parts_max:  # as this run may have shown
                     alone, left = self._first(lane, message.parts)
-            if lane.trial is not None and len(alone) > 1:
+            if lane.trial is not None and len(alone) > 1 and not shares:
                 yield from self._answer_on_trial(run, lane, lane.trial, alone)
             else:
                 for part in alone:
                     yield from self._answer_alone(run, lane, part)
-            parts_max = lane.parts_max
+            parts_max = 0 if copies and not alone else lane.parts_max
         return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns, left, parts_max)
 
     def _first(self, lane: Lane, parts: Sequence[Part]) -> tuple[list[Part], int]:
@@ -232,11 +234,13 @@ class Executor:
             return True
         if not all(output.ndim and len(output) == rows_fed for output in outputs):
             # Never right for this lane, so do not try again. A lone part that was not padded has its answer already.
-            lane.lone = True
+            lane.run_alone()
             if len(parts) > 1 or rows_fed != rows_count:
                 return False
             yield from self._send_whole(run, lane, parts[0], outputs, rows_fed)
             return True
+        if lane.trial is not None and not may_answer(lane, lane.trial, self._feeder, groups, outputs, run.ns):
+            return False
         first = 0
         for group in groups:
             rows = [output[first : first + group.rows_count] for output in outputs]
@@ -374,4 +378,4 @@ class Executor:
         if model is None:
             text = f"Version {spec.version} of model {spec.model} is not loaded in this worker."
             raise RunFailure(Code.UNAVAILABLE, text)
-        return Lane(spec, model, self._trials, assumed=spec.model in self._assumes_independence)
+        return Lane(spec, model, self.trials, assumed=spec.model in self._assumes_independence)

@@ -31,11 +31,11 @@ class Lane:
         self.plan = model.plan(spec)
         #: Each part runs by itself, and is not padded.
         self.lone = not spec.batchable or runs_alone(self.plan, assumed=assumed)
-        #: While this is undecided, too.
+        #: What decides about that, as long as anything may change it; while it is undecided, they do so, too.
         self.trial: Trial | None = None
-        if not (self.lone or assumed or self.pads) and self.plan.independence is Independence.UNKNOWN:
-            self.trial = trials.of(spec)
-            self.lone = True
+        if not (self.lone or assumed or self.pads):
+            self.trial = trials.of(spec, shown=self.plan.independence is Independence.SHOWN)
+            self.heed(self.trial)
 
     @property
     def parts_max(self) -> int:
@@ -48,6 +48,11 @@ class Lane:
 
     def heed(self, trial: Trial) -> None:
         """Follow what is decided by now. Batches of other lanes count as well."""
-        if trial.verdict is not Verdict.ON_TRIAL:
+        self.lone = trial.verdict is not Verdict.TRUSTED
+        if trial.verdict in (Verdict.DEPENDENT, Verdict.ALONE):
             self.trial = None
-            self.lone = trial.verdict is not Verdict.TRUSTED
+
+    def run_alone(self) -> None:
+        """From now on, whatever trials say."""
+        self.lone = True
+        self.trial = None

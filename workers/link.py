@@ -17,6 +17,7 @@ from ringserve.broker.control import ControlChannel, ControlClosed, ControlMessa
 from ringserve.broker.messages import (
     PROTOCOL_VERSION,
     Ask,
+    Dependent,
     Hello,
     ModelOptions,
     PeerJoined,
@@ -55,7 +56,7 @@ class Link:
     segment: this worker's result ring, handed to every frontend; stays the caller's. stop_fd: readable when this
     process shall stop, -1 for none. wake_fds: further descriptors that end a `wait` besides mail and news. pool_fd: its
     end-of-file tells of the pool's death. Valid after `register`: worker_id and rings (request rings, read-only) by
-    frontend id. left, options, asks: news that the caller takes out of these lists.
+    frontend id. left, options, asks, found: news that the caller takes out of these lists.
 
     When the broker is lost its frontends have left under their old ids only, and may still have to read what was sent
     to these, however long they stood still. So the cable to a frontend that left stays open until the other end is
@@ -96,6 +97,7 @@ class Link:
         self.left: list[int] = []
         self.options: list[ModelOptions] = []
         self.asks: list[Ask] = []
+        self.found: list[Dependent] = []
         self.worker_id = -1
 
     def register(self) -> None:
@@ -228,6 +230,8 @@ class Link:
                 self._forget(message.peer_id)
             elif isinstance(message, ModelOptions):
                 self.options.append(message)
+            elif isinstance(message, Dependent):
+                self.found.append(message)
             elif isinstance(message, Ask):
                 self.asks.append(message)
             elif isinstance(message, Stop):

@@ -165,7 +165,7 @@ class Worker:
                 continue
             while link.left:
                 self._executor.frontend_left(link.left.pop())
-            if link.options or link.asks:
+            if link.options or link.asks or link.found:
                 self._on_control()
             self._on_side_threads()
             for data in mail:
@@ -197,6 +197,11 @@ class Worker:
         for options in link.options:
             self._executor.set_options(options.name, options)
         link.options.clear()
+        for found in link.found:
+            if (found.name, found.version) in self._models:
+                self._executor.trials.hear(found)
+                log.info("model %s version %d, signature %s: found to depend by another worker", *found[:3])
+        link.found.clear()
         while link.asks:
             told = self._answer(link.asks.pop(0))
             if told is not None:
@@ -271,3 +276,6 @@ class Worker:
             self._link.send_result(frontend_id, wire.pack(result))
         if batch.done is not None:
             self._link.send_done(wire.pack(batch.done))
+        found = self._executor.trials.found
+        while found:
+            self._link.send(found.pop())

@@ -14,8 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringserve.broker.messages import Code, Loaded, Loading, LoadOrder, ModelOptions, Ready, Stop, Told
+from ringserve.broker import wire
+from ringserve.broker.messages import (
+    Code,
+    Dependent,
+    Done,
+    Execute,
+    LaneSpec,
+    Loaded,
+    Loading,
+    LoadOrder,
+    ModelOptions,
+    Ready,
+    Stop,
+    Told,
+)
+from ringserve.workers.interface import Independence
 from tests.workers.desk import lane, rows_of
+from tests.workers.functions import SPEC, FunctionModel
 
 Start = Callable[..., tuple[Any, Any]]
 
@@ -296,6 +312,49 @@ def test_options_of_the_order_and_of_later_messages(start: Start, served: Any) -
     broker.ask("nothing")  # answered after the options were taken in
     assert frontend.floats(spec, **rows_of(1.0)) == [2.5]
     assert model.rows == [4, 16]
+
+
+def together(frontend: Any, spec: LaneSpec, *values: float) -> Done:
+    """One batch of requests of one row each; what the broker is told of it."""
+    from tests.workers.broker_end import wait_for
+
+    offsets = [frontend.ring.put(rows_of(value)["x"]) for value in values]
+    frontend.batches += len(values)
+    parts = [[frontend.peer_id, 1000 * frontend.batches + at, 1, 0, offset] for at, offset in enumerate(offsets)]
+    frontend.broker.worker.send(wire.pack(Execute(frontend.batches, wire.pack_lane(spec), parts)))
+    (data,) = wait_for(lambda: frontend.broker.worker.receive() or None, "a Done")
+    return wire.unpack(data)  # type: ignore[return-value]
+
+
+def test_a_worker_heeds_what_another_found(start: Start, served: Any) -> None:
+    from ringserve.workers.loading import Opened
+    from tests.workers.broker_end import FrontendEnd
+
+    model = Recording(served("half"))
+    broker, _ = start([order_of("half")], lambda _: Opened(model, [], 0, 0, -1))
+    broker.until(Ready([["half", 1]], True))
+    frontend = FrontendEnd(broker)
+    spec = lane(served("half"), rows_of(1.0), ["y"])
+    assert together(frontend, spec, 1.0, 2.0).parts_max == 0
+    broker.channel.send(Dependent("absent", 1, "serving_default", ["y"]))
+    broker.channel.send(Dependent("half", 1, "serving_default", ["y"]))
+    broker.ask("nothing")  # answered after the news was taken in
+    done = together(frontend, spec, 1.0, 2.0)
+    assert (done.parts_left, done.parts_max, model.rows) == (1, 1, [2, 1])
+
+
+def test_a_worker_tells_what_it_found(start: Start) -> None:
+    from ringserve.workers.loading import Opened
+    from tests.workers.broker_end import FrontendEnd
+
+    model: Any = FunctionModel(lambda x: x - x.mean(), Independence.SHOWN)
+    broker, _ = start([order_of("m")], lambda _: Opened(model, [], 0, 0, -1))
+    broker.until(Ready([["m", 1]], True))
+    frontend = FrontendEnd(broker)
+    for _ in range(5):
+        together(frontend, SPEC, 1.0, 2.0)
+    broker.until(Dependent("m", 1, "s", ["y"]))
+    assert model.runs[:4] == [2] * 4 and model.runs.count(2) == 5
 
 
 class Recording:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,95 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringserve.broker.messages import Code, InputSpec, LaneSpec, ModelOptions
+from ringserve.broker.messages import Code, Dependent, InputSpec, LaneSpec, ModelOptions
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.interface import Independence
 from ringserve.workers.trial import Trial, Trials, Verdict
-from tests.workers.desk import Desk, rows_of
-
-Function = Callable[[Any], Any]
+from tests.workers.desk import rows_of
+from tests.workers.functions import SPEC, ask, bench
 
 # ----------------------------------------------------------------------------------------------------------- verdicts
 
 
-def test_a_few_batches_of_different_answers_are_enough_and_many_of_equal_ones() -> None:
-    for others, batches in ((3, 4), (1, 8), (0, 64)):
-        trial = Trial()
-        for _ in range(batches):
-            assert trial.verdict is Verdict.ON_TRIAL
+def trust(trial: Trial) -> int:
+    """Let batches agree until it is trusted: how many that took."""
+    for count in range(1000):
+        if trial.verdict is Verdict.TRUSTED:
+            return count
+        trial.agreed(3)
+    raise AssertionError
+
+
+def looks(trial: Trial, count: int, others: int | None = 3) -> list[int]:
+    """So many shared batches that agree: how many there were from one that is looked at to the next."""
+    found = [0]
+    for _ in range(count):
+        found[-1] += 1
+        if trial.is_due():
             trial.agreed(others)
-        assert trial.verdict is Verdict.TRUSTED
+            found.append(0)
+    return found[:-1]
+
+
+@pytest.mark.parametrize(("others", "batches"), [(3, 4), (1, 8), (None, 64)])
+def test_a_few_batches_of_different_answers_are_enough_and_many_of_random_ones(
+    others: int | None, batches: int
+) -> None:
+    trial = Trial()
+    for _ in range(batches):
+        assert trial.verdict is Verdict.ON_TRIAL
+        trial.agreed(others)
+    assert trial.verdict is Verdict.TRUSTED
+
+
+def test_answers_that_are_all_the_same_help_and_never_decide() -> None:
+    trial = Trial()
+    for _ in range(1000):
+        trial.agreed(0)
+    assert (trial.verdict, trial.copies_agree) == (Verdict.ON_TRIAL, True)
+    trial.agreed(1)
+    assert trial.verdict is Verdict.TRUSTED
+
+
+def test_what_shares_batches_is_looked_at_ever_more_rarely_but_always() -> None:
+    assert looks(Trial(shown=True), 3000) == [4, 8, 16, 32, 64, 128, 256, 512, 512, 512, 512]
+    assert looks(Trial(shown=True), 1000, None) == [4, 8, 16, 32, 64, 128, 256]
+    assert looks(Trial(shown=True), 600, 0) == [4, 8, 16, 32, 64, 128, 128, 128]
+
+
+def test_trust_that_was_lost_takes_twice_as_long_to_come_back() -> None:
+    trial = Trial()
+    counts = []
+    for _ in range(7):
+        counts.append(trust(trial))
+        looks(trial, 100)
+        trial.differed()
+        assert (trial.verdict, trial.copies_agree, trial.lost_trust) == (Verdict.ON_TRIAL, False, True)
+    assert counts == [4, 8, 16, 32, 64, 64, 64]
+    trust(trial)
+    assert looks(trial, 12) == [4, 8]
+
+
+def test_a_second_difference_before_trust_is_back_decides_and_is_told_once() -> None:
+    told: list[str] = []
+    trial = Trial(shown=True, on_dependent=lambda: told.append("told"))
+    trial.differed()
+    trial.agreed(3)
+    assert (trial.verdict, told) == (Verdict.ON_TRIAL, [])
+    trial.differed()
+    assert (trial.verdict, told) == (Verdict.DEPENDENT, ["told"])
+
+
+def test_what_one_worker_finds_another_heeds() -> None:
+    here, there = Trials(), Trials()
+    spec = LaneSpec("m", 1, "s", (InputSpec("x", 1, ()),), ("b", "a"), True)
+    trial, other = here.of(spec), there.of(spec, shown=True)
+    trial.differed()
+    trial.differed()
+    (found,) = here.found
+    assert found == Dependent("m", 1, "s", ["a", "b"])
+    there.hear(found)
+    assert (other.verdict, there.found) == (Verdict.DEPENDENT, [])
 
 
 def test_one_batch_that_differs_may_be_chance_and_two_are_not() -> None:
@@ -84,48 +154,6 @@ def test_trials_are_bounded() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- in batches
-
-
-class Plan:
-    """Runs a function on float x; notes how many rows each run had."""
-
-    per_row, changes_state, independence, output_dtypes = True, False, Independence.UNKNOWN, (1,)
-
-    def __init__(self, function: Function, runs: list[int]) -> None:
-        self._function = function
-        self._runs = runs
-
-    def run(self, feeds: Sequence[Any]) -> list[Any]:
-        self._runs.append(len(feeds[0]))
-        return [self._function(feeds[0]).astype(np.float32)]
-
-
-class FunctionModel:
-    """A loaded model that is a function."""
-
-    name, version = "m", 1
-
-    def __init__(self, function: Function) -> None:
-        self.runs: list[int] = []
-        self._function = function
-
-    def plan(self, spec: LaneSpec) -> Plan:
-        return Plan(self._function, self.runs)
-
-
-SPEC = LaneSpec("m", 1, "s", (InputSpec("x", 1, ()),), ("y",), True)
-
-
-def bench(function: Function, **settings: Any) -> tuple[FunctionModel, Desk]:
-    model = FunctionModel(function)
-    return model, Desk(model, **settings)  # type: ignore[arg-type]
-
-
-def ask(desk: Desk, *requests: dict[str, Any], spec: LaneSpec = SPEC) -> list[Any]:
-    """The answers of requests that come together."""
-    parts = [desk.part(request, frontend_id=1 + i % len(desk.rings)) for i, request in enumerate(requests)]
-    answers, _ = desk.run(spec, parts)
-    return [answers[part[1]][0].tolist() if len(answers[part[1]]) == 1 else answers[part[1]] for part in parts]
 
 
 def softmax(x: Any) -> Any:
@@ -232,13 +260,50 @@ def test_a_lone_request_proves_nothing_and_is_not_padded() -> None:
 def test_noise_is_no_other_answer() -> None:
     """Answers that differ by less than what is taken for rounding prove as little as those that are the same."""
     model, desk = bench(lambda x: 1 + x * 1e-6)
-    for _ in range(63):
+    for _ in range(70):
         ask(desk, rows_of(1), rows_of(2))
-    assert model.runs == [1, 1, 2] * 63
-    ask(desk, rows_of(1), rows_of(2))
+    assert model.runs == [1, 1, 2] * 70
+
+
+def less_mean(x: Any) -> Any:
+    return x - x.mean()
+
+
+def test_requests_that_are_all_the_same_share_batches_and_prove_nothing() -> None:
+    """A load test asks the same all the time. What comes after it is answered as if it came alone."""
+    model, desk = bench(less_mean)
+    for _ in range(4):
+        assert ask(desk, *[rows_of(3, 5)] * 4) == [[-1, 1]] * 4
+    assert model.runs == [2, 2, 2, 2, 8] * 4
     model.runs.clear()
-    ask(desk, rows_of(1), rows_of(2))
-    assert model.runs == [2]
+    for _ in range(100):
+        answers = ask(desk, *[rows_of(3, 5)] * 6)
+        assert answers == [[-1, 1]] * 6
+    assert model.runs.count(12) == 100
+    assert len(model.runs) < 130
+    for i in range(20):
+        assert ask(desk, *(rows_of(j) for j in range(i + 2))) == [[0]] * (i + 2)
+
+
+@pytest.mark.parametrize("requests", [(rows_of(1), rows_of(1, 1)), (rows_of(1), rows_of(1), rows_of(2))])
+def test_requests_of_other_rows_are_no_copies(requests: tuple[Any, ...]) -> None:
+    model, desk = bench(lambda x: x * 0)
+    for _ in range(9):
+        ask(desk, *requests)
+    model.runs.clear()
+    ask(desk, *requests)
+    assert model.runs == [*(len(request["x"]) for request in requests), sum(len(each["x"]) for each in requests)]
+
+
+def test_the_broker_hears_that_copies_may_come_together_and_others_may_not() -> None:
+    _, desk = bench(lambda x: x * 0)
+    for _ in range(4):
+        ask(desk, rows_of(1), rows_of(1))
+    for values, told in (([1] * 9, (0, 0)), ([1] * 8 + [2], (5, 4)), ([1] * 9, (0, 0))):
+        batch = desk.start(SPEC, [desk.part(rows_of(value)) for value in values])
+        desk.read(batch, SPEC, {})
+        assert batch.done is not None
+        assert (batch.done.parts_left, batch.done.parts_max) == told
 
 
 def test_a_batch_runs_few_requests_one_by_one_and_leaves_the_others() -> None:
@@ -276,10 +341,17 @@ def test_a_batch_that_waited_for_room_is_not_compared() -> None:
     assert model.runs == [900] * 3
 
 
-def test_nothing_keeps_a_ring_after_a_comparison() -> None:
-    model, desk = bench(lambda x: x)  # the outputs are views of the feeds
-    ask(desk, rows_of(1), rows_of(2))
-    assert model.runs == [1, 1, 2]
+@pytest.mark.parametrize(
+    ("independence", "batches", "runs"),
+    [(Independence.UNKNOWN, 1, [1, 1, 2]), (Independence.SHOWN, 4, [2, 2, 2, 2, 1, 1])],
+)
+def test_nothing_keeps_a_ring_after_a_comparison(
+    independence: Independence, batches: int, runs: list[int]
+) -> None:
+    model, desk = bench(lambda x: x, independence)  # the outputs are views of the feeds
+    for _ in range(batches):
+        ask(desk, rows_of(1), rows_of(2))
+    assert model.runs == runs
     reader = desk.rings[1].reader
     desk.mapped.clear()
     reader.close()

@@ -1,0 +1,120 @@
+"""Requests that share batches are looked at again now and then: run alone, too, before anybody is answered."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringserve.broker.messages import Code, ModelOptions
+from ringserve.workers.failures import RunFailure
+from ringserve.workers.interface import Independence
+from tests.workers.desk import rows_of
+from tests.workers.functions import SPEC, ask, bench
+
+
+@pytest.mark.parametrize("independence", [Independence.SHOWN, Independence.UNKNOWN])
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_what_only_depends_later_is_found_before_anybody_is_answered_by_it(
+    independence: Independence, frontends: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained values are below one, say, and then whole pictures come."""
+    model, desk = bench(lambda x: x / 255 if x.max() > 1 else x, independence, frontends=frontends)
+    while True:
+        model.runs.clear()
+        ask(desk, rows_of(0.25), rows_of(0.5), rows_of(1))
+        if model.runs == [3, 1, 1, 1]:  # it is looked at: the first of the next batches that is comes after eight
+            break
+    for _ in range(7):
+        ask(desk, rows_of(0.25), rows_of(0.5), rows_of(1))
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        model.runs.clear()
+        assert ask(desk, rows_of(255), rows_of(0.5), rows_of(1)) == [[1], [0.5], [1]]
+    assert model.runs == [1, 1, 1]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "until it is known whether that was chance" in caplog.records[0].getMessage()
+    assert [found[:4] for found in desk.executor.trials.found] == [("m", 1, "s", ["y"])]
+
+
+def test_a_large_batch_is_looked_at_in_a_few_of_its_requests_others_each_time() -> None:
+    seen: list[float] = []
+
+    def double(x: Any) -> Any:
+        if len(x) == 1:
+            seen.append(float(x[0]))
+        return x * 2
+
+    _, desk = bench(double, Independence.SHOWN)
+    for _ in range(12):
+        assert ask(desk, *(rows_of(i) for i in range(40))) == [[2 * i] for i in range(40)]
+    assert seen == [1, 11, 21, 31, 2, 12, 22, 32]
+
+
+def test_a_long_batch_is_looked_at_in_two_of_its_requests() -> None:
+    now_ns = itertools.count(step=200_000_000)
+    model, desk = bench(lambda x: x, Independence.SHOWN)
+    desk.executor._clock_ns = lambda: next(now_ns) * 2
+    for _ in range(4):
+        ask(desk, *(rows_of(i) for i in range(8)))
+    assert model.runs == [8] * 4 + [1, 1]
+
+
+def test_a_lone_request_is_not_looked_at_and_a_failure_alone_says_nothing() -> None:
+    def at_least_two(x: Any) -> Any:
+        if len(x) < 2:
+            raise RunFailure(Code.INVALID_ARGUMENT, "two rows at least")
+        return x
+
+    model, desk = bench(at_least_two, Independence.SHOWN)
+    for _ in range(20):
+        assert ask(desk, rows_of(1, 2)) == [[1, 2]]
+    assert model.runs == [2] * 20
+    for _ in range(20):
+        assert ask(desk, rows_of(1), rows_of(2)) == [[1], [2]]
+
+
+def test_random_outputs_are_looked_at_and_go_on_sharing_batches() -> None:
+    random = np.random.default_rng(0)
+    model, desk = bench(lambda x: random.random(len(x)), Independence.SHOWN)
+    for _ in range(600):
+        ask(desk, rows_of(1), rows_of(2))
+    assert model.runs.count(2) == 600
+    assert 7 * 2 < model.runs.count(1) < 7 * 4
+
+
+def test_what_changes_its_state_or_is_assumed_is_never_run_again() -> None:
+    for changes_state, assumed, runs in ((True, False, [1, 1]), (True, True, [1, 1]), (False, True, [2])):
+        model, desk = bench(lambda x: x, Independence.SHOWN)
+        desk.executor.set_options("m", ModelOptions("m", 8, [], False, False, assumed))
+        plan = model.plan(SPEC)
+        plan.changes_state = changes_state
+        model.plan = lambda _, plan=plan: plan  # type: ignore[method-assign, misc]
+        for _ in range(20):
+            ask(desk, rows_of(1), rows_of(2))
+        assert model.runs == runs * 20
+
+
+def test_rows_are_looked_at_in_the_sizes_that_they_are_padded_to() -> None:
+    """XLA compiles for each size."""
+    model, desk = bench(lambda x: x, Independence.SHOWN, allowed_batch_rows={"m": [8]})
+    for _ in range(4):
+        assert ask(desk, rows_of(1), rows_of(2)) == [[1], [2]]
+    assert model.runs == [8] * 4 + [8, 8]
+
+
+def test_an_answer_that_is_the_input_itself_is_not_lost_while_it_is_looked_at() -> None:
+    _, desk = bench(lambda x: x, Independence.SHOWN, frontends=2, allowed_batch_rows={"m": [8]})
+    for i in range(8):
+        assert ask(desk, rows_of(i, 1), rows_of(2), rows_of(i + 2)) == [[i, 1], [2], [i + 2]]
+
+
+def test_outputs_that_do_not_follow_the_rows_later_are_alone_for_good() -> None:
+    sizes = itertools.chain([None] * 5, itertools.repeat(1))
+    model, desk = bench(lambda x: x[: next(sizes)] if len(x) > 1 else x, Independence.SHOWN)
+    for _ in range(12):
+        assert ask(desk, rows_of(1), rows_of(2)) == [[1], [2]]
+    assert model.runs == [2, 2, 2, 2, 1, 1, 2, 2, 1, 1] + [1, 1] * 6
