@@ -65,3 +65,45 @@ def in_place(directory: Path) -> Path:
         return {"y": tf.raw_ops.InplaceUpdate(x=x, i=tf.constant([0]), v=tf.fill([1, 2], 7.0)) + 0.0}
 
     return save(directory, {"serving_default": concrete(forward, x=([None, 2], "float32"))})
+
+
+#: Signatures of `hiding` by what becomes of them: refuted at load, not to be told of, or on trial.
+HIDING_AT_LOAD = ("below_zero", "above_one", "largest", "pixels", "beside_text")
+HIDING_FROM_ALL = ("mask", "tokens")
+HIDING_IN_BRANCHES = ("branch",)
+
+
+def hiding(directory: Path) -> Path:
+    """Signatures whose rows depend on each other, but not for floats below one and whole numbers below three; and those
+    whose rows do not, sizes and branch: float x [-1, 2] -> y."""
+    tf = tensorflow()
+    floats: tuple[list[int | None] | None, str] = ([None, 2], "float32")
+    texts: tuple[list[int | None] | None, str] = ([None], "string")
+
+    def scaled(x: Any) -> Any:
+        return x / tf.maximum(tf.reduce_max(tf.abs(x)), 1.0)
+
+    def beside(x: Any, text: Any) -> dict[str, Any]:
+        return {"y": scaled(x) + tf.cast(tf.strings.length(text), tf.float32)[:, None]}
+
+    def pixels(x: Any) -> dict[str, Any]:
+        return {"y": scaled(tf.cast(x, tf.float32) / 64.0)}
+
+    def mask(x: Any) -> dict[str, Any]:
+        return {"y": tf.sequence_mask(x, tf.maximum(tf.reduce_max(x), 5))}
+
+    signatures = {
+        "below_zero": concrete(lambda x: {"y": tf.cond(tf.reduce_min(x) < 0, lambda: x * 0 - 1, lambda: x)}, x=floats),
+        "above_one": concrete(lambda x: {"y": tf.cond(tf.reduce_max(x) > 1, lambda: x / 255, lambda: x)}, x=floats),
+        "largest": concrete(lambda x: {"y": scaled(x)}, x=floats),
+        "pixels": concrete(pixels, x=([None, 2], "uint8")),
+        "beside_text": concrete(beside, x=floats, text=texts),
+        "mask": concrete(mask, x=([None], "int32")),
+        "tokens": concrete(lambda text: {"y": tf.strings.split(text).to_tensor()}, text=texts),
+        "branch": concrete(
+            lambda x: {"y": x * tf.cond(tf.shape(x)[0] > 1000, lambda: 2.0, lambda: 1.0)}, x=floats
+        ),
+        "sizes": concrete(lambda x: {"y": tf.reshape(tf.concat([x, x], 1), [tf.shape(x)[0], -1])}, x=floats),
+        "open": concrete(lambda x: {"y": x - tf.reduce_mean(x, 0)}, x=([None, None], "float32")),
+    }
+    return save(directory, signatures)

@@ -20,6 +20,11 @@ _ORDINARY_EXECUTOR_OPS = frozenset(
     }
 )
 
+#: What is run depends on a value, which is one for all rows, or on a switch that says "training".
+_BRANCH_OPS = frozenset({"If", "StatelessIf", "Case", "StatelessCase", "Switch", "RefSwitch"})
+#: What there is in the branches of a check (the first), one of which fails and the other does nothing.
+_CHECK, _CHECKING_OPS = "Assert", frozenset({"Assert", "Const", "Identity", "NoOp"})
+
 _LOOP_OPS = frozenset({"While", "StatelessWhile", "For", "NextIteration", "RefNextIteration"})
 
 # Ops that change something which a later run sees. Random ops keep a state too, but no request relies on it; those of
@@ -51,7 +56,7 @@ class Traits:
     """Of what runs for some tensors.
 
     needs_ordinary_executor, takes_any_shape: see above. loops: a run may take any time. changes_state: a later run may
-    answer differently. writes_inputs: a run may write into what it is fed.
+    answer differently. writes_inputs: a run may write into what it is fed. branches: what runs may depend on values.
     """
 
     needs_ordinary_executor: bool
@@ -59,6 +64,7 @@ class Traits:
     changes_state: bool
     takes_any_shape: bool
     writes_inputs: bool
+    branches: bool
 
 
 class GraphIndex:
@@ -82,7 +88,14 @@ class GraphIndex:
             changes_state=any(_CHANGING_OPS.match(op) for op in ops),
             takes_any_shape=self._ops(_computed_from(fed, nodes)) <= _ANY_SHAPE_OPS | self._functions.keys(),
             writes_inputs=not ops.isdisjoint(_IN_PLACE_OPS),
+            branches=any(map(self._branches, [*nodes, *self.bodies(nodes)])),
         )
+
+    def _branches(self, node: Any) -> bool:
+        if node.op not in _BRANCH_OPS:
+            return False
+        within = {each.op for each in self.bodies([node])}
+        return _CHECK not in within or not within <= _CHECKING_OPS
 
     def reached(self, targets: Iterable[str], stop: Collection[str] = ()) -> list[Any]:
         """The nodes that run when `targets` (tensor or node names) are fetched and the nodes `stop` are fed."""

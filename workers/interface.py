@@ -19,6 +19,9 @@ class Independence(Enum):
 
     SHOWN = "shown"
     REFUTED = "refuted"
+    #: An output has a size that comes from what the inputs hold: rows of a batch share it, and those that happen to be
+    #: as long as each other do not show it.
+    DOUBTFUL = "doubtful"
     UNKNOWN = "unknown"
 
 

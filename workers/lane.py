@@ -10,8 +10,9 @@ from ringserve.workers.trial import PARTS_MAX, Trial, Trials, Verdict
 
 def runs_alone(plan: ModelPlan, *, assumed: bool) -> bool:
     """Whether requests of this plan must not share a run: outputs do not follow the rows, a second run would not give
-    the same, or rows depend on each other, unless they are assumed not to."""
-    return not plan.per_row or plan.changes_state or (plan.independence is Independence.REFUTED and not assumed)
+    the same, or rows depend on each other, or may and no trial would tell, unless they are assumed not to."""
+    depends = plan.independence in (Independence.REFUTED, Independence.DOUBTFUL)
+    return not plan.per_row or plan.changes_state or (depends and not assumed)
 
 
 class Lane:

@@ -94,6 +94,13 @@ class Opener:
                     'so its requests are run one by one (row_independence = "assumed" has them share batches)',
                     order.name, order.version, key, ", ".join(sorted(aliases)),
                 )  # fmt: skip
+        for key, aliases in model.doubtful.items():
+            if aliases and not model.dependent.get(key):
+                log.info(
+                    "model %s version %d, signature %s: %s may be as wide as the longest row of a batch needs, so its "
+                    'requests are run one by one (row_independence = "assumed" has them share batches)',
+                    order.name, order.version, key, ", ".join(sorted(aliases)),
+                )  # fmt: skip
 
     def _map(self, order: LoadOrder) -> Weights | None:
         """The weights that are shared of this version, if any. Raises WeightsError."""

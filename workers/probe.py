@@ -3,7 +3,8 @@ rows; and on random values, which shows whether a row's outputs depend on the ot
 
 No signature says that. A softmax over the batch's rows, or a mean that is taken off, has an output for each row, and
 answers of clients whose requests shared a batch would be wrong without a trace. Such a model is found by four rows that
-are run together and alone.
+are run together and alone: once with values below one, and once with rows of unlike size and sign, as some models only
+look at the largest value of a batch when that is above one, or below zero.
 
 A probe is only ever advice. What fails here is left for a request to find out, and what it could not show is put on
 trial by the executor, with the requests that come (`trial.py`).
@@ -37,9 +38,12 @@ _RUNS_AGAIN_MAX: Final = 3
 #: Inputs larger than this are not made up only to try them.
 _BYTES_MAX = 64 * 2**20
 
-#: What is put in beside zeros are floats below one and whole numbers below this, as pictures and indices of tables are:
+#: What is put in first are floats below one and whole numbers below this, as pictures and indices of tables are:
 #: kernels that end the process do so for odd values, and a model must not be lost for a probe.
 _INTEGERS_END: Final = 3
+#: What each row's floats are multiplied with the second time, and below what its pixels are.
+_ROW_SCALES: Final = (1, -10, 100, 1000)
+_ROW_PIXELS_END: Final = (3, 256, 32, 128)
 #: Strings are numbers of so few digits: what reads numbers takes them too.
 _DIGITS_MAX: Final = 6
 
@@ -48,12 +52,14 @@ class Probed(NamedTuple):
     """Of a signature's outputs, by alias.
 
     not_per_row: three rows put in do not give three rows. dependent: a row's depend on the other rows. shown: a row's
-    do not, which was seen in rows whose outputs differ by more than what is taken for rounding.
+    do not, which was seen in rows whose outputs differ by more than what is taken for rounding. widely: with values of
+    any size, in all inputs.
     """
 
     not_per_row: frozenset[str] = frozenset()
     dependent: frozenset[str] = frozenset()
     shown: frozenset[str] = frozenset()
+    widely: bool = False
 
 
 def try_rows(servable: Servable, entry: signature.Signature) -> Probed:
@@ -96,11 +102,46 @@ def _run_alone_and_together(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequ
     strings is the same for all that they do not know."""
     random = np.random.default_rng(0)
     feeds = [_made_up(random, each) for each in zeros]
-    if all(each.dtype.kind != "O" for each in zeros):
-        return _compare(plan, feeds, aliases) or Probed()
-    empty = [zero if zero.dtype.kind == "O" else feed for zero, feed in zip(zeros, feeds, strict=True)]
-    # An empty string is a valid tf.Example, which made-up ones are not.
-    return (_compare(plan, feeds, aliases) or _compare(plan, empty, aliases) or Probed())._replace(shown=frozenset())
+    has_text = any(each.dtype.kind == "O" for each in zeros)
+    found = _compare(plan, feeds, aliases)
+    if found is None and has_text:
+        # An empty string is a valid tf.Example, which made-up ones are not.
+        feeds = [zero if zero.dtype.kind == "O" else feed for zero, feed in zip(zeros, feeds, strict=True)]
+        found = _compare(plan, feeds, aliases)
+    if found is None:
+        return Probed()
+    unlike = [_of_unlike_sizes(random, each) for each in feeds]
+    shown = found.shown
+    if any(each is not None for each in unlike):
+        wide = [feed if each is None else each for feed, each in zip(feeds, unlike, strict=True)]
+        # Some models check that nothing is below zero.
+        more = _compare(plan, wide, aliases) or _compare(plan, [_positive(each) for each in wide], aliases) or Probed()
+        found = Probed(found.not_per_row | more.not_per_row, found.dependent | more.dependent)
+        shown &= more.shown
+    widely = all(feed.dtype == bool or each is not None for feed, each in zip(feeds, unlike, strict=True))
+    return found._replace(shown=frozenset() if has_text else shown, widely=widely)
+
+
+def _of_unlike_sizes(random: np.random.Generator, feed: Any) -> Any:
+    """These made-up values, or others, so that each row's are of another size; None where they may be indices."""
+    dtype = feed.dtype
+    by_row = (-1, *[1] * (feed.ndim - 1))
+    if dtype == np.uint8:
+        return random.integers(np.reshape(_ROW_PIXELS_END, by_row), size=feed.shape).astype(dtype)
+    if not _has_fractions(dtype):
+        return None
+    wide = feed.astype(np.complex128 if dtype.kind == "c" else np.float64) * np.reshape(_ROW_SCALES, by_row)
+    with np.errstate(all="ignore"):  # too much for some type
+        return wide.astype(dtype)
+
+
+def _positive(feed: Any) -> Any:
+    return np.abs(feed) if feed.dtype.kind == "f" else feed
+
+
+def _has_fractions(dtype: Any) -> bool:
+    """Types from ml_dtypes are floats and whole numbers of one kind."""
+    return dtype.kind != "O" and not dtype.names and bool(np.array(0.5).astype(dtype).astype(np.complex128) == 0.5)
 
 
 def _compare(plan: ModelPlan, feeds: Sequence[Any], aliases: Sequence[str]) -> Probed | None:
@@ -146,7 +187,6 @@ def _made_up(random: np.random.Generator, zeros: Any) -> Any:
         return (random.random(shape) + 1j * random.random(shape)).astype(dtype)
     if dtype.names:  # a quantized type
         return random.integers(_INTEGERS_END, size=shape).astype(dtype[0]).view(dtype)
-    # Types from ml_dtypes are floats and whole numbers of one kind.
-    if np.array(0.5).astype(dtype).astype(np.float64) == 0.5:
+    if _has_fractions(dtype):
         return random.random(shape).astype(dtype)
     return random.integers(_INTEGERS_END, size=shape).astype(dtype)

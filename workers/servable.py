@@ -150,6 +150,8 @@ class Servable:
         self.dependent: dict[str, frozenset[str]] = {}
         #: Likewise those that were seen not to.
         self._independent: dict[str, frozenset[str]] = {}
+        #: Those that may be as wide as the longest of a batch's rows, which the runs at load could not rule out.
+        self.doubtful: dict[str, frozenset[str]] = {}
 
     @property
     def changes_state(self) -> bool:
@@ -223,11 +225,15 @@ class Servable:
                 if loader.is_executor_refusal(error):
                     raise
                 continue  # a signature that names what is not there fails when it is asked for, as in TF Serving
+            wide = self._as_wide_as_values(entry)
             if probes and not self.why_not_try(key):
                 probed = probe.try_rows(self, entry)
                 self.not_per_row[key] = probed.not_per_row
                 self.dependent[key] = probed.dependent
-                self._independent[key] = probed.shown
+                wide -= probed.shown if probed.widely else frozenset()
+                # Of branches it may have seen one only.
+                self._independent[key] = frozenset() if self.traits[key].branches else probed.shown - wide
+            self.doubtful[key] = wide
 
     def plan(self, spec: LaneSpec) -> Plan:
         """How to run this lane. Raises RunFailure for a lane that the model cannot run."""
@@ -248,8 +254,22 @@ class Servable:
     def _independence(self, spec: LaneSpec) -> Independence:
         if not self.dependent.get(spec.signature, frozenset()).isdisjoint(spec.outputs):
             return Independence.REFUTED
+        if not self.doubtful.get(spec.signature, frozenset()).isdisjoint(spec.outputs):
+            return Independence.DOUBTFUL
         shown = self._independent.get(spec.signature, frozenset())
         return Independence.SHOWN if shown.issuperset(spec.outputs) else Independence.UNKNOWN
+
+    def _as_wide_as_values(self, entry: signature.Signature) -> frozenset[str]:
+        """Outputs with an axis of unknown size, where no input has one that it could come from: tokens of a text,
+        say, or a mask of lengths. They are as wide as the longest row of the batch needs."""
+        try:
+            inputs = [self.shape(tensor_name) for tensor_name in entry.inputs.values()]
+            if not all(shape and shape[0] is None and None not in shape[1:] for shape in inputs):
+                return frozenset()
+            shapes = {alias: self.shape(tensor_name) for alias, tensor_name in entry.outputs.items()}
+        except (KeyError, ValueError):
+            return frozenset()
+        return frozenset(alias for alias, shape in shapes.items() if shape and None in shape[1:])
 
     def why_not_try(self, signature: str) -> str:
         """Why this signature must not be run on made-up values, in words; empty when that is harmless."""

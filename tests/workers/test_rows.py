@@ -71,7 +71,41 @@ def test_what_load_cannot_show_is_said_to_be_unknown(load_row_model: Load, signa
     assert independence(load_row_model("depending"), signature) is Independence.UNKNOWN
 
 
-@pytest.mark.parametrize("name", ["mlp", "half", "conv", "several"])
+def hiding(load_row_model: Load, signature: str) -> Independence:
+    servable = load_row_model("hiding")
+    entry = servable.signatures[signature]
+    kind = {"mask": np.int32, "pixels": np.uint8}.get(signature, np.float32)
+    inputs = {
+        alias: words(b"a") if alias == "text" else np.zeros((1, *servable.shape(tensor)[1:]), kind)
+        for alias, tensor in entry.inputs.items()
+    }
+    plan = servable.plan(lane(servable, inputs, ["y"], signature=signature))
+    return plan.independence  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("signature", row_models.HIDING_AT_LOAD)
+def test_values_of_unlike_size_and_sign_are_tried_at_load(load_row_model: Load, signature: str) -> None:
+    assert hiding(load_row_model, signature) is Independence.REFUTED
+
+
+@pytest.mark.parametrize("signature", row_models.HIDING_FROM_ALL)
+def test_an_output_that_is_as_wide_as_values_make_it_is_never_trusted(load_row_model: Load, signature: str) -> None:
+    """Whatever is as wide as all that came before agrees."""
+    assert hiding(load_row_model, signature) is Independence.DOUBTFUL
+
+
+@pytest.mark.parametrize("signature", row_models.HIDING_IN_BRANCHES)
+def test_of_branches_the_load_may_have_seen_one_only(load_row_model: Load, signature: str) -> None:
+    assert hiding(load_row_model, signature) is Independence.UNKNOWN
+
+
+def test_a_width_that_the_graph_has_lost_is_no_doubt_where_values_of_any_size_were_tried(load_row_model: Load) -> None:
+    servable = load_row_model("hiding")
+    assert servable.shape(servable.signatures["sizes"].outputs["y"]) == (None, None)
+    assert hiding(load_row_model, "sizes") is Independence.SHOWN
+
+
+@pytest.mark.parametrize("name", ["mlp", "half", "conv", "several", "picky"])
 def test_ordinary_models_are_trusted_from_the_start(served: Load, name: str) -> None:
     servable = served(name)
     ((key, entry),) = ((k, s) for k, s in servable.signatures.items() if k == "serving_default")
@@ -201,3 +235,38 @@ def test_only_outputs_that_differ_from_row_to_row_show_something(functions: Any,
     assert probed is not None
     assert probed.shown == shown
     assert not probed.dependent
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends"), [("f4", (1, 10, 100, 1000)), ("f2", (1, 10, 100, 1000)), ("c8", (1, 10, 100, 1000)),
+                        ("u1", (3, 256, 32, 128))],
+)
+def test_rows_are_of_unlike_size_the_second_time(dtype: str, ends: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    made_up = probe._made_up(random, np.zeros((4, 500), dtype))
+    wide = probe._of_unlike_sizes(random, made_up)
+    assert (wide.dtype, wide.shape) == (made_up.dtype, made_up.shape)
+    for row, end in zip(np.abs(wide.real.astype(np.float64)), ends, strict=True):
+        assert end / 2 < row.max() <= end
+    assert dtype == "u1" or (wide.real[1] <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i4", "i8", "u2", "?", "O"])
+def test_what_may_be_an_index_stays_small(dtype: str) -> None:
+    random = np.random.default_rng(0)
+    assert probe._of_unlike_sizes(random, probe._made_up(random, np.zeros((4, 2), dtype))) is None
+
+
+def test_the_log_says_which_signatures_are_in_doubt(
+    load_row_model: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ringserve.broker.messages import LoadOrder
+    from ringserve.config.schema import Batching, Lifecycle
+    from ringserve.workers.opening import Opener
+
+    caplog.set_level("INFO")
+    path = row_models.hiding(tmp_path / "1")
+    opener = Opener(("serve",), 1, Batching(), Lifecycle(synthetic_warmup=False), lambda: 0)
+    opener(LoadOrder("hiding", 1, str(path), False, [8, [], False, False, False])).model.close()
+    found = [record.getMessage() for record in caplog.records if "may be as wide as" in record.getMessage()]
+    assert len(found) == len(row_models.HIDING_FROM_ALL)
