@@ -68,9 +68,9 @@ def in_place(directory: Path) -> Path:
 
 
 #: Signatures of `hiding` by what becomes of them: refuted at load, not to be told of, or on trial.
-HIDING_AT_LOAD = ("below_zero", "above_one", "largest", "pixels", "beside_text")
+HIDING_AT_LOAD = ("above_one", "largest", "pixels", "beside_text")
 HIDING_FROM_ALL = ("mask", "tokens")
-HIDING_IN_BRANCHES = ("branch",)
+HIDING_IN_BRANCHES = ("branch", "below_zero")
 
 
 def hiding(directory: Path) -> Path:

@@ -93,13 +93,19 @@ def try_rows(servable: Servable, entry: signature.Signature) -> Probed:
     found = frozenset(
         alias for alias, output in zip(entry.outputs, outputs, strict=True) if not output.ndim or len(output) != _ROWS
     )
-    probed = _run_alone_and_together(plan, feeds, tuple(entry.outputs))
+    branches = servable.traits[entry.name].branches
+    probed = _run_alone_and_together(plan, feeds, tuple(entry.outputs), signs=not branches)
     return probed._replace(not_per_row=probed.not_per_row | found, dependent=probed.dependent - found)
 
 
-def _run_alone_and_together(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequence[str]) -> Probed:
-    """zeros: as the inputs. Where strings are put in, only a difference shows something: what most models do with
-    strings is the same for all that they do not know."""
+def _run_alone_and_together(
+    plan: ModelPlan, zeros: Sequence[Any], aliases: Sequence[str], *, signs: bool = True
+) -> Probed:
+    """zeros: as the inputs. signs: some values may be below zero, for which a branch may stand that no client ever takes.
+
+    Where strings are put in, only a difference shows something: what most models do with strings is the same for all
+    that they do not know.
+    """
     random = np.random.default_rng(0)
     feeds = [_made_up(random, each) for each in zeros]
     has_text = any(each.dtype.kind == "O" for each in zeros)
@@ -114,8 +120,9 @@ def _run_alone_and_together(plan: ModelPlan, zeros: Sequence[Any], aliases: Sequ
     shown = found.shown
     if any(each is not None for each in unlike):
         wide = [feed if each is None else each for feed, each in zip(feeds, unlike, strict=True)]
-        # Some models check that nothing is below zero.
-        more = _compare(plan, wide, aliases) or _compare(plan, [_positive(each) for each in wide], aliases) or Probed()
+        more = _compare(plan, wide, aliases) if signs else None
+        if more is None:  # or they check that nothing is below zero
+            more = _compare(plan, [_positive(each) for each in wide], aliases) or Probed()
         found = Probed(found.not_per_row | more.not_per_row, found.dependent | more.dependent)
         shown &= more.shown
     widely = all(feed.dtype == bool or each is not None for feed, each in zip(feeds, unlike, strict=True))

@@ -99,6 +99,11 @@ def test_of_branches_the_load_may_have_seen_one_only(load_row_model: Load, signa
     assert hiding(load_row_model, signature) is Independence.UNKNOWN
 
 
+def test_a_branch_that_ends_the_process_below_zero_is_not_taken_at_load(served: Load) -> None:
+    """A model must not be lost for a probe."""
+    assert not served("fragile").dependent["serving_default"]
+
+
 def test_a_width_that_the_graph_has_lost_is_no_doubt_where_values_of_any_size_were_tried(load_row_model: Load) -> None:
     servable = load_row_model("hiding")
     assert servable.shape(servable.signatures["sizes"].outputs["y"]) == (None, None)

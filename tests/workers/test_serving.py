@@ -354,7 +354,7 @@ def test_a_worker_tells_what_it_found(start: Start) -> None:
     for _ in range(5):
         together(frontend, SPEC, 1.0, 2.0)
     broker.until(Dependent("m", 1, "s", ["y"]))
-    assert model.runs[:4] == [2] * 4 and model.runs.count(2) == 5
+    assert (model.runs[:4], model.runs.count(2)) == ([2] * 4, 5)
 
 
 class Recording:
