@@ -101,7 +101,7 @@ def try_rows(servable: Servable, entry: signature.Signature) -> Probed:
 def _run_alone_and_together(
     plan: ModelPlan, zeros: Sequence[Any], aliases: Sequence[str], *, signs: bool = True
 ) -> Probed:
-    """zeros: as the inputs. signs: some values may be below zero, for which a branch may stand that no client ever takes.
+    """zeros: as the inputs. signs: some values may be below zero, for which a branch may stand that no client takes.
 
     Where strings are put in, only a difference shows something: what most models do with strings is the same for all
     that they do not know.
