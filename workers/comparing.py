@@ -155,7 +155,9 @@ def are_copies(lane: Lane, feeder: Feeder, parts: list[Part]) -> bool:
         feeds = feeder.feeds(lane, feeder.group(parts), rows_count, rows_count)
     except RunFailure:
         return False
-    each = [feed.reshape(len(parts), feed.size // len(parts)) for feed in feeds]
+    each = [feed.reshape(len(parts), -1) for feed in feeds if feed.size]
+    # Byte by byte: 0.0 is equal to -0.0, and no NaN to any.
+    each = [one if one.dtype.kind == "O" else one.view(np.uint8) for one in each]
     return all(bool((one == one[:1]).all()) for one in each)
 
 

@@ -171,6 +171,8 @@ class Worker:
             for data in mail:
                 self._take(data)
             self._work()
+            while self._executor.trials.found:
+                link.send(self._executor.trials.found.pop())
             if not mail and self._stopping() and self._batch is None:
                 return
             link.wait(self._look_room_ms if self._batch is not None else _LOOK_TIDY_MS if self._untidy else None)
@@ -276,6 +278,3 @@ class Worker:
             self._link.send_result(frontend_id, wire.pack(result))
         if batch.done is not None:
             self._link.send_done(wire.pack(batch.done))
-        found = self._executor.trials.found
-        while found:
-            self._link.send(found.pop())

@@ -121,7 +121,7 @@ class Trial:
             if others != 0 or self._look_every < _LOOK_SAME_MAX:
                 self._look_every = min(2 * self._look_every, _LOOK_MAX)
             self._look_after = self._look_every
-        if self.verdict is Verdict.TRUSTED:
+        if self.verdict is not Verdict.ON_TRIAL:
             return
         self._points += _POINTS_SAME if not others else min(_POINTS_OTHER * others, _POINTS_BATCH_MAX)
         if others == 0:

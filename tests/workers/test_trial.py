@@ -99,6 +99,8 @@ def test_what_one_worker_finds_another_heeds() -> None:
     (found,) = here.found
     assert found == Dependent("m", 1, "s", ["a", "b"])
     there.hear(found)
+    for _ in range(9):
+        other.agreed(3)
     assert (other.verdict, there.found) == (Verdict.DEPENDENT, [])
 
 
@@ -285,7 +287,9 @@ def test_requests_that_are_all_the_same_share_batches_and_prove_nothing() -> Non
         assert ask(desk, *(rows_of(j) for j in range(i + 2))) == [[0]] * (i + 2)
 
 
-@pytest.mark.parametrize("requests", [(rows_of(1), rows_of(1, 1)), (rows_of(1), rows_of(1), rows_of(2))])
+@pytest.mark.parametrize(
+    "requests", [(rows_of(1), rows_of(1, 1)), (rows_of(1), rows_of(1), rows_of(2)), (rows_of(0.0), rows_of(-0.0))]
+)
 def test_requests_of_other_rows_are_no_copies(requests: tuple[Any, ...]) -> None:
     model, desk = bench(lambda x: x * 0)
     for _ in range(9):
