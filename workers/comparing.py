@@ -133,6 +133,7 @@ def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clo
         outputs = lane.plan.run(feeder.feeds(lane, groups, rows_count, rows_fed))
         run_ns = clock_ns() - started_ns
         if all(output.ndim and len(output) == rows_fed for output in outputs):
+            lane.row_shapes = [output.shape[1:] for output in outputs]
             differing = answers.judge(trial, groups, outputs, lambda group: _run_alone(lane, feeder, group))
         else:
             trial.not_per_row()
@@ -164,12 +165,15 @@ def are_copies(lane: Lane, feeder: Feeder, parts: list[Part]) -> bool:
 def may_answer(
     lane: Lane, trial: Trial, feeder: Feeder, groups: Sequence[Columns], outputs: Sequence[Any], run_ns: int
 ) -> bool:
-    """Whether parts that were just run together may be answered by `outputs`. Where it is time to look at such a batch,
-    some of them are run once more, each alone, and the lane and its trial are told whether that made a difference.
+    """Whether parts that were just run together may be answered by `outputs`.
 
+    Where it is time to look at such a batch, which it always is when its outputs are of another width than those before,
+    some of its parts are run once more, each alone, and the lane and its trial are told whether that made a difference.
     run_ns: what the run together took.
     """
-    if (len(groups) == 1 and groups[0].count == 1) or not trial.is_due():
+    if len(groups) == 1 and groups[0].count == 1:
+        return True
+    if not trial.is_due(unusual=_is_of_other_shapes(lane, outputs)):
         return True
     is_long = run_ns >= _LONG_NS
     parts_max = _PARTS_LONG_MAX if is_long else PARTS_MAX
@@ -200,6 +204,12 @@ def may_answer(
     if differing:
         _report(trial, lane.spec, differing)
     return not differing
+
+
+def _is_of_other_shapes(lane: Lane, outputs: Sequence[Any]) -> bool:
+    before = lane.row_shapes
+    lane.row_shapes = [output.shape[1:] for output in outputs]
+    return bool(before) and before != lane.row_shapes
 
 
 def _run_alone(lane: Lane, feeder: Feeder, group: Columns) -> list[Any]:

@@ -22,7 +22,7 @@ class Lane:
     depends on the others' widths anyway, and an operator has asked for it.
     """
 
-    __slots__ = ("layouts", "lone", "model", "pads", "plan", "spec", "trial")
+    __slots__ = ("layouts", "lone", "model", "pads", "plan", "row_shapes", "spec", "trial")
 
     def __init__(self, spec: LaneSpec, model: Model, trials: Trials, *, assumed: bool) -> None:
         self.spec = spec
@@ -32,6 +32,8 @@ class Lane:
         self.plan = model.plan(spec)
         #: Each part runs by itself, and is not padded.
         self.lone = not spec.batchable or runs_alone(self.plan, assumed=assumed)
+        #: Of the outputs of the last batch that was run together. As all inputs have theirs, only values change them.
+        self.row_shapes: list[tuple[int, ...]] = []
         #: What decides about that, as long as anything may change it; while it is undecided, they do so, too.
         self.trial: Trial | None = None
         if not (self.lone or assumed or self.pads):

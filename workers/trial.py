@@ -102,10 +102,11 @@ class Trial:
         """Requests that are all the same may share a batch, although it is undecided what others may."""
         return self._agreed_count >= _COPIES_ENOUGH
 
-    def is_due(self) -> bool:
-        """A batch was run together: is it to be looked at before it is answered? Asked once of each."""
+    def is_due(self, *, unusual: bool = False) -> bool:
+        """A batch was run together: is it to be looked at before it is answered? Asked once of each. unusual: it is no
+        such batch as those before it."""
         self._look_after -= 1
-        if self._look_after:
+        if self._look_after > 0 and not unusual:
             return False
         self._look_after = self._look_every
         self.looked_count += 1

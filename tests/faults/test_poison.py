@@ -23,8 +23,8 @@ _INNOCENT = 6
 def stage(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     # A broker that got no time for two seconds, on a loaded host, would be taken to hang: nothing here is about that.
     # A model with branches is on trial at first: the poison would run with three mates, one by one.
-    flags = {"hang_ms_max": "30000", "batching_row_independence": "assumed"}
-    with Stage(tmp_path_factory.mktemp("stage"), models, **flags) as stage:
+    folder = tmp_path_factory.mktemp("stage")
+    with Stage(folder, models, hang_ms_max="30000", batching_row_independence="assumed") as stage:
         stage.wait_ready()
         yield stage
     assert stage.log.count("supervisor: started ") == 4  # the pool replaced workers, and nobody else was ever replaced

@@ -118,3 +118,14 @@ def test_outputs_that_do_not_follow_the_rows_later_are_alone_for_good() -> None:
     for _ in range(12):
         assert ask(desk, rows_of(1), rows_of(2)) == [[1], [2]]
     assert model.runs == [2, 2, 2, 2, 1, 1, 2, 2, 1, 1] + [1, 1] * 6
+
+
+@pytest.mark.parametrize("independence", [Independence.SHOWN, Independence.UNKNOWN])
+def test_a_batch_whose_outputs_are_wider_than_those_before_is_looked_at_at_once(independence: Independence) -> None:
+    """Texts of one word first, say, and then longer ones."""
+    _, desk = bench(lambda x: np.arange(int(x.max())) < x[:, None], independence)
+    widths = [1] * 8
+    for batch in range(60):
+        widths = [1, 1, 1, 1, 1, 3, 2, 1] if batch > 50 else widths
+        for width, answer in zip(widths, ask(desk, *map(rows_of, widths)), strict=True):
+            assert answer == [[1] * width]
