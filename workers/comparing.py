@@ -167,8 +167,8 @@ def may_answer(
 ) -> bool:
     """Whether parts that were just run together may be answered by `outputs`.
 
-    Where it is time to look at such a batch, which it always is when its outputs are of another width than those before,
-    some of its parts are run once more, each alone, and the lane and its trial are told whether that made a difference.
+    Where it is time to look at such a batch, which it always is when its outputs are of another width than before, some
+    of its parts are run once more, each alone, and the lane and its trial are told whether that made a difference.
     run_ns: what the run together took.
     """
     if len(groups) == 1 and groups[0].count == 1:

@@ -143,7 +143,7 @@ def _of_unlike_sizes(random: np.random.Generator, feed: Any) -> Any:
 
 
 def _positive(feed: Any) -> Any:
-    return np.abs(feed) if feed.dtype.kind == "f" else feed
+    return np.abs(feed) if feed.dtype.kind != "c" and _has_fractions(feed.dtype) else feed
 
 
 def _has_fractions(dtype: Any) -> bool:

@@ -254,6 +254,7 @@ def test_rows_are_of_unlike_size_the_second_time(dtype: str, ends: tuple[int, ..
     for row, end in zip(np.abs(wide.real.astype(np.float64)), ends, strict=True):
         assert end / 2 < row.max() <= end
     assert dtype == "u1" or (wide.real[1] <= 0).all()
+    assert dtype == "c8" or (probe._positive(wide) >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i4", "i8", "u2", "?", "O"])
