@@ -21,9 +21,10 @@ from ringserve.config.keys_file import RATE_SLOTS, Entry, Scopes, digest_of
 
 _NS_PER_S: Final = 1_000_000_000
 _BEARER: Final = b"bearer "
-#: What is remembered of what clients sent, at most.
+#: What is remembered of what clients sent, at most; nothing that is longer.
 _KNOWN_MAX: Final = 4_096
 _MODELS_MAX: Final = 1_024
+_REMEMBERED_MAX: Final = 1_024
 
 
 class Refusal(NamedTuple):
@@ -58,7 +59,8 @@ class Key:
             may = any(glob.fullmatch(model) for glob in self._globs)
             if len(self._models) >= _MODELS_MAX:
                 self._models.clear()
-            self._models[model] = may
+            if len(model) <= _REMEMBERED_MAX:
+                self._models[model] = may
         return may
 
     def may_look(self, model: str) -> bool:
@@ -143,7 +145,8 @@ class Access:
             return None
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
-        self._known[shown] = key
+        if len(shown) <= _REMEMBERED_MAX:
+            self._known[shown] = key
         return key
 
     def _certified(self, names: Sequence[str]) -> Key | None:

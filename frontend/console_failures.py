@@ -45,7 +45,8 @@ _QUERY: Final = re.compile(r"\?")
 _VALUES: Final = re.compile(r"""["'`{\[(=<\d]|: """)
 #: What may differ between texts of one kind.
 _VARIES: Final = re.compile(r"\d+(?:\.\d+)?|\([^)]*\)?")
-_NODE: Final = re.compile(r"\s*\{\{.*?\}\}\s*")
+#: What is looked at of a text: clients' names are quoted in some, as long as a message may be.
+_LOOKED_AT_CHARS_MAX: Final = 4_096
 
 #: Entry point, API, model, version, code, text.
 _What = tuple[str, str, str, str, str, str]
@@ -57,11 +58,23 @@ def shown_text(code: int, text: str, *, ran: bool) -> str:
     ran: the request had been bound to a model, so the text may be the model's run time's.
     """
     is_own = code in _OWN_WORDS
-    kept = text if is_own else _NODE.sub("", text, count=1)
+    text = text[:_LOOKED_AT_CHARS_MAX]
+    kept = text if is_own else _without_node(text)
     begins = (_QUERY if is_own else _VALUES if ran else _QUOTES).search(kept)
     if begins is not None:
         kept = f"{kept[: begins.start()].rstrip()} …".lstrip()
     return kept if len(kept) <= TEXT_CHARS_MAX else kept[: TEXT_CHARS_MAX - 2] + " …"
+
+
+def _without_node(text: str) -> str:
+    """The text without its first `{{node ...}}` and the blanks around it.
+
+    By hand: a pattern that begins with blanks, or searches for an end that is not there, looks at the rest of a text
+    once for each of its beginnings.
+    """
+    begins = text.find("{{")
+    ends = text.find("}}", begins + 2) if begins >= 0 else -1
+    return text if ends < 0 else text[:begins].rstrip() + text[ends + 2 :].lstrip()
 
 
 class RecentFailures:

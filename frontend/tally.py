@@ -33,6 +33,8 @@ _KEYS_MAX: Final = 4_096
 _PAUSE_KEY_S: Final = 0.001
 _PAUSE_S_MAX: Final = 1.0
 
+#: Longer names are those of no model, as a rule: as long as a message may be, and they would be held by the thousand.
+_NAME_CHARS_MAX: Final = 256
 #: By its first so many characters a failure's text is known for one of a kind, among those of one model and code.
 _HEAD_CHARS: Final = 32
 
@@ -95,8 +97,7 @@ class Tally:
         key = (entrypoint, api, model, code, lane)
         counts = self._requests.get(key)
         if counts is None:
-            self._plan_flush()
-            counts = self._requests[key] = [0] * (_REQUEST_SLOTS + 1)
+            counts = self._new_counts(key)
         counts[bisect_right(_REQUEST_EDGES, took_ns)] += 1
         counts[_REQUEST_SLOTS] += took_ns
 
@@ -112,16 +113,23 @@ class Tally:
     ) -> None:
         """So many requests as in `failure` have failed alike, and at once."""
         key = (entrypoint, api, model, code, lane)
-        counts = self._requests.get(key)
-        if counts is None:
-            self._plan_flush()
-            counts = self._requests[key] = [0] * (_REQUEST_SLOTS + 1)
+        counts = self._requests.get(key) or self._new_counts(key)
         counts[0] += count
         self._note(entrypoint, api, model, code, text, lane, count)
+
+    def _new_counts(self, key: _RequestKey) -> list[int]:
+        """Zeros for these requests; what was counted already where their model's long name is a label's."""
+        self._plan_flush()
+        entrypoint, api, model, code, lane = key
+        if len(model) > _NAME_CHARS_MAX:
+            key = (entrypoint, api, self._scope.label_of(model), code, lane)
+        return self._requests.setdefault(key, [0] * (_REQUEST_SLOTS + 1))
 
     def _note(
         self, entrypoint: str, api: str, model: str, code: int, text: str, lane: Lane | None, count: int = 1
     ) -> None:
+        if len(model) > _NAME_CHARS_MAX:
+            model = self._scope.label_of(model)
         known_as = (entrypoint, api, model, code, lane, text[:_HEAD_CHARS])
         if self._failures is not None and not self._failures.again(known_as, count):
             version = "" if lane is None else str(lane.spec.version)

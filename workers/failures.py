@@ -30,14 +30,15 @@ _TEXT_CHARS_MAX = 16_384
 #: As much of a message is looked at, with what is cut out of it.
 _MESSAGE_CHARS_MAX = 262_144
 
+# A message quotes what clients sent: no pattern may look at the same stretch of it again from each place in it.
 # What Python's Session wraps around the C++ message, which alone is what a C++ server sends.
 _DECORATION = re.compile(
-    r"\n+(Original stack trace for|Errors may have originated from|Input Source operations connected to|"
+    r"(?<!\n)\n++(Original stack trace for|Errors may have originated from|Input Source operations connected to|"
     r"Operation defined at|The above exception).*",
     re.DOTALL,
 )
-_LEAD = re.compile(r"\A(Graph execution error:\s*)?(Detected at node[^\n]*\n.*?Node: '[^\n]*\n)?", re.DOTALL)
-_DEFINED_AT = re.compile(r"\{?\{?node ([^\s\]}]+)\}?\}?(?: \(defined at [^)]*\)\s*)")
+_LEAD = re.compile(r"\A(Graph execution error:\s*)?(Detected at node[^\n]*\n(?:[^\n]*\n)*?Node: '[^\n]*\n)?")
+_DEFINED_AT = re.compile(r"\{?\{?node ([^\s\]}]++)\}?\}?(?: \(defined at [^)]{0,4096}+\)\s*+)")
 
 
 def clean(message: str) -> str:

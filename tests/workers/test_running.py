@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -295,3 +297,16 @@ def test_clean_cuts_what_python_adds() -> None:
         "Graph execution error:\n\nDetected at node 'MatMul' defined at (most recent call last):\n  a\nNode: 'MatMul'\n"
     )
     assert clean(detected + plain) == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'\\n' * 262_144", "'{{node a}} (defined at ' * 12_000", "'Detected at node\\n' + 'Node: \\x27' * 40_000"],
+)
+def test_error_texts_are_cleaned_in_one_pass(text: str) -> None:
+    """They quote what clients sent. Some seconds of a processor are enough for what took minutes."""
+    code = (
+        "import resource; from ringserve.workers.failures import clean\n"
+        f"resource.setrlimit(resource.RLIMIT_CPU, (10, 10)); clean({text})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
