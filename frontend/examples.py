@@ -23,6 +23,7 @@ from ringserve.frontend.catalog import DEFAULT_SIGNATURE, ServableView, Signatur
 from ringserve.frontend.lanes import Lane, LaneTable, Request, shape_text
 from ringserve.frontend.outputs import Output
 from ringserve.shm.dtype import FLOAT, STRING
+from ringserve.shm.tensor import string_record_bytes
 
 INPUTS: Final = "inputs"
 CLASSES: Final = "classes"
@@ -114,9 +115,22 @@ def bind_examples(
     return Request(lanes.intern(spec), len(examples) if batchable else 1, [examples])
 
 
-def with_context(context: bytes, examples: Sequence[bytes]) -> list[bytes]:
-    """Each serialized Example with the context in front: as bytes of protobuf this merges the two, the later wins."""
-    return [context + example for example in examples] if context else list(examples)
+def with_context(context: bytes, examples: Sequence[bytes], bytes_max: int) -> list[bytes] | Failure:
+    """Each serialized Example with the context in front: as bytes of protobuf this merges the two, the later wins.
+
+    bytes_max: a context comes once and is there for every example; where all of them would make a larger record than
+    this they are refused before they are made.
+    """
+    if not context:
+        return list(examples)
+    size = string_record_bytes(examples) + len(context) * len(examples)
+    if size > bytes_max:
+        return Failure(
+            Code.RESOURCE_EXHAUSTED,
+            f"{len(examples)} examples with a context of {len(context)} bytes would need {size} bytes, more than the "
+            f"{bytes_max} that a request may hold; raise request_ring_bytes",
+        )
+    return [context + example for example in examples]
 
 
 def _invalid(text: str) -> Failure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ringserve.frontend import grpc_health
 from ringserve.frontend.buffers import Buffers
@@ -56,7 +56,7 @@ class GrpcSettings:
     """What of a server's settings the methods need.
 
     tensor_content: answer in TensorProto.tensor_content (enable_serialization_as_tensor_content). check_method_name:
-    enable_signature_method_name_check. tensor_bytes_max: largest input tensor; no more than the request ring takes.
+    enable_signature_method_name_check. tensor_bytes_max: of a request's inputs; no more than the request ring takes.
     timeout_ms: of calls that run models and have no deadline; 0: none.
     health, reflection, profiler: whether there are these services. operators: who may reload models and profile:
     `all`, `local` or `off`. open_health: health needs no key.
@@ -99,15 +99,18 @@ def make_methods(
     encoder = PredictEncoder(tensor_content=settings.tensor_content, buffers=buffers)
     # Not the decoder's: both keep pieces of their own kind of answer in their lanes.
     lanes = LaneTable()
-    check, timeout_ns = settings.check_method_name, settings.timeout_ms * 1_000_000
+    timeout_ns = settings.timeout_ms * 1_000_000
+    of_examples: dict[str, Any] = {
+        "check_method_name": settings.check_method_name, "bytes_max": settings.tensor_bytes_max
+    }  # fmt: skip
     # Where it matters who asks, nobody is told anything of a model before that is known.
     crowds = Crowds(PREDICT, decoder.templates, tally) if guard is None else None
     methods = Methods(
         unary={
             PREDICT: predict_method(client, decoder, encoder, tally, timeout_ns, crowds),
-            CLASSIFY: examples_method(Kind.CLASSIFY, client, lanes, tally, timeout_ns, check_method_name=check),
-            REGRESS: examples_method(Kind.REGRESS, client, lanes, tally, timeout_ns, check_method_name=check),
-            MULTI_INFERENCE: multi_inference_method(client, lanes, tally, timeout_ns, check_method_name=check),
+            CLASSIFY: examples_method(Kind.CLASSIFY, client, lanes, tally, timeout_ns, **of_examples),
+            REGRESS: examples_method(Kind.REGRESS, client, lanes, tally, timeout_ns, **of_examples),
+            MULTI_INFERENCE: multi_inference_method(client, lanes, tally, timeout_ns, **of_examples),
             GET_MODEL_METADATA: metadata_method(catalog),
             GET_MODEL_STATUS: status_method(catalog),
             HANDLE_RELOAD_CONFIG_REQUEST: reload_method(client, tally),

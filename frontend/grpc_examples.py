@@ -41,14 +41,17 @@ _ZERO: Final = bytes(4)
 _KIND_OF: Final = {kind.method_name: kind for kind in Kind}
 
 
-def examples_of(raw_input: Any) -> list[bytes]:
-    """The serialized Examples of a RawInput, each with its context in front; none when there is no input."""
+def examples_of(raw_input: Any, bytes_max: int) -> list[bytes] | Failure:
+    """The serialized Examples of a RawInput, each with its context in front; none when there is no input.
+
+    bytes_max: see `with_context`.
+    """
     kind = raw_input.WhichOneof("kind")
     if kind == "example_list":
         return list(raw_input.example_list.examples)
     if kind == "example_list_with_context":
         both = raw_input.example_list_with_context
-        return with_context(b"".join(both.context), both.examples)
+        return with_context(b"".join(both.context), both.examples, bytes_max)
     return []
 
 
@@ -150,8 +153,10 @@ def examples_method(
     timeout_ns: int = 0,
     *,
     check_method_name: bool = False,
+    bytes_max: int = 2**30,
 ) -> UnaryHandler:
-    """The handler of Classify or Regress. timeout_ns: of calls without a deadline; 0 = none."""
+    """The handler of Classify or Regress. timeout_ns: of calls without a deadline; 0 = none. bytes_max: see
+    `with_context`."""
     reply_class, catalog, clock_ns = _REPLIES[kind], client.catalog, tally.clock_ns
     api = reply_class.api
 
@@ -163,7 +168,9 @@ def examples_method(
         servable = catalog.resolve(*model_spec_of(request))
         if isinstance(servable, Failure):
             return servable
-        signature, examples = request.model_spec.signature_name, examples_of(request.input)
+        signature, examples = request.model_spec.signature_name, examples_of(request.input, bytes_max)
+        if isinstance(examples, Failure):
+            return examples
         return bind_examples(lanes, servable, signature, examples, kind, check_method_name=check_method_name)
 
     def handle(call: Call, message: Buffer) -> None:
@@ -280,9 +287,16 @@ class _TaskReply:
 
 
 def multi_inference_method(
-    client: InferClient, lanes: LaneTable, tally: Tally, timeout_ns: int = 0, *, check_method_name: bool = False
+    client: InferClient,
+    lanes: LaneTable,
+    tally: Tally,
+    timeout_ns: int = 0,
+    *,
+    check_method_name: bool = False,
+    bytes_max: int = 2**30,
 ) -> UnaryHandler:
-    """The handler of MultiInference. timeout_ns: of calls without a deadline; 0 = none."""
+    """The handler of MultiInference. timeout_ns: of calls without a deadline; 0 = none. bytes_max: see
+    `with_context`."""
     catalog, clock_ns = client.catalog, tally.clock_ns
 
     def bind(request: Any) -> list[_Task] | Failure:
@@ -296,7 +310,9 @@ def multi_inference_method(
         kinds = _kinds_of(servable, request.tasks, check_method_name=check_method_name)
         if isinstance(kinds, Failure):
             return kinds
-        examples = examples_of(request.input)
+        examples = examples_of(request.input, bytes_max)
+        if isinstance(examples, Failure):
+            return examples
         tasks: list[_Task] = []
         for task, kind in zip(request.tasks, kinds, strict=True):
             bound = bind_examples(lanes, servable, task.model_spec.signature_name, examples, kind)

@@ -21,8 +21,9 @@ _INT64_MAX: Final = 2**63 - 1
 # --------------------------------------------------------------------------------------------------------- requests
 
 
-def read_examples(members: dict[str, Any]) -> list[bytes] | Failure:
-    """Serialized tensorflow.Examples of a body, one per row, each with the context in front."""
+def read_examples(members: dict[str, Any], bytes_max: int) -> list[bytes] | Failure:
+    """Serialized tensorflow.Examples of a body, one per row, each with the context in front. bytes_max: see
+    `with_context`."""
     context = b""
     if "context" in members:
         found = _example(members["context"])
@@ -43,7 +44,7 @@ def read_examples(members: dict[str, Any]) -> list[bytes] | Failure:
         if isinstance(found, Failure):
             return found
         examples.append(found)
-    return with_context(context, examples)
+    return with_context(context, examples, bytes_max)
 
 
 def _example(value: Any) -> bytes | Failure:
@@ -134,20 +135,27 @@ def _invalid(text: str) -> Failure:
 # ---------------------------------------------------------------------------------------------------------- answers
 
 
-def write_classes(classes: Classes) -> bytes | Failure:
-    """`{"results": [[["label", score], ...], ...]}`: of each example its classes, on one line."""
+def write_classes(classes: Classes, gently: bool = False) -> bytes | Failure:
+    """`{"results": [[["label", score], ...], ...]}`: of each example its classes, on one line.
+
+    gently: let other threads run now and then.
+    """
     if not classes.examples:
         return _invalid("Cannot convert empty ClassificationResults to JSON")
     count, width = classes.examples * classes.width, classes.width
-    labels = ['""'] * count if classes.labels is None else [string_text(decode(label)) for label in classes.labels]
-    scores = ["0.0"] * count if classes.scores is None else number_texts(classes.scores.ravel())
+    if classes.labels is None:
+        labels = ['""'] * count
+    else:
+        texts = {label: string_text(decode(label)) for label in set(classes.labels)}  # few, however many rows
+        labels = [texts[label] for label in classes.labels]
+    scores = ["0.0"] * count if classes.scores is None else number_texts(classes.scores.ravel(), gently=gently)
     pairs = [f"[{label}, {score}]" for label, score in zip(labels, scores, strict=True)]
     rows = [f"[{', '.join(pairs[row * width : (row + 1) * width])}]" for row in range(classes.examples)]
     return encode(f'{{\n{_INDENT}"results": [{", ".join(rows)}\n{_INDENT}]\n}}')
 
 
-def write_regressions(values: npt.NDArray[np.float32]) -> bytes | Failure:
-    """`{"results": [value, ...]}`: one number for each example."""
+def write_regressions(values: npt.NDArray[np.float32], gently: bool = False) -> bytes | Failure:
+    """`{"results": [value, ...]}`: one number for each example. gently: as in write_classes."""
     if not values.size:
         return _invalid("Cannot convert empty RegressionResults to JSON")
-    return encode(f'{{\n{_INDENT}"results": [{", ".join(number_texts(values.ravel()))}]\n}}')
+    return encode(f'{{\n{_INDENT}"results": [{", ".join(number_texts(values.ravel(), gently=gently))}]\n}}')

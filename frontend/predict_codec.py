@@ -35,7 +35,8 @@ from ringserve.shm.dtype import STRING, dtype_of
 class PredictDecoder:
     """PredictRequest bytes -> Request or Failure.
 
-    tensor_bytes_max: see `tensor_proto.decode`. check_method_name: TF Serving's enable_signature_method_name_check.
+    tensor_bytes_max: of all inputs of a request, see `tensor_proto.decode`. check_method_name: TF Serving's
+    enable_signature_method_name_check.
     model_sent: after a Failure, the name of the model that the message asks for; empty when it has none.
     """
 
@@ -83,7 +84,11 @@ class PredictDecoder:
         failure = check_names(signature, proto.inputs.keys())
         if failure is not None:
             return failure
-        tensors = {alias: decode(tensor, alias, self._tensor_bytes_max) for alias, tensor in proto.inputs.items()}
+        tensors: dict[str, Tensor | Failure] = {}
+        bytes_left = self._tensor_bytes_max
+        for alias, each in proto.inputs.items():
+            tensors[alias] = tensor = decode(each, alias, max(bytes_left, 0))
+            bytes_left -= tensor.held_bytes if isinstance(tensor, Tensor) else 0
         request = self._lanes.bind(servable, signature, tensors, proto.output_filter)
         if isinstance(request, Request):
             decoded = {alias: tensor for alias, tensor in tensors.items() if isinstance(tensor, Tensor)}

@@ -69,7 +69,7 @@ class RestClient(Protocol):
 
 @dataclass(frozen=True)
 class RestSettings:
-    """gunzip_bytes_max: largest request body after decompression.
+    """gunzip_bytes_max: largest request body after decompression. tensor_bytes_max: as in GrpcSettings.
 
     timeout_ms: time that a request may take when it has no X-Request-Timeout header; 0 for no limit.
     cors: allow browsers of any origin. check_method_name: enable_signature_method_name_check.
@@ -79,6 +79,7 @@ class RestSettings:
     """
 
     gunzip_bytes_max: int = 100 * 2**20
+    tensor_bytes_max: int = 2**30
     timeout_ms: int = 30_000
     cors: bool = False
     check_method_name: bool = False

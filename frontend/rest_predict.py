@@ -280,7 +280,7 @@ class Inference:
         if not ask.is_gzip and len(body) <= _HURRY_BYTES_MIN:
             found = read_body(body)
             assert found is not None
-            self._run_examples(call, ask, found if isinstance(found, Failure) else _examples(found))
+            self._run_examples(call, ask, found if isinstance(found, Failure) else self._examples(found))
         else:
             self._side.run_for(call, self._examples_aside(call, ask, body), _left_ns(call, ask))
 
@@ -292,10 +292,14 @@ class Inference:
             if body is None:
                 body = await self._side.slow(read_body, bytes(data))
             assert body is not None
-            found = body if isinstance(body, Failure) else await self._side.slow(_examples, body)
+            found = body if isinstance(body, Failure) else await self._side.slow(self._examples, body)
             del body
         if not call.is_over:
             self._run_examples(call, ask, found)
+
+    def _examples(self, body: Body) -> _Examples | Failure:
+        found = read_examples(body.members, self._settings.tensor_bytes_max)
+        return found if isinstance(found, Failure) else _Examples(found, body.signature_name)
 
     def _run_examples(self, call: RestCall, ask: Ask, found: _Examples | Failure) -> None:
         if isinstance(found, Failure):
@@ -327,11 +331,6 @@ class _Examples(NamedTuple):
 
     examples: list[bytes]
     signature_name: str
-
-
-def _examples(body: Body) -> _Examples | Failure:
-    found = read_examples(body.members)
-    return found if isinstance(found, Failure) else _Examples(found, body.signature_name)
 
 
 def gunzip(data: _Text, bytes_max: int) -> bytes:

@@ -300,6 +300,7 @@ class Service:
     async def _start_rest(self, server: Server) -> None:
         settings = RestSettings(
             gunzip_bytes_max=server.inflated_bytes_max,
+            tensor_bytes_max=self._settings.shm.request_ring_bytes,
             timeout_ms=server.rest_timeout_ms,
             cors=server.rest_api_enable_cors_support,
             check_method_name=server.enable_signature_method_name_check,

@@ -8,6 +8,7 @@ handled one by one in Python, except that protobuf yields varint-coded fields as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,7 +29,14 @@ _ELEMENTS_MAX: Final = 2**59 - 1
 _POINTER_BYTES: Final = 8
 #: Strings of one tensor that comes as bytes: each takes forty and more, however few it is sent with.
 STRINGS_MAX: Final = 8_000_000
+#: Bytes of one tensor that its shape may promise and its message need not hold: a read holds a hundred such messages,
+#: and all of them are filled up before others have their turn, be there room for them or not.
+FILLED_BYTES_MAX: Final = 64 * 2**20
+#: Strings of one tensor that its shape may promise and its message need not hold. Each is a length to write, one by one
+#: in the event loop: as many as the ring takes are 20 s.
+STRINGS_FILLED_MAX: Final = 65_536
 _SMALL_COUNT: Final = 32
+_VARINT_BYTES_MAX: Final = 10
 
 
 class Tensor(NamedTuple):
@@ -41,6 +49,11 @@ class Tensor(NamedTuple):
     dtype: int
     shape: tuple[int, ...]
     data: Buffer | list[bytes]
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that its elements take at least."""
+        return len(self.data) * (_POINTER_BYTES if isinstance(self.data, list) else 1)
 
 
 class TypedField(NamedTuple):
@@ -103,6 +116,10 @@ class _ParseError(Exception):
     """The TensorProto means no tensor. Never leaves this module."""
 
 
+class _FillError(Exception):
+    """It means one of which too little was sent; so many bytes are missing. Never leaves this module."""
+
+
 # ----------------------------------------------------------------------------------------------------------- decoding
 
 
@@ -110,7 +127,8 @@ def decode(proto: Any, alias: str, bytes_max: int) -> Tensor | Failure:
     """The tensor that a TensorProto means. alias: named in the failure's text.
 
     bytes_max: a shape may promise more than the message holds (values are filled up); a tensor that would take more
-    than this many bytes is refused with RESOURCE_EXHAUSTED before it is made.
+    than this many bytes is refused with RESOURCE_EXHAUSTED before it is made. So is one that would have to be filled up
+    with more than FILLED_BYTES_MAX, or to more than STRINGS_FILLED_MAX strings.
     """
     dtype = proto.dtype
     field = TYPED_FIELDS.get(dtype)
@@ -121,12 +139,12 @@ def decode(proto: Any, alias: str, bytes_max: int) -> Tensor | Failure:
     itemsize = _POINTER_BYTES if dtype == dt.STRING else DTYPES[dtype].itemsize
     content = proto.tensor_content
     if count * itemsize > bytes_max and not content:
-        return Failure(
-            Code.RESOURCE_EXHAUSTED,
-            f"tensor {alias} would need {count * itemsize} bytes, more than the {bytes_max} that a request may hold",
-        )
+        return _too_large(alias, count * itemsize, bytes_max)
     try:
         if dtype == dt.STRING:
+            failure = _check_strings(proto.string_val, content, count, alias, bytes_max)
+            if failure is not None:
+                return failure
             return Tensor(dtype, shape, _string_values(proto.string_val, content, count))
         if not count:
             return Tensor(dtype, shape, b"")
@@ -135,8 +153,38 @@ def decode(proto: Any, alias: str, bytes_max: int) -> Tensor | Failure:
                 return _unparsable(alias)
             return Tensor(dtype, shape, content)
         return Tensor(dtype, shape, _typed_values(proto, field, dtype, count, itemsize))
+    except _FillError as error:
+        return Failure(
+            Code.RESOURCE_EXHAUSTED,
+            f"tensor {alias} would be filled up with {error} bytes that were not sent, more than {FILLED_BYTES_MAX}",
+        )
     except _ParseError:
         return _unparsable(alias)
+
+
+def _check_strings(typed: Any, content: bytes, count: int, alias: str, bytes_max: int) -> Failure | None:
+    """Whether so many strings may be made of what was sent."""
+    if content:
+        if STRINGS_MAX < count <= len(content):
+            return Failure(Code.RESOURCE_EXHAUSTED, f"tensor {alias} has {count} strings, more than {STRINGS_MAX}")
+        return None
+    missing = count - len(typed)
+    if missing <= 0:
+        return None
+    if count > STRINGS_FILLED_MAX:
+        return Failure(
+            Code.RESOURCE_EXHAUSTED,
+            f"tensor {alias} has {len(typed)} of its {count} strings; more than {STRINGS_FILLED_MAX} must all be sent",
+        )
+    size = missing * len(typed[-1]) if len(typed) else 0
+    return _too_large(alias, size, bytes_max) if size > bytes_max else None
+
+
+def _too_large(alias: str, size: int, bytes_max: int) -> Failure:
+    return Failure(
+        Code.RESOURCE_EXHAUSTED,
+        f"tensor {alias} would need {size} bytes, more than the {bytes_max} that a request may hold",
+    )
 
 
 def _unparsable(alias: str) -> Failure:
@@ -184,6 +232,15 @@ def _split_strings(content: bytes, count: int) -> list[bytes]:
     """`count` varint lengths, then the bytes one after another, to the last byte."""
     if count > len(content):
         raise _ParseError
+    lengths, offset = _few_lengths(content, count) if count <= _SMALL_COUNT else _many_lengths(content, count)
+    if max(lengths) > len(content) or offset + sum(lengths) != len(content):
+        raise _ParseError
+    cuts = accumulate(lengths, initial=offset)
+    return [content[start:end] for start, end in pairwise(cuts)]
+
+
+def _few_lengths(content: bytes, count: int) -> tuple[list[int], int]:
+    """So many varints, and where they end."""
     lengths = []
     offset = 0
     for _ in range(count):
@@ -198,13 +255,28 @@ def _split_strings(content: bytes, count: int) -> list[bytes]:
                 break
             shift += 7
         lengths.append(length)
-    if offset + sum(lengths) != len(content):
+    return lengths, offset
+
+
+def _many_lengths(content: bytes, count: int) -> tuple[list[int], int]:
+    """The same without going from byte to byte."""
+    head = np.frombuffer(content, np.uint8, min(len(content), _VARINT_BYTES_MAX * count))
+    ends = np.flatnonzero(head < 0x80)[:count]
+    if len(ends) < count:
         raise _ParseError
-    values = []
-    for length in lengths:
-        values.append(content[offset : offset + length])
-        offset += length
-    return values
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    widths = ends - starts + 1
+    widest = int(widths.max())
+    if widest > _VARINT_BYTES_MAX:
+        raise _ParseError
+    lengths = np.zeros(count, np.uint64)
+    for index in range(widest):
+        is_there = widths > index
+        digits = (head[starts[is_there] + index] & 0x7F).astype(np.uint64)
+        if index == _VARINT_BYTES_MAX - 1 and digits.any():
+            raise _ParseError  # more than any length
+        lengths[is_there] |= digits << np.uint64(7 * index)
+    return lengths.tolist(), int(ends[-1]) + 1
 
 
 def _typed_values(proto: Any, field: TypedField, dtype: int, count: int, itemsize: int) -> Buffer:
@@ -217,6 +289,8 @@ def _typed_values(proto: Any, field: TypedField, dtype: int, count: int, itemsiz
     else:
         sent = min(len(values), count)
         array = _narrow(np.fromiter(values, dtype=field.numpy, count=sent), dtype)
+    if (count - sent) * itemsize > FILLED_BYTES_MAX:
+        raise _FillError((count - sent) * itemsize)
     if not sent:
         return np.zeros(count * itemsize, dtype=np.uint8).data
     if sent < count:

@@ -158,7 +158,9 @@ def test_raw_examples_are_those_that_the_official_classes_see(pieces: list[Any])
     """Whatever pieces a message is made of. (The official classes merge contexts; here their bytes are joined.)"""
     joined = b"".join(piece.SerializeToString() for piece in pieces)
     official = RegressionRequest.FromString(joined).input
-    ours = [Example.FromString(each) for each in examples_of(RawExampleRequest.FromString(joined).input)]
+    raw = examples_of(RawExampleRequest.FromString(joined).input, 2**20)
+    assert isinstance(raw, list)
+    ours = [Example.FromString(each) for each in raw]
     held = getattr(official, official.WhichOneof("kind") or "example_list")
     expected = []
     for each in held.examples:
