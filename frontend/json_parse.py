@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import orjson
@@ -22,6 +23,14 @@ CONTAINERS_MAX: Final = 8_000_000
 #: it would take longer than the exact parser.
 _SEARCHED_NAMES: Final = 16
 _SEARCHED_BYTES_MAX: Final = 512 * 2**20
+
+#: The end of a name that is written with escapes, as any letter may be: from the last escape to the colon.
+_ESCAPED_NAME: Final = re.compile(rb'\\(?:u[0-9a-fA-F]{4}|/)[^"\\]*+"[ \n\r\t]*+:')
+#: Such names are searched for in so much of a body at once, while no other thread runs, and not if they are longer.
+_STRETCH_BYTES: Final = 65_536
+_NAME_BYTES_MAX: Final = 4_096
+#: Where there are more the exact parser is to look: each takes a microsecond.
+_ESCAPED_NAMES_MAX: Final = 1_000_000
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -50,7 +59,7 @@ def parse_object(body: _Text, *, hurry: bool = False) -> dict[str, Any]:
     inputs = members.get("inputs")
     names = [*_TOP_KEYS, *inputs] if isinstance(inputs, dict) else _TOP_KEYS
     is_long = len(names) > _SEARCHED_NAMES and len(names) * len(body) > _SEARCHED_BYTES_MAX
-    if is_long or any(name in body and body.count(name) > 1 for name in map(_key_text, names)):
+    if is_long or _is_any_twice(body, frozenset(names)):
         members = _parse_exactly(body, hurry)
     return members
 
@@ -60,6 +69,39 @@ _TOP_KEYS: Final = ("signature_name", "instances", "inputs", "examples", "contex
 
 def _key_text(name: str) -> bytes:
     return b'"' + name.encode("utf-8", "surrogateescape") + b'"'
+
+
+def _is_any_twice(body: _Text, names: frozenset[str]) -> bool:
+    """Whether one of these keys may be in the body more than once, at whatever depth."""
+    if any(name in body and body.count(name) > 1 for name in map(_key_text, names)):
+        return True
+    if b"\\u" not in body and b"\\/" not in body:
+        return False
+    seen: set[str] = set()
+    count = 0
+    for start in range(0, len(body), _STRETCH_BYTES):
+        stop = start + _STRETCH_BYTES
+        for match in _ESCAPED_NAME.finditer(body, start, stop + _NAME_BYTES_MAX):
+            if match.start() >= stop:
+                break  # the next stretch begins with it
+            count += 1
+            begin = body.rfind(b'"', max(match.start() - _NAME_BYTES_MAX, 0), match.start())
+            name = _text_of(bytes(body[begin : match.end()]).rstrip(b": \n\r\t")) if begin >= 0 else ""
+            if name in names:
+                if name in seen or _key_text(name) in body:
+                    return True
+                seen.add(name)
+        if count > _ESCAPED_NAMES_MAX:
+            return True
+    return False
+
+
+def _text_of(text: bytes) -> str:
+    """What a string is in JSON; empty for nothing."""
+    try:
+        return str(orjson.loads(text))
+    except orjson.JSONDecodeError:
+        return ""
 
 
 def _read(body: _Text, hurry: bool) -> Any:

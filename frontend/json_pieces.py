@@ -30,6 +30,9 @@ _QUOTE: Final = 0x22
 _COMMA: Final = re.compile(rb"[ \n\r\t]*+,")
 _SPACE: Final = re.compile(rb"[ \n\r\t]*+")
 _SCALAR: Final = re.compile(rb"[^ \n\r\t,:\[\]{}\"]++")
+#: What may stand in a string, and how much of one is matched in one go: the pattern remembers each backslash.
+_INSIDE: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
+_INSIDE_BYTES: Final = 65_536
 _DEPTH_MAX: Final = 32
 #: Attempts that may fail, and steps that may be taken: so many, and so many for each piece's bytes.
 _FAILURES_MAX: Final = 64, 2
@@ -236,16 +239,14 @@ class _Pieces:
     def _string(self) -> str:
         """The string that begins here."""
         text, start = self._text, self._position
-        end = start
         if text[start : start + 1] != b'"':
             raise CutError
-        while True:
-            end = text.find(b'"', end + 1)
-            if end < 0:
-                raise CutError
-            before = text[max(start + 1, end - 64) : end]
-            if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
-                break
+        end, behind = start, start + 1
+        while end != behind:
+            end = behind
+            behind = _INSIDE.match(text, end, end + _INSIDE_BYTES).end()  # type: ignore[union-attr]
+        if text[end : end + 1] != b'"':
+            raise CutError
         self._position = end + 1
         value: str = orjson.loads(text[start : end + 1])
         return value

@@ -8,6 +8,11 @@ from typing import Any, Final
 
 from ringserve.frontend.json_numbers import number_text
 
+#: Longer texts of errors are cut. They may quote a name, which a client makes as long as a body may be.
+ERROR_CHARS_MAX: Final = 16_384
+#: In longer strings characters are escaped one kind after the other, in C code.
+_ONE_BY_ONE_CHARS_MAX: Final = 512
+
 #: Bytes of a quoted value above which TF Serving stops writing it.
 QUOTED_BYTES_MAX: Final = 256
 
@@ -24,17 +29,25 @@ _ESCAPES: Final = {
     "\r": "\\r",
     "\t": "\\t",
 }
+#: What the others are escaped with comes first.
+_ESCAPES_IN_ORDER: Final = sorted(_ESCAPES.items(), key=lambda each: each[0] != "\\")
 
 
 def string_text(value: str) -> str:
     """A JSON string. Only quotes, backslashes and control characters are escaped."""
     if _ESCAPED.search(value) is not None:
-        value = _ESCAPED.sub(lambda match: _ESCAPES[match.group()], value)
+        if len(value) <= _ONE_BY_ONE_CHARS_MAX:
+            value = _ESCAPED.sub(lambda match: _ESCAPES[match.group()], value)
+        else:
+            for char, escape in _ESCAPES_IN_ORDER:
+                value = value.replace(char, escape)
     return f'"{value}"'
 
 
 def error_body(text: str) -> bytes:
     """The body of an answer that is an error."""
+    if len(text) > ERROR_CHARS_MAX:
+        text = f"{text[:ERROR_CHARS_MAX]}...TRUNCATED"
     return encode(f'{{\n{_INDENT}"error": {string_text(text)}\n}}')
 
 

@@ -31,6 +31,14 @@ _WRITABLE: Final = frozenset(
 )
 
 
+#: Arrays that hold nothing, of one answer: they have no byte of data, so a request of a hundred bytes can ask for as
+#: many as it can count.
+EMPTY_ARRAYS_MAX: Final = 1_000_000
+#: Brackets, line ends and indentation of one answer. Deep in a tensor of many axes they are thousands of bytes for each
+#: byte of data; and as much as this is what all answers together may take that wait for their clients, by default.
+FRAME_BYTES_MAX: Final = 2**30
+
+
 class NamedOutput(NamedTuple):
     """One output of an answer. data: raw little-endian bytes, or the elements of a string tensor; row-major."""
 
@@ -49,7 +57,7 @@ def write_rows(outputs: Sequence[NamedOutput], gently: bool = False) -> bytes | 
         written = _one_row(outputs[0])
         if written is not None:
             return written
-    failure = _check(outputs) or _check_rows(outputs)
+    failure = _check(outputs) or _check_rows(outputs) or _check_frame(_row_frame_bytes(outputs), outputs)
     if failure is not None:
         return failure
     rows = outputs[0].shape[0]
@@ -86,7 +94,8 @@ def _one_row(output: NamedOutput) -> bytes | None:
 
 def write_columns(outputs: Sequence[NamedOutput], gently: bool = False) -> bytes | Failure:
     """`{"outputs": value}`, or of several outputs an object of values. gently: as in write_rows."""
-    failure = _check(outputs)
+    depth = 1 if len(outputs) == 1 else 2
+    failure = _check(outputs) or _check_frame(sum(_column_frame_bytes(each, depth) for each in outputs), outputs)
     if failure is not None:
         return failure
     if len(outputs) == 1:
@@ -118,6 +127,52 @@ def _check_rows(outputs: Sequence[NamedOutput]) -> Failure | None:
             )
         rows = output.shape[0]
     return None
+
+
+def arrays_count(shape: Sequence[int]) -> int:
+    """How many arrays a tensor of this shape is, the whole included; 0 for a scalar."""
+    arrays, count = 0, 1
+    for size in shape:
+        arrays += count
+        count *= size
+    return arrays
+
+
+def _check_frame(frame_bytes: int, outputs: Sequence[NamedOutput]) -> Failure | None:
+    """Whether what stands around the elements is little enough to be written."""
+    empty = sum(prod(output.shape[: output.shape.index(0)]) for output in outputs if 0 in output.shape)
+    if empty > EMPTY_ARRAYS_MAX:
+        return _too_large(f"would hold {empty} empty arrays, more than {EMPTY_ARRAYS_MAX}")
+    if frame_bytes > FRAME_BYTES_MAX:
+        return _too_large(f"would need {frame_bytes} bytes around its values, more than {FRAME_BYTES_MAX}")
+    return None
+
+
+def _row_frame_bytes(outputs: Sequence[NamedOutput]) -> int:
+    """Bytes of an answer in row format beside its elements: a bracket and a comma each time, and rows with names."""
+    size = sum(4 * arrays_count(output.shape) + 2 * prod(output.shape) for output in outputs)
+    if len(outputs) > 1:
+        line_bytes = len(_INDENT) * 3 + 6
+        size += outputs[0].shape[0] * sum(line_bytes + len(output.alias) for output in outputs)
+    return size + sum(_base64_frame_bytes(output, 2 + len(output.shape)) for output in outputs)
+
+
+def _column_frame_bytes(output: NamedOutput, depth: int) -> int:
+    """Likewise of an output in columnar format, where each element and each bracket has a line of its own."""
+    size, count = 0, 1
+    for axis, length in enumerate(output.shape):
+        indent = len(_INDENT) * (depth + axis)
+        size += count * (indent + 3)
+        count *= length
+        size += count * (indent + len(_INDENT) + 2)
+    return size + _base64_frame_bytes(output, depth + len(output.shape))
+
+
+def _base64_frame_bytes(output: NamedOutput, depth: int) -> int:
+    """What stands around base64 texts."""
+    if not isinstance(output.data, list) or not output.alias.endswith("_bytes"):
+        return 0
+    return len(output.data) * (len(_INDENT) * (2 * depth + 1) + 12)
 
 
 def _on_one_line(output: NamedOutput, depth: int, gently: bool) -> list[str]:
@@ -163,6 +218,10 @@ def _elements(output: NamedOutput, depth: int, gently: bool) -> list[str]:
     if 0 in output.shape:
         return []
     return number_texts(np.frombuffer(data, dtype_of(output.dtype).numpy), gently=gently)
+
+
+def _too_large(text: str) -> Failure:
+    return Failure(Code.RESOURCE_EXHAUSTED, f"the answer {text}; ask for binary tensors, or over gRPC")
 
 
 def _invalid(text: str) -> Failure:

@@ -30,7 +30,7 @@ from ringserve.frontend.rest_routes import Action, Route
 from ringserve.frontend.status import http_status
 from ringserve.frontend.tally import Tally
 from ringserve.frontend.tensor_proto import Tensor, bools_valid
-from ringserve.shm.dtype import BOOL
+from ringserve.shm.dtype import BOOL, STRING
 
 _LENGTH: Final = b"inference-header-content-length"
 _CODINGS: Final = b"Accept-Encoding: gzip, deflate\r\n"
@@ -296,7 +296,7 @@ class InferReply(RestReply):
         form = self._form
         found, size = named_outputs(self._lane, outputs, row_first, rows)
         named = [found[place] for place in form.places]
-        if size <= COPY_BYTES_MIN or all(form.binary):
+        if size <= COPY_BYTES_MIN or (all(form.binary) and all(each.dtype != STRING for each in named)):
             return self._told(write(form, named))
         self._later(copied(named))
         return None

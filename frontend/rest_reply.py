@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.frontend.examples import Kind, classes_of, regressions
 from ringserve.frontend.json_examples import write_classes, write_regressions
-from ringserve.frontend.json_write import NamedOutput, write_columns, write_rows
+from ringserve.frontend.json_write import NamedOutput, arrays_count, write_columns, write_rows
 from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outputs import Output
 from ringserve.frontend.rest_call import RestCall, RestClient, Side
@@ -17,23 +17,31 @@ from ringserve.shm.dtype import STRING
 
 #: Answers of more tensor bytes than this are copied, to be written elsewhere than in the event loop.
 COPY_BYTES_MIN: Final = 2**16
+#: What a string counts for beside its bytes, and an array where there may be more of them than of numbers: both take
+#: time to write, and need have no byte of data.
+_STRING_BYTES: Final = 8
+_ARRAY_BYTES: Final = 16
+_FLAT_AXES_MAX: Final = 2
 
 
 def named_outputs(
     lane: Lane, outputs: Sequence[Output], row_first: int, rows: int
 ) -> tuple[list[NamedOutput], int]:
-    """These rows of the outputs with their names, in the lane's order, and how many bytes they have."""
+    """These rows of the outputs with their names, in the lane's order, and how many bytes they have or count for."""
     size = 0
     named: list[NamedOutput] = []
     for alias, output in zip(lane.spec.outputs, outputs, strict=True):
         data: bytes | memoryview | list[bytes]
         if output.dtype == STRING:
             data = output.strings(row_first, rows)
-            size += sum(map(len, data))
+            size += sum(map(len, data)) + _STRING_BYTES * len(data)
         else:
             data = output.raw(row_first, rows)
             size += len(data)
-        named.append(NamedOutput(alias, output.dtype, output.shape_of(rows), data))
+        shape = output.shape_of(rows)
+        if len(shape) > _FLAT_AXES_MAX or not data:
+            size += _ARRAY_BYTES * arrays_count(shape)
+        named.append(NamedOutput(alias, output.dtype, shape, data))
     return named, size
 
 
@@ -76,6 +84,15 @@ class RestReply:
     def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
         """The answer's body; None when the outputs were copied, and the answer comes later."""
         raise NotImplementedError
+
+    def write_aside(self, writer: Callable[[Any, bool], bytes | Failure], kept: Any) -> None:
+        """Answer with what `writer` makes of this elsewhere than in the event loop, gently."""
+
+        async def later() -> None:
+            self._call.settle(await self._side.quick(writer, kept, True))
+
+        self._call.on_cancel(self._call.cancel)
+        self._side.run(self._call, later())
 
     def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
         """See Reply."""
@@ -126,13 +143,7 @@ class PredictReply(RestReply):
         writer = write_rows if self._by_row else write_columns
         if size <= COPY_BYTES_MIN:
             return writer(named)
-        kept = copied(named)
-
-        async def later() -> None:
-            self._call.settle(await self._side.quick(writer, kept, True))
-
-        self._call.on_cancel(self._call.cancel)
-        self._side.run(self._call, later())
+        self.write_aside(writer, copied(named))
         return None
 
 
@@ -145,7 +156,14 @@ class ClassifyReply(RestReply):
     def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
         """See RestReply."""
         classes = classes_of(self._lane, outputs, row_first, rows)
-        return classes if isinstance(classes, Failure) else write_classes(classes)
+        if isinstance(classes, Failure):
+            return classes
+        if _STRING_BYTES * classes.examples * (classes.width + 1) <= COPY_BYTES_MIN:
+            return write_classes(classes)
+        if classes.scores is not None:  # they lie in the record; labels are copies
+            classes = classes._replace(scores=classes.scores.copy())
+        self.write_aside(write_classes, classes)
+        return None
 
 
 class RegressReply(RestReply):
@@ -157,7 +175,10 @@ class RegressReply(RestReply):
     def write(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure | None:
         """See RestReply."""
         values = regressions(self._lane, outputs, row_first, rows)
-        return values if isinstance(values, Failure) else write_regressions(values)
+        if isinstance(values, Failure) or values.nbytes <= COPY_BYTES_MIN:
+            return values if isinstance(values, Failure) else write_regressions(values)
+        self.write_aside(write_regressions, values.copy())
+        return None
 
 
 EXAMPLE_REPLIES: Final = {Kind.CLASSIFY: ClassifyReply, Kind.REGRESS: RegressReply}
