@@ -6,7 +6,9 @@ tasks, each of which shares batches with Classify and Regress; its answer is the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -38,6 +40,10 @@ from ringserve.frontend.tensor_proto import varint
 
 _MULTI: Final = "MultiInference"
 _ZERO: Final = bytes(4)
+#: Classes and values that are encoded in the event loop: some milliseconds. More are encoded by a thread.
+_AT_ONCE_MAX: Final = 8_192
+_ENCODERS: Final = ThreadPoolExecutor(1, thread_name_prefix="grpc-encoder")
+_Done = Callable[[bytes | Failure], None]
 _KIND_OF: Final = {kind.method_name: kind for kind in Kind}
 
 
@@ -105,15 +111,33 @@ def _encode_spec(lane: Lane) -> bytes:
     return encoded
 
 
-def _encode_result(
-    kind: Kind, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int
-) -> bytes | Failure:
-    """A serialized ClassificationResult or RegressionResult, or what is wrong with the outputs."""
+def _encode_result(kind: Kind, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int, done: _Done) -> None:
+    """Tell `done` of a serialized ClassificationResult or RegressionResult, or what is wrong with the outputs: now, or
+    later where it takes long."""
     if kind is Kind.CLASSIFY:
         classes = classes_of(lane, outputs, row_first, rows)
-        return classes if isinstance(classes, Failure) else encode_classes(classes)
+        if isinstance(classes, Failure):
+            done(classes)
+        elif classes.examples * (classes.width + 1) <= _AT_ONCE_MAX:
+            done(encode_classes(classes))
+        else:
+            if classes.scores is not None:
+                classes = classes._replace(scores=classes.scores.copy())
+            _aside(encode_classes, classes, done)
+        return
     values = regressions(lane, outputs, row_first, rows)
-    return values if isinstance(values, Failure) else encode_regressions(values)
+    if isinstance(values, Failure):
+        done(values)
+    elif values.size <= _AT_ONCE_MAX:
+        done(encode_regressions(values))
+    else:
+        _aside(encode_regressions, values.copy(), done)
+
+
+def _aside(encode: Callable[[Any], bytes], kept: Any, done: _Done) -> None:
+    """Tell `done` what `encode` makes of this in the thread for it. kept: nothing that lies in a record."""
+    future = asyncio.get_running_loop().run_in_executor(_ENCODERS, encode, kept)
+    future.add_done_callback(lambda over: done(over.result()))
 
 
 # ----------------------------------------------------------------------------------------------- Classify and Regress
@@ -123,11 +147,16 @@ class _ExamplesReply(GrpcReply):
     __slots__ = ()
     kind: Kind
 
-    def encode(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure:
-        result = _encode_result(self.kind, self.lane, outputs, row_first, rows)
+    def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
+        if self.call is not None:
+            self.tally.run(self.api, self.lane.spec.model, self.run_ns)
+            _encode_result(self.kind, self.lane, outputs, row_first, rows, self._encoded)
+
+    def _encoded(self, result: bytes | Failure) -> None:
         if isinstance(result, Failure):
-            return result
-        return _field(b"\x0a", result) + _field(b"\x12", _encode_spec(self.lane))
+            self.fail(*result)
+        else:
+            self.finish(_field(b"\x0a", result) + _field(b"\x12", _encode_spec(self.lane)))
 
 
 class _ClassifyReply(_ExamplesReply):
@@ -276,7 +305,9 @@ class _TaskReply:
         return _REPLIES[self._kind].api
 
     def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
-        result = _encode_result(self._kind, self._lane, outputs, row_first, rows)
+        _encode_result(self._kind, self._lane, outputs, row_first, rows, self._encoded)
+
+    def _encoded(self, result: bytes | Failure) -> None:
         if not isinstance(result, Failure):
             tag = b"\x12" if self._kind is Kind.CLASSIFY else b"\x1a"
             result = _field(b"\x0a", _encode_spec(self._lane)) + _field(tag, result)
@@ -287,14 +318,9 @@ class _TaskReply:
 
 
 def multi_inference_method(
-    client: InferClient,
-    lanes: LaneTable,
-    tally: Tally,
-    timeout_ns: int = 0,
-    *,
-    check_method_name: bool = False,
+    client: InferClient, lanes: LaneTable, tally: Tally, timeout_ns: int = 0, *, check_method_name: bool = False,
     bytes_max: int = 2**30,
-) -> UnaryHandler:
+) -> UnaryHandler:  # fmt: skip
     """The handler of MultiInference. timeout_ns: of calls without a deadline; 0 = none. bytes_max: see
     `with_context`."""
     catalog, clock_ns = client.catalog, tally.clock_ns

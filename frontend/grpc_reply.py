@@ -34,7 +34,7 @@ class InferClient(Protocol):
 
 
 class GrpcReply:
-    """Waits for one request of one call, answers the call and counts it. Subclasses encode.
+    """Waits for one request of one call, answers the call and counts it. Subclasses encode, and have `answer`.
 
     Make one right before the request is handed to the client. It lets go of its call when it is over, so that the two
     form no cycle of garbage. started_ns: when the call's bytes were there, by `tally.clock_ns`.
@@ -54,23 +54,17 @@ class GrpcReply:
         self.run_ns = tally.clock_ns()
         self.request_id = -1
 
-    def encode(self, outputs: Sequence[Output], row_first: int, rows: int) -> bytes | Failure:
-        """The response message."""
+    def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
+        """See Reply."""
         raise NotImplementedError
 
-    def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
+    def finish(self, message: bytes) -> None:
+        """Answer with this response, if anybody waits for it still."""
         call = self.call
-        if call is None:
-            return
-        self.call = None
-        tally, model = self.tally, self.lane.spec.model
-        tally.run(self.api, model, self.run_ns)
-        message = self.encode(outputs, row_first, rows)
-        if message.__class__ is bytes:
+        if call is not None:
+            self.call = None
             call.finish(message)
-            tally.request(GRPC, self.api, model, _OK, self.started_ns, self.lane)
-        else:
-            self._refuse(call, *message)
+            self.tally.request(GRPC, self.api, self.lane.spec.model, _OK, self.started_ns, self.lane)
 
     def fail(self, code: int, text: str) -> None:
         call = self.call

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringserve.broker.messages import Code, Failure
 from ringserve.config.metrics import UNKNOWN_MODEL
-from ringserve.config.protos import ModelSpec, PredictRequest, TensorProto
-from ringserve.frontend import console_failures, tensor_proto
+from ringserve.config.protos import (
+    ClassificationResponse,
+    ModelSpec,
+    MultiInferenceResponse,
+    PredictRequest,
+    RegressionResponse,
+    TensorProto,
+)
+from ringserve.frontend import console_failures, grpc_examples, tensor_proto
 from ringserve.frontend.access import Access, Key
 from ringserve.frontend.console_failures import RecentFailures, shown_text
 from ringserve.frontend.examples import with_context
@@ -24,8 +34,20 @@ from ringserve.frontend.predict_codec import PredictDecoder
 from ringserve.frontend.tally import GRPC, Tally
 from ringserve.frontend.tensor_proto import STRINGS_FILLED_MAX, Tensor, decode
 from ringserve.shm import dtype as dt
+from ringserve.shm.dtype import FLOAT, STRING
 from tests.frontend.fakes import LoopbackClient, catalog_of, float_proto, signature_def, usual_catalog, version_info
-from tests.frontend.grpc_kit import BOTH, TWO, call, classification, example, make_client, multi, regression
+from tests.frontend.grpc_kit import (
+    BOTH,
+    TWO,
+    answers,
+    call,
+    classification,
+    example,
+    make_client,
+    multi,
+    pairs,
+    regression,
+)
 
 EXHAUSTED = Code.RESOURCE_EXHAUSTED
 BYTES_MAX = 2**20
@@ -80,6 +102,69 @@ def test_every_call_with_examples_bounds_its_context(method: str, made: Callable
     client.model = None
     call(client, method, made(), tensor_bytes_max=2 * BYTES_MAX)
     assert len(client.requests) == (2 if method == MULTI_INFERENCE else 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "made"), [(CLASSIFY, classification), (REGRESS, regression), (MULTI_INFERENCE, None)]
+)
+@pytest.mark.parametrize("count", [10, 10_000])
+def test_long_answers_are_encoded_aside(
+    method: str, made: Callable[..., Any] | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a thread, and the same as in the event loop."""
+    threads: set[str] = set()
+
+    def watched(name: str) -> Callable[[Any], bytes]:
+        encode: Callable[[Any], bytes] = getattr(grpc_examples, name)
+
+        def encoded(result: Any) -> bytes:
+            threads.add(threading.current_thread().name.partition("_")[0])
+            return encode(result)
+
+        return encoded
+
+    for name in ("encode_classes", "encode_regressions"):
+        monkeypatch.setattr(grpc_examples, name, watched(name))
+    client = make_client()
+    client.model = answers(
+        classes=(STRING, (count, 1), [[b"a"]] * count),
+        scores=(FLOAT, (count, 1), np.full((count, 1), 0.5, "<f4")),
+        outputs=(FLOAT, (count, 1), np.full((count, 1), 3, "<f4")),
+    )
+    request = multi(*BOTH, examples=TWO * (count // 2)) if made is None else made(*TWO * (count // 2))
+
+    async def called() -> Any:
+        call_made = call(client, method, request)
+        while not (call_made.message or call_made.failure):
+            await asyncio.sleep(0.001)  # the thread has no other way to say that it is done
+        return call_made
+
+    done = asyncio.run(called())
+    assert done.failure is None
+    assert threads == {"grpc-encoder" if count > 8_192 else "MainThread"}
+    response = {CLASSIFY: ClassificationResponse, REGRESS: RegressionResponse}.get(method, MultiInferenceResponse)
+    found = response.FromString(done.message)
+    results = [found.result] if made is not None else [found.results[0].classification_result]
+    for result in results:
+        if method == REGRESS:
+            assert [each.value for each in result.regressions] == [3.0] * count
+        else:
+            assert pairs(result) == [[("a", 0.5)]] * count
+
+
+def test_who_leaves_while_a_long_answer_is_encoded_is_not_answered() -> None:
+    client = make_client()
+    client.model = answers(outputs=(FLOAT, (10_000, 1), np.zeros((10_000, 1), "<f4")))
+
+    async def called() -> Any:
+        made = call(client, REGRESS, regression(*TWO * 5_000))
+        assert made.cancel is not None
+        made.cancel()
+        await asyncio.get_running_loop().run_in_executor(grpc_examples._ENCODERS, int)  # what comes behind it
+        return made
+
+    made = asyncio.run(called())
+    assert (made.message, made.failure) == (None, None)
 
 
 # ------------------------------------------------------------------------------------------------ what shapes promise
