@@ -46,7 +46,9 @@ _SPACE: Final = re.compile(rb"[ \n\r\t]*+")
 # No possessive groups: before Python 3.11.5 one that fails half-way does not give back what it took (gh-106052).
 _NUMBER: Final = re.compile(rb"-?+(?:(?:0|[1-9][0-9]*+)(\.[0-9]++)?([eE][+-]?+[0-9]++)?|(NaN|Inf(?:inity)?))")
 _PLAIN_STRING: Final = re.compile(rb'"([^"\\\x00-\x1f]*+)"')
-_STRING_PART: Final = re.compile(rb'[^"\\\x00-\x1f]*+')
+_STRING_PART: Final = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*')
+#: So much of a string is matched in one go: the pattern remembers each backslash.
+_STRING_BYTES: Final = 65_536
 _OPENINGS: Final = re.compile(rb"\[(?:[ \n\r\t]*+\[)*+")
 _CLOSINGS: Final = re.compile(rb"\](?:[ \n\r\t]*+\])*+")
 #: What follows the bracket of an array that holds numbers only.
@@ -280,10 +282,13 @@ class _Parser:
         parts: list[bytes] = []
         position += 1
         while True:
-            match = _STRING_PART.match(text, position)
+            stop = position + _STRING_BYTES
+            match = _STRING_PART.match(text, position, stop)
             assert match is not None
-            parts.append(match.group())
+            parts.append(_unescaped(match.group()))
             position = match.end()
+            if position == stop:
+                continue
             byte = text[position] if position < len(text) else 0
             if byte == 0x22:
                 return position + 1, decode(b"".join(parts))
@@ -339,6 +344,16 @@ def number(token: bytes) -> Any:
     if value - value != 0.0:
         raise OverflowError("too big for a double")
     return value
+
+
+def _unescaped(part: bytes) -> bytes:
+    """Text of a string without escapes but those by number."""
+    if b"\\" in part:
+        part = part.replace(b"\\\\", b"\0")  # which stands in no string
+        for char, plain in _ESCAPES.items():
+            part = part.replace(b"\\%c" % char, plain)
+        part = part.replace(b"\0", b"\\")
+    return part
 
 
 def _common(word: bytes, text: bytes) -> int:

@@ -183,7 +183,7 @@ def _check_strings(typed: Any, content: bytes, count: int, alias: str, bytes_max
 def _too_large(alias: str, size: int, bytes_max: int) -> Failure:
     return Failure(
         Code.RESOURCE_EXHAUSTED,
-        f"tensor {alias} would need {size} bytes, more than the {bytes_max} that a request may hold",
+        f"tensor {alias} would need {size} bytes, and of what a request may hold {bytes_max} are left",
     )
 
 

@@ -222,6 +222,27 @@ def test_a_long_string_is_read_in_few_steps(unit: bytes, monkeypatch: pytest.Mon
     assert matches.count < 2 * len(text) // json_pieces._INSIDE_BYTES + 20
 
 
+@pytest.mark.parametrize("unit", [b'\\"', b"\\\\", b"a", b"\\n/\\/"])
+def test_the_exact_parser_reads_a_long_string_in_few_steps(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    matches = Matches(json_exact._STRING_PART)
+    monkeypatch.setattr(json_exact, "_STRING_PART", matches)
+    text = b'["' + unit * (2**20 // len(unit)) + b'",NaN]'
+    assert json_exact.parse(text)[0] == orjson.loads(text.replace(b"NaN", b"1"))[0]
+    assert matches.count < 2 * len(text) // json_exact._STRING_BYTES + 20
+
+
+STRINGS = st.text(st.sampled_from('a"\\/\b\f\n\r\té\x00\x7f'), max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(STRINGS, st.integers(1, 9), st.booleans())
+def test_the_exact_parser_reads_strings_wherever_they_are_cut(value: str, size: int, ascii_only: bool) -> None:
+    text = json.dumps([value, "\\"], ensure_ascii=ascii_only).replace("/", "\\/").encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_exact, "_STRING_BYTES", size)
+        assert json_exact.parse(text) == [value, "\\"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([b"\\", b'"', b"a", b'\\"', b"\\\\", b"\\" * 65, b"\\" * 66]), max_size=12),
        st.integers(2, 9))  # fmt: skip
