@@ -43,6 +43,8 @@ def due_ns(lane: Lane) -> int:
     """When the lane's next batch may go; 0 = it may go now. The lane must have something waiting."""
     if lane.policy.batching != "timeout" or lane.solo or is_full(lane):
         return 0
+    if 0 < lane.parts_max <= len(lane.queue):  # a worker has said how many it runs of a batch
+        return 0
     _, _, arrived_ns = lane.queue[0]
     return arrived_ns + lane.policy.batch_wait_ns_max
 

@@ -24,7 +24,7 @@ from ringserve.broker.drains import Drains
 from ringserve.broker.expiry import Expiry, cancel, expire
 from ringserve.broker.fleet import Fleet, Worker, WorkerState
 from ringserve.broker.lane_table import LaneTable
-from ringserve.broker.lanes import Entry, Lane, whole
+from ringserve.broker.lanes import Lane, whole
 from ringserve.broker.leases import Lease, Leases
 from ringserve.broker.loans import LOAN_ID_FIRST, Loan, Loans
 from ringserve.broker.messages import Done, Execute, Handed, LaneSpec, ModelVersion
@@ -204,7 +204,7 @@ class Core:
             return
         entry = whole(handed.frontend_id, handed.request, handed.handed_ns)
         worker = self._fleet.workers.get(handed.worker_id)
-        self._count_handed(lane, worker, entry, now_ns)
+        self._take_handed(lane, worker, now_ns)
         if worker is None:  # which it may have ended
             lease = Lease(handed.batch_id, handed.worker_id, lane, [entry], entry[0][2], 0, solo=False)
             self._outcomes.take_back(lease, blamed=self._loans.blames(handed.worker_id))
@@ -229,12 +229,11 @@ class Core:
         if done.parts_left:
             self._orphans.list(lane, now_ns)
         if done.run_ns > 0:
-            # What a batch that waited behind another was held for is known from when it became the head.
-            lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
+            if lease.entries:  # else it failed, perhaps at once. One that waited behind another is held as head only.
+                lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
             lane.attained_ns += done.run_ns - lease.charged_ns
         self.ran_last = done.worker_id
-        if self.observer is not None:
-            self.observer.batch_done(lane.spec, lease.rows, done.run_ns)
+        self._count(lease, done.run_ns)
         if not (self._leases or self._order) and loan is None:
             self._loans.was_alone(lease)
 
@@ -243,10 +242,10 @@ class Core:
         lease = loan.unseen(done, now_ns)
         lease.charged_ns = self._order.charge(loan.lane, done.run_ns)
         self._leases.ran_unseen(done.worker_id, done.run_ns)
-        self._count_handed(loan.lane, loan.worker, lease.entries[0], now_ns)
+        self._take_handed(loan.lane, loan.worker, now_ns)
         return lease
 
-    def _count_handed(self, lane: Lane, worker: Worker | None, entry: Entry, now_ns: int) -> None:
+    def _take_handed(self, lane: Lane, worker: Worker | None, now_ns: int) -> None:
         lane.used_ns = now_ns
         if worker is not None:
             worker.quiet_since_ns = now_ns
@@ -254,13 +253,16 @@ class Core:
         self._neighbours.saw(lane, now_ns)
         self._counters["submitted"] += 1
         self._counters["handed"] += 1
-        self._count_batch(lane, entry[0][2], [entry[0]], [0])
 
-    def _count_batch(self, lane: Lane, rows: int, parts: list[list[int]], waits_ns: list[int]) -> None:
-        self._counters["batches"] += 1
+    def _count(self, lease: Lease, run_ns: int) -> None:
+        """A batch is over, less what its worker left of it: a request counts once, with the batch that answers it."""
+        lane, rows, entries = lease.lane, lease.rows, lease.entries
+        self._counters["batches"] += bool(entries)
         self._counters["rows"] += rows
         if self.observer is not None:
-            self.observer.batch_granted(lane.spec, rows, lane.rows_run(rows), parts, waits_ns)
+            parts = [part for part, _, _ in entries]
+            waits_ns = [lease.granted_ns - arrived_ns for _, _, arrived_ns in entries]
+            self.observer.batch_done(lane.spec, rows, lane.rows_run(rows), parts, waits_ns, run_ns)
 
     # ------------------------------------------------------------------------------------------------------ turn
 
@@ -354,7 +356,6 @@ class Core:
         parts = [part for part, _, _ in entries]
         if self._loans:
             self._loans.granted(lane, worker, parts)
-        self._count_batch(lane, rows, parts, [now_ns - arrived_ns for _, _, arrived_ns in entries])
         return (worker.worker_id, Execute(lease.batch_id, lane.key, parts)), 0
 
     def _hung(self, worker_id: int, now_ns: int) -> bool:

@@ -77,6 +77,7 @@ class Loan:
         lease = Lease(done.batch_id, done.worker_id, lane, [entry], done.rows, 0, solo=False)
         # Nobody knows since when the worker had it: as long before as it is on an average.
         lease.started_ns = now_ns - done.run_ns - int(lane.times.turnaround_ns)
+        lease.granted_ns = now_ns
         return lease
 
 

@@ -1,4 +1,4 @@
-"""What the broker counts: batches as the core grants them, loads as workers report them, how requests end.
+"""What the broker counts: batches when they are over, loads as workers report them, how requests end.
 
 The core's calls (`observer.Observer`) only add to plain lists, one *book* for each lane with something new; the books
 go into the broker's metric file some times a second, a few in each turn of the loop. No clock: `now_ns` is an argument.
@@ -93,11 +93,17 @@ class BrokerMetrics:
 
     # -------------------------------------------------------------------------------------------- the core's calls
 
-    def batch_granted(
-        self, lane: LaneSpec, rows: int, rows_run: int, parts: list[list[int]], waits_ns: list[int]
+    def batch_done(
+        self, lane: LaneSpec, rows: int, rows_run: int, parts: list[list[int]], waits_ns: list[int], run_ns: int
     ) -> None:
         """See Observer."""
         book = self._books.get(id(lane)) or self._open(lane)
+        if run_ns > 0:
+            counts = book.runs
+            counts[bisect_right(_RUN_EDGES, run_ns)] += 1
+            counts[-1] += run_ns
+        if not parts:
+            return
         if rows == rows_run < _SIZES_LISTED:
             book.sizes[rows] += 1
         else:
@@ -115,13 +121,6 @@ class BrokerMetrics:
             counts[-1] += waits_ns[0]
         else:
             _count_waits(counts, waits_ns)
-
-    def batch_done(self, lane: LaneSpec, rows: int, run_ns: int) -> None:
-        """See Observer."""
-        if run_ns > 0:
-            counts = (self._books.get(id(lane)) or self._open(lane)).runs
-            counts[bisect_right(_RUN_EDGES, run_ns)] += 1
-            counts[-1] += run_ns
 
     def _open(self, lane: LaneSpec) -> _Book:
         book = self._books[id(lane)] = _Book(lane)

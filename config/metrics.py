@@ -88,10 +88,11 @@ QUEUING_LATENCY: Final = _us_histogram(
     ("thread_pool_name",),
     BROKER,
     exponential(100, 1.2, 52),
-    "µs from a request's arrival at the broker until its batch went out; the label is empty, as in TF Serving",
+    "µs from a request's arrival at the broker until the batch that answers it went out; the label is empty, as in TF "
+    "Serving",
 )
 WRAPPED_RUN_COUNT: Final = Family(
-    "/tensorflow/serving/batching_session/wrapped_run_count", COUNTER, (), "batches run", BROKER
+    "/tensorflow/serving/batching_session/wrapped_run_count", COUNTER, (), "batches run, answered or not", BROKER
 )
 PADDING_SIZE: Final = Family(
     "/tensorflow/serving/batching_session/padding_size",
@@ -240,20 +241,25 @@ CERTIFICATE_END: Final = Family(
     FRONTEND,
 )
 QUEUE_DURATION: Final = _seconds(
-    "ringserve_queue_duration_seconds", _LANE, BROKER, "from a request's arrival at the broker until its batch went out"
+    "ringserve_queue_duration_seconds",
+    _LANE,
+    BROKER,
+    "from a request's arrival at the broker until the batch that answers it went out",
 )
 BATCH_ROWS: Final = Family(
     "ringserve_batch_rows",
     HISTOGRAM,
     _LANE,
-    "rows of a batch, without padding; its count is the number of batches",
+    "rows that a batch answered, without padding, once it is over; its count is the number of such batches",
     BROKER,
     tuple(float(2**power) for power in range(13)),
 )
 PADDING_ROWS: Final = Family(
     "ringserve_padding_rows_total", COUNTER, _LANE, "rows that were run only to fill a batch to an allowed size", BROKER
 )
-RUN_DURATION: Final = _seconds("ringserve_run_duration_seconds", _LANE, BROKER, "a batch's time inside TensorFlow")
+RUN_DURATION: Final = _seconds(
+    "ringserve_run_duration_seconds", _LANE, BROKER, "a batch's time inside TensorFlow, answered or not"
+)
 BROKER_REQUESTS: Final = Family(
     "ringserve_broker_requests_total",
     COUNTER,

@@ -111,16 +111,12 @@ class Notes:
     """Writes down what an Observer is told."""
 
     def __init__(self) -> None:
-        self.granted: list[tuple[str, int, int, list[int], list[int]]] = []
-        self.done: list[tuple[str, int, int]] = []
+        self.done: list[tuple[str, int, int, list[int], list[int], int]] = []
 
-    def batch_granted(
-        self, lane: LaneSpec, rows: int, rows_run: int, parts: list[list[int]], waits_ns: list[int]
+    def batch_done(
+        self, lane: LaneSpec, rows: int, rows_run: int, parts: list[list[int]], waits_ns: list[int], run_ns: int
     ) -> None:
-        self.granted.append((lane.signature, rows, rows_run, [part[2] for part in parts], waits_ns))
-
-    def batch_done(self, lane: LaneSpec, rows: int, run_ns: int) -> None:
-        self.done.append((lane.signature, rows, run_ns))
+        self.done.append((lane.signature, rows, rows_run, [part[2] for part in parts], waits_ns, run_ns))
 
 
 def test_an_observer_is_told_of_every_batch() -> None:
@@ -133,16 +129,52 @@ def test_an_observer_is_told_of_every_batch() -> None:
     bench.now_ns += MS
     ((_, second),) = bench.done(10, first.batch_id, 4 * MS).executes
     bench.done(10, second.batch_id, 5 * MS)
-    assert notes.granted == [("s", 1, 1, [1], [0]), ("s", 3, 8, [2, 1], [4 * MS, MS])]
-    assert notes.done == [("s", 1, 4 * MS), ("s", 3, 5 * MS)]
+    assert notes.done == [("s", 1, 1, [1], [0], 4 * MS), ("s", 3, 8, [2, 1], [4 * MS, MS], 5 * MS)]
 
 
-def test_a_batch_that_goes_again_is_told_again() -> None:
+def test_a_request_counts_with_the_batch_that_answers_it_however_often_it_goes_out() -> None:
     bench = Bench(2, credit_max=1)
     notes = bench.core.observer = Notes()
     ((worker_id, _),) = bench.submit((1, 1)).executes
-    bench.left(worker_id)
-    assert len(notes.granted) == 2
+    ((worker_id, execute),) = bench.left(worker_id).executes
+    assert notes.done == []
+    bench.submit((2, 2), (3, 1), (4, 1))
+    ((_, execute),) = bench.done(worker_id, execute.batch_id, 4 * MS).executes
+    bench.now_ns += MS
+    ((_, execute),) = bench.done(worker_id, execute.batch_id, 5 * MS, parts_left=2).executes  # it ran the first only
+    bench.now_ns += MS
+    ((_, execute),) = bench.done(worker_id, execute.batch_id, 6 * MS, parts_left=2).executes  # together they failed
+    bench.done(worker_id, execute.batch_id, 7 * MS)
+    assert notes.done == [
+        ("s", 1, 1, [1], [0], 4 * MS),
+        ("s", 2, 2, [2], [0], 5 * MS),
+        ("s", 0, 0, [], [], 6 * MS),
+        ("s", 2, 2, [1, 1], [2 * MS, 2 * MS], 7 * MS),
+    ]
+    assert [bench.counted(name) for name in ("batches", "rows", "done", "retried")] == [3, 5, 4, 1]
+
+
+def test_what_a_batch_took_that_failed_is_no_run_time_and_is_paid_for() -> None:
+    bench = Bench(1, credit_max=1)
+    bench.learn(2 * MS)
+    lane = bench.core._lanes.get(bench.key)
+    assert lane is not None
+    ((_, execute),) = bench.submit((1, 1)).executes
+    before, attained_ns = lane.predict(1), lane.attained_ns - lane.predict(1)
+    bench.done(10, execute.batch_id, 50 * MS, parts_left=1)
+    assert lane.predict(1) == before
+    assert lane.attained_ns - lane.predict(1) == attained_ns + 50 * MS  # the request goes again, and is charged again
+
+
+def test_a_batch_is_full_when_as_many_wait_as_a_worker_runs_of_one() -> None:
+    bench = Bench(1, credit_max=1, batching="timeout", batch_wait_ns_max=10 * MS)
+    bench.submit((1, 1), (2, 1), (3, 1))
+    ((_, execute),) = bench.turn(10 * MS).executes
+    turn = bench.done(10, execute.batch_id, parts_left=3, parts_max=1)
+    bench.submit((4, 1))
+    for request_id in (1, 2, 3, 4):
+        assert sent(turn) == [(10, [(request_id, 1, 0)])]
+        turn = bench.done(10, turn.executes[0][1].batch_id, parts_max=1)
 
 
 def test_queues() -> None:

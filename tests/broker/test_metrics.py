@@ -24,10 +24,12 @@ def lane_of(inputs: int = 1, *, batchable: bool = True) -> LaneSpec:
     return LaneSpec("m", 1, "s", specs, ("y",), batchable)
 
 
-def grant(counts: BrokerMetrics, lane: LaneSpec, rows: list[int], waits_ns: list[int], rows_run: int = 0) -> None:
+def batch(
+    counts: BrokerMetrics, lane: LaneSpec, rows: list[int], waits_ns: list[int], rows_run: int = 0, run_ns: int = 0
+) -> None:
     """One batch of requests of so many rows each."""
     parts = [[1, number, count, 0, 64] for number, count in enumerate(rows)]
-    counts.batch_granted(lane, sum(rows), rows_run or sum(rows), parts, waits_ns)
+    counts.batch_done(lane, sum(rows), rows_run or sum(rows), parts, waits_ns, run_ns)
 
 
 class Sums:
@@ -64,8 +66,7 @@ def counts(tmp_path: Path) -> BrokerMetrics:
 
 def test_8_3_a_batch(counts: BrokerMetrics, sums: Sums) -> None:
     lane = lane_of(inputs=2)
-    grant(counts, lane, [1, 1, 4], [300_000, 200_000, 100_000], rows_run=8)
-    counts.batch_done(lane, 6, 3 * _MS)
+    batch(counts, lane, [1, 1, 4], [300_000, 200_000, 100_000], rows_run=8, run_ns=3 * _MS)
     counts.flush({})
     # Upper bounds are exclusive in TF Serving's families: 1 row counts below 2, 100 us below 120.
     assert sums.buckets(metrics.INPUT_BATCH_SIZE) == ({"2": 4, "8": 2}, 12)
@@ -81,8 +82,7 @@ def test_8_3_a_batch(counts: BrokerMetrics, sums: Sums) -> None:
 
 def test_a_lane_that_is_not_batched_is_none_of_the_batching_sessions(counts: BrokerMetrics, sums: Sums) -> None:
     lane = lane_of(batchable=False)
-    grant(counts, lane, [1], [5 * _MS])
-    counts.batch_done(lane, 1, 3 * _MS)
+    batch(counts, lane, [1], [5 * _MS], run_ns=3 * _MS)
     counts.flush({})
     assert [family.name for family in metrics.TFS if sums.cells(family)] == []
     assert sums.cells(metrics.QUEUE_DURATION) == {LANE_LABELS: 1}
@@ -91,11 +91,19 @@ def test_a_lane_that_is_not_batched_is_none_of_the_batching_sessions(counts: Bro
 
 def test_a_batch_that_did_not_run_is_no_run(counts: BrokerMetrics, sums: Sums) -> None:
     lane = lane_of()
-    grant(counts, lane, [1], [0])
-    counts.batch_done(lane, 1, 0)
+    batch(counts, lane, [1], [0])
     counts.flush({})
     assert sums.cells(metrics.WRAPPED_RUN_COUNT) == {}
     assert sums.cells(metrics.BATCH_ROWS) == {LANE_LABELS: 1}
+
+
+def test_a_batch_that_answered_nobody_is_a_run_and_nothing_else(counts: BrokerMetrics, sums: Sums) -> None:
+    batch(counts, lane_of(), [], [], run_ns=3 * _MS)
+    counts.flush({})
+    assert sums.cells(metrics.WRAPPED_RUN_COUNT) == {(): 1}
+    assert sums.cells(metrics.RUN_DURATION) == {LANE_LABELS: 1}
+    for family in (metrics.BATCH_ROWS, metrics.QUEUE_DURATION, metrics.INPUT_BATCH_SIZE, metrics.PROCESSED_BATCH_SIZE):
+        assert sums.cells(family) == {}
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 128])
@@ -104,7 +112,7 @@ def test_waits_are_counted_one_by_one_however_they_are_spread(
 ) -> None:
     lane = lane_of()
     waits = [(number * 7919) % 1000 * 100_000 for number in range(count)]
-    grant(counts, lane, [1] * count, waits)
+    batch(counts, lane, [1] * count, waits)
     counts.flush({})
     expected: dict[str, int] = {}
     for wait in waits:
@@ -120,7 +128,7 @@ def test_waits_are_counted_one_by_one_however_they_are_spread(
 def test_execution_batch_sizes_do_not_make_series_without_end(counts: BrokerMetrics, sums: Sums) -> None:
     lane = lane_of()
     for rows in range(1, 5000):
-        grant(counts, lane, [rows], [0])
+        batch(counts, lane, [rows], [0])
     counts.flush({})
     sizes = sorted(int(labels[0]) for labels in sums.cells(metrics.PADDING_SIZE))
     assert sizes == [*range(1, 1025), 2048, 4096, 8192]
@@ -129,7 +137,7 @@ def test_execution_batch_sizes_do_not_make_series_without_end(counts: BrokerMetr
 def test_it_flushes_some_lanes_a_turn_and_then_rests(counts: BrokerMetrics, sums: Sums) -> None:
     lanes = [lane_of()._replace(signature=f"s{number}") for number in range(20)]
     for lane in lanes:
-        grant(counts, lane, [1], [0])
+        batch(counts, lane, [1], [0])
     now_ns = 10**12
     turns = 0
     while (wake_ns := counts.tick(now_ns, dict)) and turns < 100:
@@ -138,7 +146,7 @@ def test_it_flushes_some_lanes_a_turn_and_then_rests(counts: BrokerMetrics, sums
         turns += 1
     assert 2 < turns < 20
     assert len(sums.cells(metrics.BATCH_ROWS)) == 20
-    grant(counts, lanes[0], [1], [0])
+    batch(counts, lanes[0], [1], [0])
     assert counts.tick(now_ns, dict) == now_ns + 50 * _MS
     assert counts.tick(now_ns + 1, dict) == now_ns + 50 * _MS
 
@@ -149,7 +157,7 @@ def test_lanes_that_are_always_busy_are_flushed_in_rounds_with_rests_between(cou
     now_ns = 10**12
     for _ in range(60):
         for lane in lanes:
-            grant(counts, lane, [1], [0])
+            batch(counts, lane, [1], [0])
         due_ns = counts.tick(now_ns, dict)
         rests_ms.append((due_ns - now_ns) // _MS)
         now_ns = due_ns
@@ -201,8 +209,7 @@ def test_versions_that_are_gone_do_not_pile_up(counts: BrokerMetrics, sums: Sums
     for version in range(1, 800):
         lane = lane_of()._replace(version=version)
         counts.serving([("m", version), ("other", 1)])
-        grant(counts, lane, [1], [0])
-        counts.batch_done(lane, 1, 3 * _MS)
+        batch(counts, lane, [1], [0], run_ns=3 * _MS)
         counts.flush({})
     versions = {labels[1] for labels in sums.cells(metrics.QUEUE_DURATION)}
     assert "799" in versions
