@@ -168,8 +168,9 @@ class Done(NamedTuple):
     """worker -> broker: the batch is over, all its Results are sent, the lease can be settled.
 
     run_ns: time inside TensorFlow. rows: rows run. waited_ns: for room for its answers, or for news of a frontend.
-    parts_left: so many at the end of the batch were not run: they wait again. parts_max: how many the lane's batches
-    may have from now on, as each of them is run by itself; 0 = any number.
+    parts_left: so many at the end of the batch were not answered: they wait again. All of them: they were run together
+    and failed; one by itself is answered. parts_max: how many the lane's batches may have from now on, as each of them
+    is run by itself, or as more have failed together lately; 0 = any number.
     """
 
     worker_id: int

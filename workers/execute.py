@@ -1,7 +1,8 @@
 """Execute -> Results and Done, given the rings and the servables: gather, run, scatter. No sockets, no waiting.
 
-Outcome is per request: a run of several parts that fails is repeated one part at a time, so that the part which is to
-blame fails alone. Where the result ring is full the batch stops half way and is taken up again by `Batch.proceed`.
+Outcome is per request: a run of several parts that fails answers none of them. They go back to the broker and come
+again in smaller batches, so that the part which is to blame fails alone (`suspects.py`). Where the result ring is full
+the batch stops half way and is taken up again by `Batch.proceed`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ringserve.workers.interface import Model
 from ringserve.workers.lane import Lane
 from ringserve.workers.scatter import Block
 from ringserve.workers.shares import Shares
+from ringserve.workers.suspects import Suspicions
 from ringserve.workers.trial import Trial, Trials
 
 #: Lanes whose plans are kept. A client that varies shapes makes new ones without end.
@@ -140,6 +142,7 @@ class Executor:
         self._feeder = Feeder(rings, allowed_batch_rows or {})
         self._assumes_independence: set[str] = set()
         self.trials = Trials()
+        self._suspicions = Suspicions()
         self._clock_ns = clock_ns
         self._traces = traces
         self._lanes: OrderedDict[bytes, Lane | Failure] = OrderedDict()
@@ -172,6 +175,7 @@ class Executor:
     def forget_lanes(self) -> None:
         """Drop all plans: the servables behind them change."""
         self._lanes.clear()
+        self._suspicions.clear()
 
     # -------------------------------------------------------------------------------------------------- the steps
     # Generators: each yields the bytes it waits for while the result ring is full, and goes on when resumed; or 0.
@@ -191,9 +195,12 @@ class Executor:
             alone: list[Part] = []
             if lane.trial is not None:
                 lane.heed(lane.trial)
-            copies = lane.lone and are_copies(lane, self._feeder, parts)
-            if lane.parts_max and not copies:
-                parts, left = self._first(lane, message.parts)
+            failed_lately = self._suspicions.parts_max(message.lane_key)
+            copies = lane.lone and not failed_lately and are_copies(lane, self._feeder, parts)
+            if not copies:
+                parts_max = lane.parts_max or self._suspicions.first(message.lane_key, message.parts)
+            if parts_max:
+                parts, left = self._first(parts_max, message.parts)
             if lane.pads:
                 pieces = [self._feeder.is_piece(lane, part) for part in parts]
                 alone = [part for part, piece in zip(parts, pieces, strict=True) if piece]
@@ -202,25 +209,29 @@ class Executor:
             if parts and not (shares and (yield from self._answer_together(run, lane, parts))):
                 alone = parts + alone
                 if lane.parts_max:  # as this run may have shown
-                    alone, left = self._first(lane, message.parts)
+                    alone, left = self._first(lane.parts_max, message.parts)
+                elif not lane.lone:  # it failed
+                    alone, left = [], len(message.parts)
             if lane.trial is not None and len(alone) > 1 and not shares:
                 yield from self._answer_on_trial(run, lane, lane.trial, alone)
             else:
                 for part in alone:
                     yield from self._answer_alone(run, lane, part)
-            parts_max = 0 if copies and not alone else lane.parts_max
+            parts_max = lane.parts_max or self._suspicions.parts_max(message.lane_key)
+            if copies and not alone:
+                parts_max = 0
         return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns, left, parts_max)
 
-    def _first(self, lane: Lane, parts: Sequence[Part]) -> tuple[list[Part], int]:
-        """Of the parts of a batch, each of which is run by itself: those that this batch runs, and how many it leaves.
+    def _first(self, count: int, parts: Sequence[Part]) -> tuple[list[Part], int]:
+        """Of the parts of a batch of which not all may be run: those that this batch runs, and how many it leaves.
 
         Nobody gets an answer before the batch is over, and its lease is for one run.
         """
-        kept = parts[: lane.parts_max]
+        kept = parts[:count]
         return [part for part in kept if part[FRONTEND] in self._rings], len(parts) - len(kept)
 
     def _answer_together(self, run: _Run, lane: Lane, parts: list[Part]) -> Generator[int, None, bool]:
-        """Run all parts in one go. False: no part has been answered, and each must be run by itself."""
+        """Run all parts in one go. False: no part has been answered: it failed, or each must be run by itself."""
         groups = self._feeder.group(parts)
         rows_count = sum([group.rows_count for group in groups])
         rows_fed = self._feeder.rows_fed(lane, rows_count)
@@ -228,10 +239,12 @@ class Executor:
             # The feeds are no local of a generator that may wait: they would keep the ring of a frontend that leaves.
             outputs = self._call(run, lane, self._feeder.feeds(lane, groups, rows_count, rows_fed), rows_count)
         except RunFailure as error:
+            self._suspicions.failed(run.message.lane_key, parts)
             if len(parts) > 1:
                 return False
             self._fail(run, parts[0], error.failure)
             return True
+        self._suspicions.passed(run.message.lane_key, parts)
         if not all(output.ndim and len(output) == rows_fed for output in outputs):
             # Never right for this lane, so do not try again. A lone part that was not padded has its answer already.
             lane.run_alone()

@@ -358,7 +358,8 @@ class World:
         if not worker.alive:
             return
         worker.busy = False
-        kept = self.rng.randrange(1, 5) if self.faulty(self.options.leave_chance) else len(execute.parts)
+        count = len(execute.parts)  # of which it answers some and leaves the others; or all, which failed together
+        kept = self.rng.randrange(count == 1, 5) if self.faulty(self.options.leave_chance) else count
         for part in execute.parts[:kept]:
             self.checks.result(part[0], part[1], part[3], part[2])
         if self.faulty(self.options.death_chance / 2):  # the Results are out, the Done is not
@@ -367,8 +368,8 @@ class World:
 
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
-            left = max(len(execute.parts) - kept, 0)
-            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, kept if left else 0)
+            left = max(count - kept, 0)
+            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, (kept or 1) if left else 0)
             self.core.done(done, self.now_ns)
             if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)

@@ -1,4 +1,4 @@
-"""Execute -> Results and Done: one request failing alone, outputs of every kind, full rings, frontends that leave."""
+"""Execute -> Results and Done: outputs of every kind, full rings, frontends that leave."""
 
 from __future__ import annotations
 
@@ -16,36 +16,6 @@ from tests.workers.desk import Desk, lane, rows_of, words
 
 Load = Callable[..., Any]
 RANDOM = np.random.default_rng(11)
-
-# --------------------------------------------------------------------------------------------- one request fails alone
-
-
-@pytest.mark.parametrize("bad", range(8))
-@pytest.mark.parametrize("frontends", [1, 3])
-def test_one_bad_request_among_seven_good_ones(served: Load, bad: int, frontends: int) -> None:
-    servable = served("picky")
-    desk = Desk(servable, frontends=frontends)
-    parts = [desk.part(rows_of(-1.0 if i == bad else float(i), 0.5), frontend_id=1 + i % frontends) for i in range(8)]
-    answers, done = desk.run(lane(servable, rows_of(0.0), ["y"]), parts)
-    for i, part in enumerate(parts):
-        answer = answers[part[1]]
-        if i == bad:
-            assert answer[0] == Code.INVALID_ARGUMENT
-            assert answer[1].startswith("assertion failed: [negative:] [-1 0.5]")
-        else:
-            assert answer[0].tolist() == [2.0 * i, 1.0]
-    assert done.rows == 32  # 16 together, 16 one by one
-
-
-def test_a_bad_index(served: Load) -> None:
-    servable = served("gather_rows")
-    desk = Desk(servable)
-    parts = [desk.part({"index": np.array([i], np.int32)}) for i in (3, 10, 7)]
-    answers, _ = desk.run(lane(servable, {"index": np.zeros(1, np.int32)}, ["value"]), parts)
-    assert [answers[part[1]][0] for part in (parts[0], parts[2])] == [3.0, 7.0]
-    code, text = answers[parts[1][1]]
-    assert code == Code.INVALID_ARGUMENT
-    assert "10" in text
 
 
 def test_lanes_that_cannot_run_answer_every_request(served: Load) -> None:

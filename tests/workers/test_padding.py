@@ -168,6 +168,22 @@ def test_pieces_of_a_split_request_keep_their_own_shape(served: Load) -> None:
     assert np.array_equal(answers[other[1]][0], wide["x"])
 
 
+def test_a_bad_request_beside_a_piece_of_a_split_one(served: Load) -> None:
+    """The piece runs by itself, and once: those before it go back with it when they fail."""
+    servable = served("ragged")
+    desk = Desk(servable)
+    large = floats(4, 2)
+    spec = open_lane(servable, large, ["width"], "picky")
+    piece = desk.part(large, spec=spec, row_start=0, rows=2)
+    parts = [desk.part(floats(1, width), spec=spec) for width in (5, 3, 2, 4)]
+    wrong = desk.part({"x": np.full((1, 3), -1.0, np.float32)}, spec=spec)
+    answers, done = desk.run(spec, [*parts[:2], piece, wrong, *parts[2:]])
+    assert answers[wrong[1]][0] == Code.INVALID_ARGUMENT
+    assert answers[piece[1]][0].tolist() == [2, 2]
+    assert all(2 <= answers[part[1]][0][0] <= 5 for part in parts)
+    assert done.rows <= 5 + 2 * 5 + 2
+
+
 def test_outputs_are_not_cut_back(served: Load) -> None:
     """As in TF Serving: nothing says which places of an output come from which of an input."""
     servable = served("ragged")
