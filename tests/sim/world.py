@@ -19,6 +19,7 @@ from ringserve.broker.loans import LOAN_ID_FIRST
 from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
 from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
 from tests.sim.checks import Checks
+from tests.sim.failing import Failing
 from tests.sim.lending import SimLoans, ask_alone
 
 FAULTS_END_NS = 400 * MILLISECOND_NS
@@ -155,6 +156,7 @@ class World:
         self.frontends: list[int] = []
         self.poison: set[tuple[int, int]] = set()
         self.loans = SimLoans(self)
+        self.failing = Failing(self)
 
     def set_policies(self) -> None:
         """The lanes' policies as they are now, and how many batches may run at once over all of them."""
@@ -358,8 +360,7 @@ class World:
         if not worker.alive:
             return
         worker.busy = False
-        count = len(execute.parts)  # of which it answers some and leaves the others; or all, which failed together
-        kept = self.rng.randrange(count == 1, 5) if self.faulty(self.options.leave_chance) else count
+        kept, left, parts_max = self.failing.run(worker.worker_id, execute)
         for part in execute.parts[:kept]:
             self.checks.result(part[0], part[1], part[3], part[2])
         if self.faulty(self.options.death_chance / 2):  # the Results are out, the Done is not
@@ -368,8 +369,7 @@ class World:
 
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
-            left = max(count - kept, 0)
-            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, (kept or 1) if left else 0)
+            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, parts_max)
             self.core.done(done, self.now_ns)
             if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)
