@@ -229,7 +229,7 @@ class Core:
         if done.parts_left:
             self._orphans.list(lane, now_ns)
         if done.run_ns > 0:
-            if lease.entries:  # else it failed, perhaps at once. One that waited behind another is held as head only.
+            if lease.entries:  # else it failed, perhaps at once. It was held from when it became the head.
                 lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
             lane.attained_ns += done.run_ns - lease.charged_ns
         self.ran_last = done.worker_id
