@@ -10,7 +10,10 @@ the first byte of the frame they were sent with, so a queue of them in arrival o
 
 from __future__ import annotations
 
+import logging
 import os
+import select
+import signal
 import socket
 import struct
 from collections import deque
@@ -66,6 +69,8 @@ ControlMessage = (
     | Forget
     | Dependent
 )
+
+log = logging.getLogger(__name__)
 
 # The position is the kind on the wire: append, never reorder, and raise PROTOCOL_VERSION on any change.
 _MESSAGES: tuple[type[ControlMessage], ...] = (
@@ -150,9 +155,34 @@ class ControlChannel:
     @property
     def peer_uid(self) -> int:
         """The user id of the process at the other end, as the kernel knows it."""
+        return self._peer()[1]
+
+    def kill_peer(self) -> None:
+        """End the process at the other end, if it is still there."""
+        pid, _ = self._peer()
+        if pid <= 0:
+            log.warning("a process is not ended: it is out of this one's sight")  # in another namespace
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return
+        try:
+            # Its end of the connection goes with it: where that is open, the number was not another's by now.
+            poller = select.poll()
+            poller.register(self.fd, select.POLLRDHUP)
+            if not poller.poll(0):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError as error:
+            log.warning("process %d is not ended: %s", pid, error)
+        finally:
+            os.close(pidfd)
+
+    def _peer(self) -> tuple[int, int]:
+        """(process id, user id) of the other end."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", credentials)
-        return int(uid)
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return int(pid), int(uid)
 
     def send(self, message: ControlMessage, fds: tuple[int, ...] = ()) -> None:
         """Send a message; `fds` stay the caller's and must stay open until `unsent` is False.

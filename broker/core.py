@@ -135,6 +135,7 @@ class Core:
         worker = self._fleet.workers.get(worker_id)
         if worker is None:
             return
+        blameless = blameless and not worker.killed  # for the lease that ran out
         self._fleet.left(worker)
         self._drains.left(worker_id)
         self._loans.worker_left(worker, blameless=blameless)

@@ -86,15 +86,20 @@ class Crew:
         if self.adoption is not None:
             self.adoption.pool_joined(workers, now_ns)
             return
+        for generation in self.generations:
+            for place in [place for place, member in generation.members.items() if member.pid not in workers.values()]:
+                self.retire(generation, place)  # of a pool that is gone: it leaves, or hangs
         if self.following is not None and not self.following.members:
             self.following = None  # first of all what serves is to be there again
         for generation in self.generations:
             theirs = {generation.place_of(index - self.first_index) for index in workers}
             generation.roster.pool_joined({*generation.members, *theirs}, now_ns)
 
-    def pool_left(self) -> None:
-        """Its workers end with it, and tell so themselves."""
+    def pool_left(self, now_ns: int) -> None:
+        """Its workers end with it, and tell so themselves; for one that hangs it is as if it had been told to leave."""
         self.pool = False
+        for member in self.members():
+            member.stopped_ns = member.stopped_ns or now_ns
         if self.adoption is not None:
             self.adoption.pool_left()
 

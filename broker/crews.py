@@ -63,9 +63,9 @@ class Crews:
             theirs = {index: pid for index, pid in workers.items() if self._at(index) is crew}
             crew.pool_joined(theirs, now_ns)
 
-    def pool_left(self) -> None:
+    def pool_left(self, now_ns: int) -> None:
         for crew in self.crews:
-            crew.pool_left()
+            crew.pool_left(now_ns)
 
     def worker_joined(self, worker_id: int, generation: int, index: int, pid: int, now_ns: int) -> None:
         crew = self._of[worker_id] = self._at(index)

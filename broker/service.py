@@ -16,6 +16,7 @@ from collections.abc import Callable
 from ringserve.broker import wire
 from ringserve.broker.cables import Cables
 from ringserve.broker.core import Core, Turn
+from ringserve.broker.former import FormerWorkers
 from ringserve.broker.leases import stopped_ns
 from ringserve.broker.mailbox import Mail, Outbox
 from ringserve.broker.messages import (
@@ -85,6 +86,7 @@ class Service:
         self._mail = Mail()
         self._cables = Cables(self._selector)
         self._registry = Registry(listener, self._selector, first_peer_id=first_peer_id)
+        self._former = FormerWorkers(self._registry, core)
         self._outboxes: dict[int, Outbox] = {}
         self._catalog_epoch_sent = 0
         self._catalog_due_ns = 0
@@ -265,7 +267,7 @@ class Service:
         )
 
     def _kill(self, pid: int) -> None:
-        if self._pool is not None:
+        if not self._former.end(pid) and self._pool is not None:
             self._registry.send(self._pool, Kill(pid))
 
     def _tell_frontends(self, now_ns: int) -> int:
@@ -329,12 +331,15 @@ class Service:
             self._core.frontend_left(peer.peer_id)
             self._strangers.discard(peer.peer_id)
         elif peer.role is Role.WORKER:
-            self._core.worker_left(peer.peer_id, now_ns, blameless=self._pool is None)
+            blameless = self._pool is None or peer.peer_id in self._former
+            self._core.worker_left(peer.peer_id, now_ns, blameless=blameless)
             crew.worker_left(peer.peer_id, now_ns)
+            self._former.left(peer.peer_id)
             self._operators.left(peer)
         elif peer is self._pool:
             self._pool = None
-            self.models.lifecycle.supply.pool_left()
+            self._former.pool_has((), now_ns)
+            self.models.lifecycle.supply.pool_left(now_ns)
         self._touch()
 
     def _on_mail(self, data: bytes, now_ns: int) -> None:
@@ -388,6 +393,7 @@ class Service:
         elif isinstance(message, PoolState):
             self._pool = peer
             living = {worker[0]: worker[1] for worker in message.workers}
+            self._former.pool_has(living.values(), now_ns)
             self.models.lifecycle.supply.pool_joined(living, message.weights, now_ns)
         elif isinstance(message, Authored):
             self._metrics.author_ended(self.models.lifecycle.preparation.authored(message))

@@ -31,7 +31,7 @@ class Workers(Protocol):
     def generations(self) -> list[Generation]: ...
     def members(self) -> Iterator[Member]: ...
     def pool_joined(self, workers: dict[int, int], now_ns: int) -> None: ...
-    def pool_left(self) -> None: ...
+    def pool_left(self, now_ns: int) -> None: ...
 
 
 class Supply:
@@ -66,13 +66,13 @@ class Supply:
         else:
             self._kept_back_until_ns = now_ns + _KEEP_BACK_NS_MAX
 
-    def pool_left(self) -> None:
+    def pool_left(self, now_ns: int) -> None:
         """It is gone, or going, with its workers."""
         self._kept_back_until_ns = 0
         self._authors.clear()
         self._forgets.clear()
         self._lost = self._lost or self._adopting
-        self._crew.pool_left()
+        self._crew.pool_left(now_ns)
         serving = self._serving()
         self.preparation.pool_left(
             anew=lambda order: any(each.orders.get(order.key) == order for each in serving),

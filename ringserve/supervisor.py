@@ -32,7 +32,7 @@ from ringserve.config.schema import Settings
 from ringserve.config.topology import read_topology
 from ringserve.hangs import Watchdog
 from ringserve.installation import mark
-from ringserve.orphans import become_subreaper, children_of_this_process
+from ringserve.orphans import Orphans, become_subreaper, children_of_this_process
 from ringserve.ports import ADMIN_SOCKET_MODE, PortError, take_ports, unix_listener
 from ringserve.run_files import RunFiles
 from ringserve.shm.words import make_words
@@ -142,6 +142,7 @@ class Supervisor:
         # Whoever started us may have left us children that are none of ours (a shell's `exec` does that).
         self._strangers = children_of_this_process()
         become_subreaper()
+        self._orphans = Orphans(_STOP_MS[Stage.POOL] * _MS_NS)
         _raise_descriptor_limit()
         self._death_read, self._death_write = os.pipe2(os.O_CLOEXEC)
         self._watch = process.StopWatch(on_second=self._on_second_signal)
@@ -225,13 +226,14 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         # Whoever becomes ready wakes us, so that nothing is missed while not all are.
         beat_ns = self._heartbeat.due_ns if self._all_well(now_ns) else 0
-        times = [time_ns for time_ns in (*starts, self._watchdog.look_ns, beat_ns) if time_ns]
+        times = [time_ns for time_ns in (*starts, self._watchdog.look_ns, self._orphans.wake_ns, beat_ns) if time_ns]
         wait_ms = max(0, min(times) - now_ns) // _MS_NS + 1 if times else _IDLE_MS
         self._poll(min(wait_ms, _IDLE_MS), self._watch.fd, self._files.notices.fd)
         self._read_notices()
         self._tend()
+        fatal = self._reap_children()
         self._reap_orphans()
-        return self._reap_children()
+        return fatal
 
     def _poll(self, timeout_ms: int, *fds: int) -> None:
         poller = select.poll()
@@ -271,15 +273,22 @@ class Supervisor:
 
     def _reap_orphans(self) -> None:
         ours = {child.pid for child in self.children}
+        living = []
         for pid in children_of_this_process() - self._strangers - ours:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 log.info("orphan process %d ended with %s", pid, describe_status(os.waitstatus_to_exitcode(status)))
+            else:
+                living.append(pid)
+        for pid in self._orphans.look(living, time.monotonic_ns()):
+            log.error("orphan process %d hangs: it outlives the process that started it: killing it", pid)
+            os.kill(pid, signal.SIGKILL)
 
     def _reap_children(self) -> Fatal | None:
         now_ns = time.monotonic_ns()
         for child in self._ended():
             pid, status = child.pid, child.reap()
+            self._orphans.leader_died(pid)
             log.error("%s (process %d) ended with %s", child.spec.name, pid, describe_status(status))
             fatal = child.after(status, now_ns, self._settings.workers)
             if fatal is None and mark() != self._installation:

@@ -88,7 +88,7 @@ def _ours(path: Path) -> Iterator[str]:
 
 _EDGES_OF_BROKER = {
     *("main", "service", "setup", "registry", "repository", "watcher", "mailbox", "wire", "control", "metrics"),
-    *("processes", "cable", "cables", "sockets"),
+    *("processes", "cable", "cables", "sockets", "former"),
     *("admin", "changes", "models", "operators", "state_file"),
 }
 _PURE_BROKER = [path for path in LIBRARY if path.parent.name == "broker" and path.stem not in _EDGES_OF_BROKER]
@@ -105,6 +105,7 @@ _ARROWS: dict[str, tuple[str, ...]] = {
     "broker/cable": ("broker.sockets",),
     "broker/control": ("broker.messages", "broker.sockets", "broker.wire"),
     "broker/sockets": (),
+    "broker/former": ("broker.core", "broker.messages", "broker.registry"),
     "broker/main": ("broker", "config"),
     "broker/service": ("broker", "config"),
     "broker/setup": ("broker", "config"),

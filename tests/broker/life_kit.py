@@ -141,7 +141,7 @@ class Life:
         """Its workers end with it, and the weights are gone."""
         self.authors.clear()
         self.held.clear()
-        self.lifecycle.supply.pool_left()
+        self.lifecycle.supply.pool_left(self.now_ns)
         for member in list(self.crews.members()):
             self.crews.worker_left(member.worker_id, self.now_ns)
         self.turn()

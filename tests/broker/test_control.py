@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -162,3 +166,23 @@ def test_bytes_split_anywhere_give_the_same_messages(cuts: list[int]) -> None:
     for channel in (sender, receiver, recorder):
         channel.close()
     capture_b.close()
+
+
+@pytest.mark.parametrize("hung_up", [False, True])
+def test_the_process_at_the_other_end_is_ended_while_it_holds_that(tmp_path: Path, hung_up: bool) -> None:
+    program = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); input(); s.close()"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [sys.executable, "-c", f"{program}; input()", str(tmp_path / "s")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as other:
+            channel = ControlChannel(listener.accept()[0])
+            if hung_up:
+                assert other.stdin is not None
+                other.stdin.write(b"\n")
+                other.stdin.flush()
+                assert select.select([channel.fd], [], [], 10)[0]
+            channel.kill_peer()
+            other.communicate(b"\n")
+            assert other.returncode == (0 if hung_up else -signal.SIGKILL), "its number may be another's by now"
+            channel.close()

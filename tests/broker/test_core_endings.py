@@ -143,6 +143,17 @@ def test_workers_that_leave_with_their_pool_are_not_the_requests_fault() -> None
     assert bench.counted("failed") == 0
 
 
+def test_a_lease_that_ran_out_is_held_against_it_though_the_pool_is_gone() -> None:
+    bench = Bench(lease_ns_max=50 * MS)
+    bench.submit((1, 1))
+    bench.turn(50 * MS)
+    bench.left(10, blameless=True)
+    bench.core.worker_joined(11, 0, {("m", 1)})
+    bench.turn()
+    (failure,) = bench.left(11).failed[FRONTEND]
+    assert failure[:2] == [1, Code.INTERNAL]
+
+
 def test_a_request_that_ended_two_workers_is_not_tried_again() -> None:
     bench = Bench()
     bench.submit((1, 1), (2, 1))

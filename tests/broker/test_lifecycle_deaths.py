@@ -41,13 +41,49 @@ def test_the_pool_dies_during_a_change_and_both_go_on() -> None:
     life = started(workers=2)
     life.put("m", 2)
     workers = [*life.current, *life.young]
-    life.crews.pool_left()
+    life.crews.pool_left(life.now_ns)
     for pid in workers:
         life.crews.worker_left(pid, life.now_ns)
     life.turn()
     assert life.states("m")[1] == "AVAILABLE"
     life.pool()
     assert [life.orders(pid) for pid in life.current] == [[("m", 1, False)]] * 2
+    life.load_all()
+    assert life.states("m") == {1: "END", 2: "AVAILABLE"}
+
+
+def test_a_worker_that_outlives_its_pool_keeps_no_place_and_is_ended() -> None:
+    life = started(workers=2)
+    hung, other = life.current
+    life.lifecycle.supply.pool_left(life.now_ns)
+    life.crews.worker_left(other, life.now_ns)
+    life.turn(3 * S)
+    life.pool()
+    assert len(life.current) == 2
+    assert hung not in life.current
+    life.load_all()
+    assert life.old == [hung]
+    assert not any(moves.kills for moves in life.moves)
+    life.turn(7 * S)
+    assert [moves.kills for moves in life.moves if moves.kills] == [[hung]]
+    assert life.old == []
+    life.put("m", 2)
+    life.load_all()
+    assert life.states("m") == {1: "END", 2: "AVAILABLE"}
+
+
+def test_a_scout_that_outlives_its_pool_is_not_waited_for() -> None:
+    life = started(workers=1)
+    life.put("m", 2)
+    (scout,) = life.young
+    (serving,) = life.current
+    life.lifecycle.supply.pool_left(life.now_ns)
+    life.crews.worker_left(serving, life.now_ns)
+    life.pool()
+    assert [life.orders(pid) for pid in life.current] == [[("m", 1, False)]]
+    assert life.old == [scout]
+    life.load_all()
+    life.turn(10 * S)
     life.load_all()
     assert life.states("m") == {1: "END", 2: "AVAILABLE"}
 

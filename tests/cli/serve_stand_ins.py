@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ringserve
 from ringserve import supervisor
-from ringserve.children import ChildSpec
+from ringserve.children import ChildSpec, Stage
 from ringserve.config.schema import Settings
 
 _STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -20,6 +20,7 @@ def command_of(spec: ChildSpec) -> list[str]:
 
 def main() -> int:
     ringserve.__file__ = os.environ["STAND_IN_FOR_FILES"]
+    supervisor._STOP_MS[Stage.POOL] = int(os.environ["STAND_IN_POOL_STOP_MS"])
     settings = Settings.from_json(Path(sys.argv[1]).read_text())
     try:
         return supervisor.run(settings, command_of=command_of)

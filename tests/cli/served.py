@@ -31,7 +31,13 @@ class Served:
     """A supervisor over stand-ins, its diary and its log."""
 
     def __init__(
-        self, folder: Path, server: Server, behaviours: dict[str, str], watchdog_s: float = 0, stderr: int = -1
+        self,
+        folder: Path,
+        server: Server,
+        behaviours: dict[str, str],
+        watchdog_s: float = 0,
+        stderr: int = -1,
+        pool_stop_ms: int = 12_000,
     ) -> None:
         self.diary_path = folder / "diary"
         self.diary_path.touch()
@@ -52,6 +58,7 @@ class Served:
             "STAND_IN": json.dumps(behaviours),
             "STAND_IN_DIARY": str(self.diary_path),
             "STAND_IN_FOR_FILES": str(self.installed_path),
+            "STAND_IN_POOL_STOP_MS": str(pool_stop_ms),
             "NOTIFY_SOCKET": str(folder / "systemd.sock"),
             "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
         }

@@ -32,6 +32,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         start_ms_max: int = 0,
         watchdog_s: float = 0,
         stderr: int = -1,
+        pool_stop_ms: int = 12_000,
         **behaviours: str,
     ) -> Served:
         server = Server(
@@ -39,7 +40,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             hang_ms_max=hang_ms_max, start_ms_max=start_ms_max,
         )  # fmt: skip
         by_name = {name.replace("_", "-"): what for name, what in behaviours.items()}
-        served = Served(tmp_path, server, by_name, watchdog_s, stderr)
+        served = Served(tmp_path, server, by_name, watchdog_s, stderr, pool_stop_ms)
         started.append(served)
         return served
 
@@ -331,6 +332,21 @@ def test_orphans_are_ended_with_the_server(serve: Serve) -> None:
     assert alive(grandchildren[0])
     assert served.stop() == 0
     assert not any(map(alive, grandchildren))
+
+
+def test_an_orphan_that_hangs_is_ended_while_the_server_goes_on(serve: Serve) -> None:
+    served = serve(frontends=1, pool="parent", pool_stop_ms=1000)
+    served.wait_ready()
+    (pool,) = served.pids("started", "pool")
+    (grandchild,) = [int(event.partition("=")[2]) for event, _ in served.diary if event.startswith("grandchild=")]
+    os.kill(grandchild, signal.SIGSTOP)
+    os.kill(pool, signal.SIGKILL)
+    wait_for_it(lambda: not alive(grandchild), lambda: f"it lives on\n{served.log}")
+    served.wait_log(f"orphan process {grandchild} hangs")
+    served.wait_for("started", "pool", 2)
+    (_, another) = [int(event.partition("=")[2]) for event, _ in served.diary if event.startswith("grandchild=")]
+    assert alive(another), "whose parent lives"
+    assert served.stop() == 0
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ ROLES = ("worker", "pool", "broker", "frontend", "supervisor", "author")
 #: Word -> what it means, for people.
 FAULTS = {
     "kill": "`kill -9`",
+    "hung": "`kill -9` while a worker hangs",
     "stop": "SIGSTOP (it hangs)",
     "start": "exit at its start",
     "oom": "OOM kill",
@@ -106,6 +107,8 @@ CASES = (
     Case("pool", "kill", "result", "nothing", _NEW_POOL, ci=False),
     Case("pool", "kill", "load", "nothing", "the new pool's workers load both versions", ci=False),
     Case("pool", "kill", "drain", "nothing", "frontends need it, so it is started again", own_server=True, ci=False),
+    Case("pool", "hung", "batch", "nothing",
+         "the worker is no child of a new pool, which fills its place; the broker ends it, at the latest by its lease"),
     Case("pool", "stop", "idle", "nothing", "found by the supervisor, and killed", waits_for="watchdog", ci=False),
     Case("pool", "stop", "load", "nothing", "found by the supervisor, and killed", waits_for="watchdog", ci=False),
     Case("pool", "start", "idle", "nothing", "started again after 100 ms", ci=False),
@@ -166,6 +169,7 @@ CASES = (
 
 #: (roles, faults, moments, why there is no such cell); an empty text stands for all. The first that fits counts.
 NO_CELLS = (
+    ("worker broker frontend supervisor author", "hung", "", "the pool is there, and ends who hangs: as by each alone"),
     ("author", "", "idle batch result", "it lives only while a version is loaded"),
     ("author", "", "drain", "a pool that stops ends its authors by itself (tests/workers/test_pool_weights.py)"),
     ("pool broker frontend supervisor", "abort", "", "it runs nothing of TensorFlow"),
@@ -190,6 +194,7 @@ NO_CELLS = (
     ("broker", "stop oom", "result", "as mid-batch"),
     ("pool", "stop", "batch result", "its workers go on: as idle"),
     ("pool", "oom", "batch result", "the same end as by kill"),
+    ("pool", "hung", "idle result load drain", "as mid-batch"),
 )
 
 

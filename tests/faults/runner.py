@@ -113,6 +113,9 @@ def _strike(case: Case, stage: Stage, load: Load, preferred: psutil.Process | No
         ports = clients_of(victim)
         connections += len(ports)
         begun_ns = begun_ns or time.monotonic_ns()
+        if case.fault == "hung":
+            victim.send_signal(signal.SIGSTOP)  # or it would find the worker first
+            psutil.Process(held).send_signal(signal.SIGSTOP)
         if case.fault == "abort":
             orders.tell_held(point, "abort")
         else:

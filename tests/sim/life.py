@@ -170,11 +170,15 @@ class LifeWorld:
     def pool_dies(self) -> None:
         self._pool = 0
         self.authors.pool_lost()
-        self.soon(self.lifecycle.supply.pool_left)
+        self.soon(self.pool_left)
         for worker in list(self.workers.values()):
             # A worker sees its pool's end and leaves; the broker has seen it by then.
             self.end(worker, None, after_ns=LINK_NS if self.together else 0)
         self.at(3 * SECOND, self.pool_comes)
+
+    def pool_left(self) -> None:
+        self.lifecycle.supply.pool_left(self.now_ns)
+        self.lifecycle.touch()
 
     def pool_comes(self) -> None:
         self._pool = 1
