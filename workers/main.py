@@ -13,6 +13,7 @@ from ringserve.config.schema import Settings
 from ringserve.workers import device
 from ringserve.workers.pool import Pool, freeze_before_forks
 from ringserve.workers.quiet import quiet
+from ringserve.workers.stop_signals import StopSignals
 from ringserve.workers.stopped import StoppedChildren
 
 
@@ -54,13 +55,13 @@ def _run_worker(settings: Settings, broker_path: str, order: Fork, pool_fd: int,
     from ringserve.workers.profile import Profiler
     from ringserve.workers.serve import Models, Worker, make_loader, make_result_ring, make_told, room_ns_max
 
+    stop = StopSignals()  # before anything starts threads
     name = f"worker-{order.worker_index}"
     process.begin(name, settings.server.log_level, settings.server.log_format)
     process.end_sooner(process.WORKER_POINTS)
     if not order.first:
         # All workers of a generation warm up alike; once is enough for an operator to read.
         logging.getLogger("ringserve.workers.warmup").setLevel(logging.WARNING)
-    stop = process.StopWatch()
     device.settle(order.cpus, order.gpu, order.gpu_bytes_max, settings.workers)
     with quiet(settings.server.log_level):
         session.start_threads(order.threads)
@@ -87,7 +88,7 @@ def _run_worker(settings: Settings, broker_path: str, order: Fork, pool_fd: int,
             link, executor, segment, ring, models, loader,
             answer=Profiler(told.put, name).answer,
             told=told,
-            stopping=lambda: stop.wanted() is not None,
+            stopping=stop.wanted,
             clock=time.monotonic_ns,
             room_ns_max=room_ns_max(settings.workers),
         )
