@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
 import tempfile
 import time
 from typing import Final, NamedTuple
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "ringserve-"
 _LOCK: Final = "lock"
@@ -25,8 +28,10 @@ ADMIN_SOCKET: Final = "admin.sock"
 MODE: Final = 0o700
 #: With these others could put files of their own there.
 _OTHERS_WRITE: Final = 0o022
-_LOCK_TRIES: Final = 50
+#: A process that was importing TensorFlow when its server was killed notices afterwards: 10 s on a slow host.
+_LOCK_TRIES: Final = 150
 _LOCK_TRY_S: Final = 0.1
+_TRIES_SILENT: Final = 20
 
 
 class RunDirError(Exception):
@@ -63,7 +68,29 @@ def make_run_dir(wanted: str, environ: dict[str, str] | None = None) -> RunDir:
 
 def _take(path: str) -> RunDir:
     try:
+        run_dir = _try_to_take(path)
+        tries = 0
+        while run_dir is None and tries < _LOCK_TRIES:
+            # A server that was just killed leaves processes that need a moment to notice.
+            if tries == _TRIES_SILENT:
+                log.info("run_dir %s: waiting for processes of another server, which hold its lock", path)
+            time.sleep(_LOCK_TRY_S)
+            tries += 1
+            run_dir = _try_to_take(path)
+        if run_dir is None:
+            raise RunDirError(f"run_dir {path} is in use by another server: give each its own")
+        os.chmod(path, MODE)
+        _empty(path)
+    except OSError as error:
+        raise RunDirError(f"run_dir {path}: {error.strerror}") from error
+    return run_dir
+
+
+def _try_to_take(path: str) -> RunDir | None:
+    """Make the directory where it is missing, and lock it. None when another server holds it, or just removes it."""
+    with contextlib.suppress(FileExistsError):  # for what is there, see below
         os.makedirs(path, mode=MODE, exist_ok=True)
+    try:
         about = os.lstat(path)
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
             raise RunDirError(f"run_dir {path} is not a folder of user {os.geteuid()}")
@@ -71,21 +98,20 @@ def _take(path: str) -> RunDir:
         if strangers:
             raise RunDirError(f"run_dir {path} holds foreign files ({strangers[0]!r}): give it a folder of its own")
         run_dir = _lock(path)
-        tries = 0
-        while run_dir is None and tries < _LOCK_TRIES:
-            # A server that was just killed leaves processes that need a moment to notice.
-            time.sleep(_LOCK_TRY_S)
-            tries += 1
-            run_dir = _lock(path)
-    except OSError as error:
-        raise RunDirError(f"run_dir {path}: {error.strerror}") from error
-    if run_dir is None:
-        raise RunDirError(f"run_dir {path} is in use by another server: give each its own")
-    os.chmod(path, MODE)
+    except FileNotFoundError:
+        return None  # its last process has removed it meanwhile
+    if run_dir is not None and not _is_locked_by(path, run_dir.lock_fd):
+        os.close(run_dir.lock_fd)  # likewise, and the lock is of a file that nobody else will find
+        return None
+    return run_dir
+
+
+def _empty(path: str) -> None:
+    """Remove all but the lock."""
     for entry in list(os.scandir(path)):
         if entry.name != _LOCK:
-            os.unlink(entry.path)
-    return run_dir
+            with contextlib.suppress(FileNotFoundError):  # whose it was may remove it, too
+                os.unlink(entry.path)
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
@@ -186,6 +212,9 @@ def remove_run_dir(path: str) -> None:
     Only whoever has its lock open: after it was removed another server may use one of that name.
     """
     if is_private(path) and any(_is_locked_by(path, int(fd)) for fd in os.listdir("/proc/self/fd")):
+        # The lock goes last: until then no other server begins here, and files of its would have the same names.
+        with contextlib.suppress(OSError):
+            _empty(path)
         shutil.rmtree(path, ignore_errors=True)
 
 

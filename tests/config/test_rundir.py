@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +76,76 @@ def test_a_named_directory_in_use_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RunDirError, match="in use by another server"):
         make_run_dir(str(tmp_path / "run"))
     os.close(first.lock_fd)
+
+
+def test_a_directory_whose_last_process_removes_it_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    first = make_run_dir(str(path))
+
+    def leave(_: float) -> None:
+        remove_run_dir(first.path)
+        os.close(first.lock_fd)
+
+    monkeypatch.setattr(time, "sleep", leave)
+    second = make_run_dir(str(path))
+    assert os.path.samestat((path / "lock").stat(), os.fstat(second.lock_fd))
+    os.close(second.lock_fd)
+
+
+def test_a_lock_whose_file_was_removed_before_it_was_had_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    lock, times = fcntl.flock, iter(range(10))
+
+    def late(fd: int, how: int) -> None:
+        if not next(times):
+            shutil.rmtree(path)
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    made = make_run_dir(str(path))
+    assert os.path.samestat((path / "lock").stat(), os.fstat(made.lock_fd))
+    os.close(made.lock_fd)
+
+
+def test_a_directory_is_given_up_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes next has it, with files of the same names, as soon as the lock is gone."""
+    path = tmp_path / "run"
+    made = make_run_dir(str(path))
+    (path / "settings.json").touch()
+    left: list[Any] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: left.append(os.listdir(folder)))
+    remove_run_dir(made.path)
+    assert left == [["lock"]]
+    os.close(made.lock_fd)
+
+
+#: Takes the directory and gives it up again and again. What is in it is its own all the while.
+_TAKE_TURNS = """
+import os, sys
+from pathlib import Path
+from ringserve.config import rundir
+rundir._LOCK_TRY_S, rundir._LOCK_TRIES = 0.0002, 1_000_000
+for _ in range(300):
+    made = rundir.make_run_dir(sys.argv[1])
+    mine = Path(made.path) / "settings.json"
+    mine.write_text(str(os.getpid()))
+    assert os.listdir(made.path).count("lock") == 1
+    assert mine.read_text() == str(os.getpid())
+    rundir.remove_run_dir(made.path)
+    os.close(made.lock_fd)
+"""
+
+
+def test_servers_that_take_turns_with_a_directory_never_meet(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _TAKE_TURNS, str(tmp_path / "run")]
+    servers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for server in servers:
+        _, errors = server.communicate()
+        assert server.returncode == 0, errors
 
 
 def test_a_named_directory_with_foreign_files_is_left_alone(tmp_path: Path) -> None:
