@@ -70,6 +70,8 @@ def run(settings: Settings, *, command_of: CommandOf = command_of) -> int:
     Owns the calling process: its signal handlers, its log, and every process that it or its children start.
     """
     process.begin("supervisor", settings.server.log_level, settings.server.log_format)
+    if not os.path.exists("/proc/self/fd"):
+        raise StartError("/proc is not mounted, and the server's processes look after each other there")
     machine = read_topology()
     try:
         settings = limits.resolve(settings, machine)

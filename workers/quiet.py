@@ -32,7 +32,13 @@ def quiet(log_level: str) -> Iterator[None]:
         yield
         return
     out, into = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # no room for one more: its noise is no reason to end this one
+        os.close(out)
+        os.close(into)
+        yield
+        return
     if child == 0:
         try:
             os.close(into)

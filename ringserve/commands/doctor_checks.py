@@ -204,6 +204,9 @@ def _kernel(host: Host) -> Iterator[Finding]:
         why = "The server watches its processes by pidfd, which came with Linux 5.3."
         fix = "upgrade the kernel to 5.4 or newer"
         yield Finding(Level.ERROR, "kernel", f"Linux {host.kernel} is too old", why, fix)
+    if not host.has_proc:
+        why = "The server's processes look after each other there, and it does not start. The rest here is guesswork."
+        yield Finding(Level.ERROR, "kernel", "/proc is not mounted", why, "mount -t proc proc /proc")
 
 
 def _network(host: Host, settings: Settings) -> Iterator[Finding]:

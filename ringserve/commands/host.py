@@ -61,6 +61,7 @@ class Host:
     reserved_ports: str = ""
     clock_synchronized: bool | None = None
     clock_source: str = "tsc"
+    has_proc: bool = True
     nvidia_devices: int = 0
     nvidia_driver: str = ""
     nvidia_nodes_readable: bool = True
@@ -84,6 +85,7 @@ def look(root: str = "") -> Host:
     return Host(
         machine=os.uname().machine,
         kernel=os.uname().release,
+        has_proc=(proc / "self/fd").exists(),
         cpu_model=_field(cpuinfo, "model name"),
         cpu_flags=frozenset((_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split()),
         cpus_usable=len(os.sched_getaffinity(0)),

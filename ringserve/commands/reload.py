@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import click
 
 from ringserve.commands.console import Failed, Status, json_option, print_json
 from ringserve.commands.settings import load
+
+_GOES_ON: Final = "the change may go on; `ringserve models list` shows it"
 
 
 @click.command()
@@ -32,6 +35,10 @@ def reload(config_path: str, socket_path: str, timeout: float, as_json: bool) ->
     def post(path: str, body: bytes) -> str:
         try:
             status, text = call(socket_path, "POST", f"/ringserve/v1/{path}", body, timeout)
+        except TimeoutError as error:
+            raise Failed(f"no answer within {timeout:g} s: {_GOES_ON}") from error
+        except ConnectionResetError as error:  # http.client's RemoteDisconnected is one
+            raise Failed(f"a process of the server ended before it had answered: {_GOES_ON}") from error
         except (OSError, http.client.HTTPException) as error:
             text = f"nobody answers at {socket_path}: {error}"
             raise Failed(text, Status.UNREACHABLE) from error

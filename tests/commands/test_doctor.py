@@ -69,6 +69,7 @@ def test_a_good_host_has_nothing_to_mend() -> None:
         ({"files_hard": 100}, Level.ERROR, "a process may open 100 files; connections_max is 10000"),
         ({"pids_max": 50}, Level.ERROR, "the cgroup allows 50 tasks; the server needs about 178"),
         ({"kernel": "4.18.0-553.el8"}, Level.ERROR, "Linux 4.18.0-553.el8 is too old"),
+        ({"has_proc": False}, Level.ERROR, "/proc is not mounted"),
         ({"somaxconn": 128}, Level.WARNING, "net.core.somaxconn is 128"),
         ({"clock_synchronized": False}, Level.WARNING, "nothing synchronizes it"),
         ({"clock_source": "hpet"}, Level.WARNING, "its source is hpet"),
@@ -221,7 +222,9 @@ def test_looking_at_a_made_up_proc(tmp_path: Path) -> None:
 def test_looking_at_nothing_and_at_this_host(tmp_path: Path) -> None:
     empty = hosts.look(str(tmp_path))
     assert (empty.memory_total, empty.numa_nodes, empty.cgroup_memory_max) == (-1, 1, None)
+    assert not empty.has_proc
     real = hosts.look()
+    assert real.has_proc
     assert real.memory_total > real.memory_available > 0
     assert real.cpu_flags
     assert real.tensorflow_version == exporters.tensorflow().__version__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -81,3 +82,23 @@ def test_a_list_in_the_toml_file_is_sent_alone(reload: Reload, posts: Posts) -> 
 def test_an_empty_file_is_no_list_of_no_models(reload: Reload, posts: Posts) -> None:
     assert reload("# nothing yet").exit_code == 0
     assert posts == [("config", {}), ("rescan", {})], "which the server refuses"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (TimeoutError("timed out"), 1, "no answer within 600 s: the change may go on"),
+        (http.client.RemoteDisconnected("closed"), 1, "ended before it had answered: the change may go on"),
+        (FileNotFoundError(2, "No such file or directory"), 69, "nobody answers at /s"),
+    ],
+)
+def test_what_no_answer_means(
+    reload: Reload, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, text: str
+) -> None:
+    def call(*_: object) -> tuple[int, str]:
+        raise error
+
+    monkeypatch.setattr("ringserve.canary.call", call)
+    result = reload("")
+    assert result.exit_code == status
+    assert text in result.output

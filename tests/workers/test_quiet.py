@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from ringserve.workers.quiet import quiet
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,3 +109,16 @@ with quiet("info"):
     assert done.returncode == 0
     os.close(out)
     os.close(into)
+
+
+def test_without_room_for_one_more_process_the_noise_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process() -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", no_process)
+    before = os.listdir("/proc/self/fd")
+    ran = False
+    with quiet("info"):
+        ran = True
+    assert ran
+    assert os.listdir("/proc/self/fd") == before
