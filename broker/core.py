@@ -261,8 +261,7 @@ class Core:
         self._counters["batches"] += bool(entries)
         self._counters["rows"] += rows
         if self.observer is not None:
-            parts = [part for part, _, _ in entries]
-            waits_ns = [lease.granted_ns - arrived_ns for _, _, arrived_ns in entries]
+            parts, waits_ns = [entry[0] for entry in entries], [lease.granted_ns - entry[2] for entry in entries]
             self.observer.batch_done(lane.spec, rows, lane.rows_run(rows), parts, waits_ns, run_ns)
 
     # ------------------------------------------------------------------------------------------------------ turn

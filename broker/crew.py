@@ -88,7 +88,9 @@ class Crew:
             return
         for generation in self.generations:
             for place in [place for place, member in generation.members.items() if member.pid not in workers.values()]:
-                self.retire(generation, place)  # of a pool that is gone: it leaves, or hangs
+                member = generation.members[place]  # of a pool that is gone: it leaves, or hangs
+                member.stopped_ns = member.stopped_ns or now_ns
+                self.retire(generation, place)
         if self.following is not None and not self.following.members:
             self.following = None  # first of all what serves is to be there again
         for generation in self.generations:

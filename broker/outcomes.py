@@ -194,6 +194,8 @@ class Outcomes:
         left.has_parts = lease.has_parts
         del lease.entries[-parts:]
         lease.rows -= rows
+        most = lease.lane.rows_counted_max
+        lease.lane.pace.returned(min(lease.rows + rows, most) - min(lease.rows, most))
         retried = self.retried_count
         self.take_back(left, blamed=False)
         self.retried_count = retried

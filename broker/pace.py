@@ -13,6 +13,8 @@ _MEMORY_NS = 100 * MILLISECOND_NS
 #: Less than this says nothing yet, and a rate from longer ago says nothing any more.
 _KNOWN_NS = 25 * MILLISECOND_NS
 _FRESH_NS = SECOND_NS
+#: Of the rows that left, at least, after some came back.
+_RETURNED_LEFT = 0.125
 
 
 class Pace:
@@ -35,6 +37,11 @@ class Pace:
             self._rows = self._rows * kept + rows
             self._seen_ns = now_ns
         self._last_ns = now_ns if leaves_some else 0
+
+    def returned(self, rows: int) -> None:
+        """So many rows of a batch came back, and wait again: they did not leave. Where all came back it is not as if
+        nothing ever left: the next ones will, fewer at a time."""
+        self._rows = max(self._rows - rows, self._rows * _RETURNED_LEFT)
 
     def stood(self, waited_ns: int) -> None:
         """A worker waited so long for somebody to read answers. Short waits are how fast things go; a long one is a

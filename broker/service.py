@@ -314,8 +314,7 @@ class Service:
             self._core.frontend_joined(peer.peer_id)
             self._strangers.add(peer.peer_id)
         elif peer.role is Role.WORKER:
-            hello = peer.hello
-            crew = self.models.lifecycle.groups.crew
+            hello, crew = peer.hello, self.models.lifecycle.groups.crew
             crew.worker_joined(peer.peer_id, hello.generation, hello.worker_index, hello.pid, now_ns)
         self._touch()
 
@@ -331,8 +330,7 @@ class Service:
             self._core.frontend_left(peer.peer_id)
             self._strangers.discard(peer.peer_id)
         elif peer.role is Role.WORKER:
-            blameless = self._pool is None or peer.peer_id in self._former
-            self._core.worker_left(peer.peer_id, now_ns, blameless=blameless)
+            self._core.worker_left(peer.peer_id, now_ns, blameless=self._pool is None or peer.peer_id in self._former)
             crew.worker_left(peer.peer_id, now_ns)
             self._former.left(peer.peer_id)
             self._operators.left(peer)
@@ -372,15 +370,14 @@ class Service:
             self._operators.ask(peer, message, now_ns)
         elif isinstance(message, Told):
             self._operators.told(peer, message)
-        elif isinstance(message, Dependent):
+        elif isinstance(message, Dependent):  # another generation may have other files of that version
             for worker in self._registry.of_role(Role.WORKER):
-                if worker is not peer:
+                if worker is not peer and worker.hello.generation == peer.hello.generation:
                     self._registry.send(worker, message)
         elif isinstance(message, Loading):
             crew.worker_loading(peer.peer_id, ModelVersion(message.name, message.version), now_ns)
         elif isinstance(message, Loaded):
-            path = self.models.loaded(peer.peer_id, message, now_ns)
-            if path:
+            if path := self.models.loaded(peer.peer_id, message, now_ns):
                 self._metrics.loaded(path, message)
         elif isinstance(message, Ready):
             keys = frozenset(ModelVersion(str(name), int(version)) for name, version in message.loaded)

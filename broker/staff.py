@@ -81,7 +81,7 @@ class Staff:
             ]
         grown = []
         for member, keys in allowed:
-            if keys - member.serves and not member.killed:
+            if keys - member.serves and not (member.killed or member.stopped_ns):
                 member.serves |= keys
                 grown.append((member.worker_id, member.seat, member.serves))
         for generation in crew.generations:

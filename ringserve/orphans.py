@@ -52,9 +52,9 @@ class Orphans:
     def look(self, pids: Collection[int], now_ns: int) -> list[int]:
         """Those to be ended now, of these orphans. Time counts from when one was first seen here, and anew from when it
         was named."""
-        if not pids:
-            self._groups.clear()
-        self._since_ns = {pid: self._since_ns.get(pid, now_ns) for pid in pids if _group_of(pid) in self._groups}
+        group_of = {pid: _group_of(pid) for pid in pids}
+        self._groups &= set(group_of.values())  # the number of a group without members may become another's
+        self._since_ns = {pid: self._since_ns.get(pid, now_ns) for pid in pids if group_of[pid] in self._groups}
         late = [pid for pid, since_ns in self._since_ns.items() if now_ns - since_ns >= self._limit_ns]
         self._since_ns.update(dict.fromkeys(late, now_ns))
         self.wake_ns = min(self._since_ns.values()) + self._limit_ns if self._since_ns else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,19 @@ def differ(one: Any, other: Any) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return True
     return bool(np.count_nonzero(_differing(one, other)) > _PART_MAX * one.size)
+
+
+def which_differ(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """For each of several answers of one kind whether it differs from the other. One that is a single number says
+    nothing of what rounding is: near zero it is as large as the number itself. So all of them are the measure."""
+    alike = [one.shape == other.shape and one.dtype == other.dtype for one, other in zip(ones, others, strict=True)]
+    pairs = [(one, other) for one, other, is_alike in zip(ones, others, alike, strict=True) if is_alike]
+    if not pairs:
+        return [True] * len(alike)
+    mask = _differing(*(np.concatenate([one.reshape(-1) for one in side]) for side in zip(*pairs, strict=True)))
+    ends = np.cumsum([one.size for one, _ in pairs])
+    found = (np.count_nonzero(part) > _PART_MAX * part.size for part in np.split(mask, ends[:-1]))
+    return [not is_alike or bool(next(found)) for is_alike in alike]
 
 
 def _differing(one: Any, other: Any) -> Any:

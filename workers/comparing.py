@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ringserve.broker.messages import LaneSpec
-from ringserve.workers.agreement import differ
+from ringserve.workers.agreement import differ, which_differ
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.feeding import Feeder
 from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Gatherer, Part
@@ -55,6 +56,15 @@ def _is_other(one: _Sample, other: _Sample) -> bool:
     return differ(one.elements[:count], other.elements[:count])
 
 
+#: Of one part alone, padded with copies of its first row up to so many rows, 0: none; its own rows of each output.
+Run = Callable[[Columns, int], list[Any]]
+
+
+def _which_differ(pairs: Sequence[tuple[_Sample, _Sample]]) -> list[bool]:
+    found = which_differ([one.elements for one, _ in pairs], [other.elements for _, other in pairs])
+    return [differs or one.shape != other.shape for differs, (one, other) in zip(found, pairs, strict=True)]
+
+
 class Answers:
     """What the parts of one batch were answered, each alone. Keeps nothing of a ring."""
 
@@ -73,35 +83,51 @@ class Answers:
         trial: Trial,
         groups: Sequence[Columns],
         outputs: Sequence[Any],
-        run: Callable[[Columns], list[Any]],
+        run: Run,
+        *,
+        rows_fed: int,
         runs_max: int = _RUNS_AGAIN_MAX,
     ) -> list[int]:
         """Compare with the outputs of all parts run together, in the order of `groups`, and tell the trial.
 
-        Parts of which no answer was kept are passed over. run: of one part alone, once more: an output that is not
-        always the same is random, and says nothing. Returns the places of the outputs that differed. Raises RunFailure.
+        Parts of which no answer was kept are passed over. rows_fed: of the run together. What differs is looked at
+        twice more: an output that is not always the same alone is random, and says nothing; one that is in a run of so
+        many rows as together, with nobody else in it, differs by its size, as kernels round. Returns the places of the
+        outputs that differed for another reason. Raises RunFailure.
         """
+        together: dict[tuple[int, int, int], list[_Sample]] = {}
+        parts: list[Columns] = []
         first_row = 0
-        differing: set[int] = set()
-        witnesses: list[Columns] = []
         for group in groups:
             for part in group.parts:
                 end_row = first_row + part[ROWS]
-                alone = self._samples.get(_key(part), ())
-                found = {
-                    at for at, one in enumerate(alone) if _differ(one, _sample(outputs[at][first_row:end_row]))
-                }
-                if found:
-                    differing |= found
-                    witnesses.append(Columns(group.ring, [part]))
+                if _key(part) in self._samples:
+                    together[_key(part)] = [_sample(output[first_row:end_row]) for output in outputs]
+                    parts.append(Columns(group.ring, [part]))
                 first_row = end_row
+        found = [
+            _which_differ([(self._samples[key][at], each[at]) for key, each in together.items()])
+            for at in range(len(outputs))
+        ]
+        differing = {at for at, parts_of in enumerate(found) if any(parts_of)}
+        if not differing:
+            trial.agreed(self._others(set()))
+            return []
+        witnesses = [one for one, differs in zip(parts, zip(*found, strict=True), strict=True) if any(differs)]
         random: set[int] = set()
         for witness, _ in zip(cycle(witnesses), range(runs_max), strict=False):
-            again = [_sample(output) for output in run(witness)]
+            again = [_sample(output) for output in run(witness, 0)]
             alone = self._samples[_key(witness.parts[0])]
             random |= {at for at in differing if _differ(alone[at], again[at])}
             if random == differing:
                 break
+        by_size = differing - random
+        if 2 * len(witnesses) > len(parts):
+            by_size = set()  # where most differ it is more than rounding, if only the number of rows that counts
+        for witness in witnesses if by_size else ():
+            sized = [_sample(output) for output in run(witness, rows_fed)]
+            by_size = {at for at in by_size if not _differ(sized[at], together[_key(witness.parts[0])][at])}
+        random |= by_size
         if differing - random:
             trial.differed()
         else:
@@ -134,7 +160,10 @@ def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clo
         run_ns = clock_ns() - started_ns
         if all(output.ndim and len(output) == rows_fed for output in outputs):
             lane.row_shapes = [output.shape[1:] for output in outputs]
-            differing = answers.judge(trial, groups, outputs, lambda group: _run_alone(lane, feeder, group))
+            runs_max = _RUNS_AGAIN_LONG_MAX if run_ns >= _LONG_NS else _RUNS_AGAIN_MAX
+            differing = answers.judge(
+                trial, groups, outputs, partial(_run_alone, lane, feeder), rows_fed=rows_fed, runs_max=runs_max
+            )
         else:
             trial.not_per_row()
     except RunFailure:
@@ -151,7 +180,12 @@ def are_copies(lane: Lane, feeder: Feeder, parts: list[Part]) -> bool:
     rows = parts[0][ROWS]
     if not rows or any(part[ROWS] != rows or part[ROW_START] for part in parts):
         return False
-    rows_count = rows * len(parts)
+    # Two of them tell nearly always, before all are gathered.
+    return _are_same(lane, feeder, parts[:2]) and (len(parts) == 2 or _are_same(lane, feeder, parts))
+
+
+def _are_same(lane: Lane, feeder: Feeder, parts: list[Part]) -> bool:
+    rows_count = parts[0][ROWS] * len(parts)
     try:
         feeds = feeder.feeds(lane, feeder.group(parts), rows_count, rows_count)
     except RunFailure:
@@ -181,22 +215,23 @@ def may_answer(
     step = -(-len(each) // parts_max)
     gatherer = Gatherer()  # what the batch was fed may be part of its outputs
 
-    def run(one: Columns) -> list[Any]:
-        rows_fed = feeder.rows_fed(lane, one.rows_count)
-        rows = lane.plan.run(gatherer.feeds(lane.layouts, [one], one.rows_count, rows_fed))
-        return [output[: one.rows_count] if output.ndim else output for output in rows]
+    def run(one: Columns, rows: int) -> list[Any]:
+        rows = rows or feeder.rows_fed(lane, one.rows_count)
+        run_out = lane.plan.run(gatherer.feeds(lane.layouts, [one], one.rows_count, rows))
+        return [output[: one.rows_count] if output.ndim else output for output in run_out]
 
     answers = Answers()
     for one in each[trial.looked_count % step :: step]:
         try:
-            answers.keep(one.parts[0], run(one))
+            answers.keep(one.parts[0], run(one, 0))
         except RunFailure:
             continue  # that says nothing of the others
     if not answers.parts:
         return True
     try:
         runs_max = _RUNS_AGAIN_LONG_MAX if is_long else _RUNS_AGAIN_MAX
-        differing = answers.judge(trial, groups, outputs, run, runs_max)
+        rows_fed = feeder.rows_fed(lane, sum(group.rows_count for group in groups))
+        differing = answers.judge(trial, groups, outputs, run, rows_fed=rows_fed, runs_max=runs_max)
     except RunFailure:  # what ran a moment ago: it stays open whether that was chance
         trial.differed()
         differing = list(range(len(outputs)))
@@ -212,8 +247,9 @@ def _is_of_other_shapes(lane: Lane, outputs: Sequence[Any]) -> bool:
     return bool(before) and before != lane.row_shapes
 
 
-def _run_alone(lane: Lane, feeder: Feeder, group: Columns) -> list[Any]:
-    return lane.plan.run(feeder.feeds(lane, [group], group.rows_count, group.rows_count))
+def _run_alone(lane: Lane, feeder: Feeder, group: Columns, rows: int) -> list[Any]:
+    outputs = lane.plan.run(feeder.feeds(lane, [group], group.rows_count, rows or group.rows_count))
+    return [output[: group.rows_count] if rows and output.ndim else output for output in outputs]
 
 
 def _report(trial: Trial, spec: LaneSpec, differing: Sequence[int]) -> None:

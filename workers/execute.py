@@ -195,8 +195,7 @@ class Executor:
             alone: list[Part] = []
             if lane.trial is not None:
                 lane.heed(lane.trial)
-            failed_lately = self._suspicions.parts_max(message.lane_key)
-            copies = lane.lone and not failed_lately and are_copies(lane, self._feeder, parts)
+            copies = lane.lone and are_copies(lane, self._feeder, parts)
             if not copies:
                 parts_max = lane.parts_max or self._suspicions.first(message.lane_key, message.parts)
             if parts_max:
@@ -239,7 +238,8 @@ class Executor:
             # The feeds are no local of a generator that may wait: they would keep the ring of a frontend that leaves.
             outputs = self._call(run, lane, self._feeder.feeds(lane, groups, rows_count, rows_fed), rows_count)
         except RunFailure as error:
-            self._suspicions.failed(run.message.lane_key, parts)
+            if not lane.lone:  # then they run alone next
+                self._suspicions.failed(run.message.lane_key, parts)
             if len(parts) > 1:
                 return False
             self._fail(run, parts[0], error.failure)

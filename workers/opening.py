@@ -96,7 +96,7 @@ class Opener:
                 )  # fmt: skip
         for key, aliases in model.doubtful.items():
             if aliases and not model.dependent.get(key):
-                log.info(
+                log.warning(
                     "model %s version %d, signature %s: %s may be as wide as the longest row of a batch needs, so its "
                     'requests are run one by one (row_independence = "assumed" has them share batches)',
                     order.name, order.version, key, ", ".join(sorted(aliases)),

@@ -32,8 +32,9 @@ _PATIENCE_MAX: Final = 256
 _CALM: Final = 16
 #: Of a lane. Those that were cancelled, or went to another worker, stay in it; beyond this all are forgotten.
 _SUSPECTS_MAX: Final = 4096
-#: Lanes in which something failed lately. A client that varies shapes makes new ones without end.
-_LANES_MAX: Final = 1024
+#: Lanes in which something failed lately. A client that varies shapes makes new ones without end, and one that cancels
+#: what failed leaves some hundred keys in each.
+_LANES_MAX: Final = 64
 
 _Key = tuple[int, int, int]
 
@@ -86,7 +87,7 @@ class Suspects:
         self._passed = self._calm = 0
         if group is not None:
             for key in group.keys:
-                del self._group_of[key]
+                self._group_of.pop(key, None)
         elif count > 1:
             self._failed_max = max(count, self._failed_max if self.parts_max else 0)
             self.parts_max = count // 2

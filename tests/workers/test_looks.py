@@ -129,3 +129,56 @@ def test_a_batch_whose_outputs_are_wider_than_those_before_is_looked_at_at_once(
         widths = [1, 1, 1, 1, 1, 3, 2, 1] if batch > 50 else widths
         for width, answer in zip(widths, ask(desk, *map(rows_of, widths)), strict=True):
             assert answer == [[1] * width]
+
+
+def _as_size_rounds(x: Any) -> Any:
+    """Rows are independent; a run of several rounds otherwise than one of a lone row, as kernels do."""
+    return x + (1e-4 if len(x) > 1 else 0)
+
+
+def test_what_the_size_of_a_run_rounds_is_no_dependence(caplog: pytest.LogCaptureFixture) -> None:
+    """One number near zero tells nothing of what rounding is; the others beside it do."""
+    model, desk = bench(_as_size_rounds, Independence.SHOWN)
+    for _ in range(600):
+        ask(desk, rows_of(1e-6), rows_of(1), rows_of(-1), rows_of(2))
+    assert desk.executor.trials.of(SPEC).looked_count >= 7
+    assert model.runs[-1] == 4
+    assert not caplog.records
+
+
+def test_a_near_tie_that_the_size_of_a_run_decides_is_no_dependence(caplog: pytest.LogCaptureFixture) -> None:
+    model, desk = bench(lambda x: (_as_size_rounds(x) > 0).astype(np.int64), Independence.SHOWN)
+    for _ in range(600):
+        assert ask(desk, rows_of(-5e-5), rows_of(1), rows_of(-1), rows_of(2)) == [[1], [1], [0], [1]]
+    assert model.runs[-1] == 4
+    assert not caplog.records
+
+
+def test_what_one_request_of_a_batch_gets_by_another_is_dependence_all_the_same() -> None:
+    """Nobody else is in the run that has the size of the batch, so that it says what the request says alone."""
+    _, desk = bench(lambda x: x * (x != -x.max()), Independence.SHOWN)
+    for _ in range(300):
+        ask(desk, rows_of(-2), rows_of(1), rows_of(0.5), rows_of(2))
+    assert ask(desk, rows_of(-2), rows_of(1), rows_of(0.5), rows_of(2)) == [[-2], [1], [0.5], [2]]
+    assert desk.executor.trials.found
+
+
+def test_copies_share_batches_again_after_a_batch_of_them_that_failed() -> None:
+    fails = False
+
+    def function(x: Any) -> Any:
+        if fails:
+            raise RunFailure(Code.RESOURCE_EXHAUSTED, "no memory")
+        return x
+
+    model, desk = bench(function)
+    alike = [rows_of(3) for _ in range(4)]
+    while model.runs != [4]:
+        model.runs.clear()
+        ask(desk, *alike)
+    fails = True
+    ask(desk, *alike)
+    fails = False
+    model.runs.clear()
+    assert ask(desk, *alike) == [[3]] * 4
+    assert model.runs == [4]
