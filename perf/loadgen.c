@@ -50,6 +50,7 @@ static uint64_t random_state, message_next, answers_seen;
 static struct call *oldest, *newest; /* running calls, when they have a deadline */
 static struct { uint64_t *times; uint64_t first, count, capacity; } arrivals; /* open loop: due and not yet started */
 static uint64_t arrival_next = NEVER;
+static bool answered; /* a call ended well since the window opened: perhaps only when it had closed */
 
 uint64_t clock_ns(void) {
     struct timespec t;
@@ -117,7 +118,8 @@ void call_end(struct connection *c, struct call *call, enum outcome outcome, int
     }
     if (outcome == OUTCOME_GOOD) {
         if (slice) slice_record(slice, now_ns - call->intended_ns);
-        if (phase == MEASURING) figures.good_count++;
+        if (phase == MEASURING && now_ns < figures.window_until) figures.good_count++;
+        if (phase >= MEASURING) answered = true;
         if (in_window(call->intended_ns)) histogram_record(&figures.latency, now_ns - call->intended_ns);
     } else {
         count_failure(outcome, text);
@@ -177,11 +179,12 @@ static void give_up_late(void) {
     }
 }
 
-/* Open loop: draws what is due by now and starts it, on the connections in turn. */
+/* Open loop: draws what is due by now and starts it, on the connections in turn. The window's last calls as well, when
+ * this program itself was kept from its turn until the window was over: nobody else would be charged with that. */
 static void start_arrivals(void) {
     static uint32_t turn;
     static uint64_t held_back; /* the oldest arrivals that have been counted as such */
-    while (arrival_next <= now_ns && phase < DRAINING) {
+    while (arrival_next <= now_ns && arrival_next < figures.window_until) {
         if (arrivals.first + arrivals.count == arrivals.capacity) {
             uint64_t *moved = allocate(NULL, (2 * arrivals.count + 1024) * sizeof *moved);
             if (arrivals.count) memcpy(moved, arrivals.times + arrivals.first, arrivals.count * sizeof *moved);
@@ -242,10 +245,10 @@ static void enter(enum phase next) {
         figures.compared_count = figures.receives_count = figures.sends_count = 0;
         figures.received_bytes = figures.sent_bytes = 0;
         figures.window_from = now_ns = clock_ns();
-        if (!setup.count) phase_until = now_ns + (uint64_t)(setup.duration_s * 1e9);
+        if (!setup.count) figures.window_until = phase_until = now_ns + (uint64_t)(setup.duration_s * 1e9);
         say("measuring"); /* who acts on it acts inside the window */
     } else if (next == DRAINING) {
-        figures.window_until = now_ns;
+        if (now_ns < figures.window_until) figures.window_until = now_ns; /* by number, or broken off */
         getrusage(RUSAGE_SELF, &figures.usage_until);
         say("measured");
         phase_until = now_ns + (uint64_t)(setup.drain_s * 1e9);
@@ -267,7 +270,8 @@ static void advance(void) {
         if (phase == WARMING) enter(MEASURING);
         enter(DRAINING);
     }
-    if (phase == DRAINING && ((!active_count && !arrivals.count) || now_ns >= phase_until)) phase = OVER;
+    bool startable = arrivals.count && down_count < setup.connections_count;
+    if (phase == DRAINING && ((!active_count && !startable) || now_ns >= phase_until)) phase = OVER;
     if (interrupted > 1) phase = OVER;
 }
 
@@ -314,9 +318,9 @@ static void turn(void) {
     }
     for (uint32_t i = 0; i < setup.connections_count && phase < DRAINING; i++)
         if (connections[i].retry_ns && connections[i].retry_ns <= now_ns) connection_open(&connections[i]);
-    advance();
     if (setup.deadline_ns) give_up_late();
     if (setup.rate > 0) start_arrivals();
+    advance(); /* behind the arrivals: what is due by the window's end is drawn before it closes */
     for (uint32_t i = 0; i < setup.connections_count; i++)
         if (out_staged(&connections[i]) && !connections[i].writable_wanted) connection_flush(&connections[i]);
 }
@@ -362,6 +366,6 @@ int main(int argc, char **argv) {
     for (uint64_t i = 0; i < active_count + arrivals.count; i++)
         count_failure(OUTCOME_UNANSWERED, "no answer within the drain limit");
     uint64_t failures = figures_print();
-    if (!figures.good_count) return 2;
+    if (!answered) return 2;
     return failures && !setup.errors_allowed;
 }

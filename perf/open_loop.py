@@ -21,7 +21,7 @@ from perf import loadgen, models
 from perf.loadgen import Load
 from perf.program import program_parser, run_program, server_flags
 from perf.report import Report, median, print_table
-from perf.series import Series, measure
+from perf.series import Series, found_rate, measure
 from perf.servers import Ringserve
 
 SHARE = 70
@@ -77,10 +77,10 @@ def run_kind(kind: Kind, plan: Plan, flags: Sequence[str], report: Report) -> in
         for turn in range(plan.runs):
             measure(server, load_of(kind, server, plan), closed)
             # Of the repetition just before: so that a machine that is slower for a while is not asked for too much.
-            rate = closed.rates()[-1] * SHARE / 100
+            rate = found_rate(closed.rates()[-1]) * SHARE / 100
             measure(server, load_of(kind, server, plan, rate, turn + 1), at_share)
         for share, series in levels.items():
-            measure(server, load_of(kind, server, plan, closed.rate() * share / 100, share), series)
+            measure(server, load_of(kind, server, plan, found_rate(closed.rate()) * share / 100, share), series)
     levels[SHARE] = at_share
     tell(kind, closed, dict(sorted(levels.items())), report)
     return sum(one.failures() for one in (closed, *levels.values()))

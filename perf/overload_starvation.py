@@ -9,6 +9,7 @@ from perf import loadgen, models
 from perf.loadgen import Exchange, Figures, Load
 from perf.overload_report import failed_otherwise
 from perf.report import Report, median, print_table
+from perf.series import found_rate
 from perf.servers import Ringserve
 
 SLOW, LIGHT = "conv", "mlp"
@@ -63,7 +64,7 @@ def run(duration_s: float, rate: float, flags: tuple[str, ...], report: Report) 
         server.settle()
         closed = Load(server.port, slow.exchanges, connections=4, in_flight=32, warmup_s=1.0,
                       duration_s=duration_s / 2)  # fmt: skip
-        full_rate = rate or loadgen.run(closed).calls_per_second
+        full_rate = rate or found_rate(loadgen.run(closed).calls_per_second)
         for turn in range(2):
             one = _load(server, light.exchanges, LIGHT_RATE, MARGIN_S, duration_s, 1 + turn)
             runs.append(("alone", loadgen.run(one), None))

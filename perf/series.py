@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from perf import loadgen, processes
-from perf.loadgen import Figures, Load
+from perf.loadgen import Figures, Load, LoadError
 from perf.report import median
 from perf.servers import Child
 
@@ -53,6 +53,16 @@ class Series:
     def curve(self) -> Sequence[tuple[float, float]]:
         """Latency by share of calls, of the repetition whose p99 is the middle one."""
         return sorted(self.runs, key=lambda run: run.latency_us.p99)[len(self.runs) // 2].latency_curve_us
+
+
+def found_rate(capacity: float) -> float:
+    """A capacity that open loops take their rates from: one of nothing would make closed ones of them.
+
+    Raises LoadError when no call ended within the window, or windows, that were to find it.
+    """
+    if capacity <= 0:
+        raise LoadError("there is no capacity: no call was answered within the window that was to find it")
+    return capacity
 
 
 def measure(server: Child, load: Load, series: Series) -> None:
