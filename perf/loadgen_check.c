@@ -183,6 +183,7 @@ static bool same(struct span a, struct span b) {
 
 static bool close_to(double actual, double expected, struct tolerance tolerance) {
     if (actual == expected || (isnan(actual) && isnan(expected))) return true;
+    if (isinf(expected)) return false; /* a share of infinity would let anything pass */
     return fabs(actual - expected) <= tolerance.absolute + tolerance.relative * fabs(expected);
 }
 

@@ -130,6 +130,17 @@ def test_nan_equals_only_nan(compare: Compare) -> None:
     assert "value 0 is nan" in compare("predict", wire(response([[0.0, 1.0]])), wire(response(nan)))
 
 
+@pytest.mark.parametrize("dtype", [1, 2])
+def test_infinity_equals_only_itself(compare: Compare, dtype: int) -> None:
+    infinite, minus = response([[float("inf"), 1.0]], dtype=dtype), response([[float("-inf"), 1.0]], dtype=dtype)
+    assert compare("predict", wire(infinite), wire(response([[float("inf"), 1.00001]], dtype=dtype))) == "same"
+    for other in (response([[1e30, 1.0]], dtype=dtype), response([[0.0, 1.0]], dtype=dtype), minus):
+        assert "value 0 is" in compare("predict", wire(infinite), wire(other))
+        assert "value 0 is" in compare("predict", wire(other), wire(infinite))
+    assert compare("json", b"[1e999]", b"[5]") == "token 1 is 5, expected 1e999"
+    assert compare("json", b"[1e999]", b"[1e9999]") == "same"
+
+
 def test_packed_unpacked_and_content_are_one(compare: Compare) -> None:
     packed = response([[0.25, -1.5]])
     assert compare("predict", wire(packed), wire(response([[0.25, -1.5]], content=True))) == "same"
