@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import loadgen, models, page
-from perf.loadgen import PERF
+from perf.loadgen import PERF, LoadError
 from perf.report import revision
 from perf.servers import ROOT, die_with_parent
 
@@ -92,6 +92,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
+    try:
+        return measure_all()
+    except KeyboardInterrupt:  # what ran has been stopped, and what ended before is kept
+        return 130
+
+
+def measure_all() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [program.name for program in PROGRAMS]
     parser.add_argument("--quick", action="store_true")
@@ -108,8 +115,12 @@ def main() -> int:
     failed: list[str] = []
     if not options.page:
         began_s = time.monotonic()
-        loadgen.build()
-        models.prepared("mlp", "conv", "pixels", "mirror")
+        try:
+            loadgen.build()
+            models.prepared("mlp", "conv", "pixels", "mirror")
+        except LoadError as error:
+            print(error, file=sys.stderr)
+            return 1
         with tempfile.TemporaryDirectory(prefix="perf-all-") as folder:
             for program in PROGRAMS:
                 if program.name not in chosen or (options.quick and program.quick is None):

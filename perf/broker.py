@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from perf.program import at_least_one
 from ringserve.broker import wire
 from ringserve.broker.core import Core
 from ringserve.broker.messages import Done, InputSpec, LaneSpec, Submit
@@ -101,7 +102,7 @@ def report(name: str, batch: int, run: Callable[[int], float], runs: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=at_least_one, default=5)
     runs = parser.parse_args().runs
     gc.disable()  # as every ringserve process does once it is ready
     folder = tempfile.TemporaryDirectory()

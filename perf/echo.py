@@ -13,11 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf.loadgen import PERF, Exchange, LoadError
+from perf.loadgen import PERF, Exchange, LoadError, fresh_folder
 from perf.servers import PredictServer, free_ports
 
 # The linker's option: what grpc++ itself needs is found by its own list, whose names differ by release.
@@ -33,9 +32,8 @@ def build() -> Path:
     target = PERF / "build" / f"echo-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
     if target.exists():
         return target
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        fresh = Path(folder) / "echo"
+    with fresh_folder(target.parent) as folder:
+        fresh = folder / "echo"
         command = [compiler, str(source), "-o", str(fresh), *FLAGS]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode:
@@ -55,7 +53,7 @@ def available() -> bool:
 
 
 def exchanges(of: Sequence[Exchange]) -> tuple[Exchange, ...]:
-    """The same requests, each of which is its own answer. To be compared `exact`."""
+    """The same requests, each of which is its own answer, however long the model's would be. To be compared `exact`."""
     return tuple(Exchange(one.request, one.request) for one in of)
 
 

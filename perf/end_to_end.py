@@ -30,7 +30,7 @@ from perf.echo import Echo
 from perf.echo import available as echo_available
 from perf.echo import exchanges as echoed
 from perf.loadgen import Exchange, Load
-from perf.program import add_json_option, run_program
+from perf.program import add_json_option, at_least_one, run_program
 from perf.report import Report, median, print_table
 from perf.series import Series, measure
 from perf.servers import Naive, RawLoops, Ringserve
@@ -162,7 +162,7 @@ def part_mlp(plan: Plan, report: Report) -> int:
     print_table("Ratios", ["", "to the naive server", "of the best raw loop of one core"], ratios)
     judge_mlp(report, ours, naive, rates, server.first_answer_s, recovery_s)
     if echo is not None:
-        print_series("Baseline: bare C++ echo of the same messages", bare, report, "mlp echo")
+        print_series("Baseline: bare C++ echo of the same requests", bare, report, "mlp echo")
         for name, least in (("128 in flight", 1.5), ("32 in flight", 0.8)):
             ratio = report.figure(f"mlp grpc {name} ratio to echo", ours[name].rate() / bare[name].rate(), "")
             report.budget(f"{name}, times a bare C++ echo server", ratio, least, "", at_least=True)
@@ -264,7 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--quick", action="store_true", help="one repetition of 1.5 s")
-    parser.add_argument("--runs", type=int, default=3, help="interleaved repetitions")
+    parser.add_argument("--runs", type=at_least_one, default=3, help="interleaved repetitions")
     parser.add_argument("--duration_s", type=float, default=4.0, help="of one measurement")
     parser.add_argument("--connections", type=int, default=CONNECTIONS_MAX, help="gRPC connections, at most")
     parser.add_argument("--check_every", type=int, default=1, help="compare every so many answers' values")

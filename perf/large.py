@@ -89,6 +89,7 @@ def tell_echo(series: dict[tuple[str, int], Series], bare: dict[int, Series], re
     for count, one in bare.items():
         megabytes = 2 * count * ROW_BYTES / 1e6
         rate = report.figure_of(f"echo {count} rows rate", [rate * megabytes for rate in one.rates()], "MB/s")
+        report.figure_of(f"echo {count} rows others", one.others_cpus, "CPUs")
         ratio = report.figure(f"mirror {count} rows share", series["mirror", count].rate() / one.rate(), "")
         rows.append([str(count), f"{rate:,.0f}", f"{ratio:.2f}", str(one.failures())])
         report.budget(f"{count} images there and back, of a bare C++ echo server's rate", ratio, ECHO_SHARE_MIN, "",
@@ -105,6 +106,7 @@ def tell(series: dict[tuple[str, int], Series], copies: list[float], report: Rep
         rate = report.figure_of(f"{key} rate", [rate * megabytes for rate in one.rates()], "MB/s")
         for quantile in ("p50", "p99"):
             report.figure_of(f"{key} latency {quantile}", one.latencies_us(quantile), "us")
+        report.figure_of(f"{key} others", one.others_cpus, "CPUs")
         spent = [sum(cpu.values()) - cpu["generator"] for cpu in one.cpu_us]  # µs a call
         one_copy_us = megabytes * 1e6 / (copy * 1e3)
         as_copies = report.figure_of(f"{key} cpu", [us / one_copy_us for us in spent], "copies")

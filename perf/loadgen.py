@@ -12,7 +12,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,19 @@ def sources() -> list[Path]:
     return sorted(PERF.glob("loadgen*.c"))
 
 
+@contextmanager
+def fresh_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, which is made when it is missing, while the block runs. Raises LoadError where nothing
+    can be written."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=parent)
+    except OSError as error:
+        raise LoadError(f"nothing can be built in {parent}: {error}") from None
+    with folder as name:
+        yield Path(name)
+
+
 def compile_c(name: str, files: Sequence[Path], flags: Sequence[str]) -> Path:
     """Compiles `files` to `perf/build/NAME-DIGEST`, unless that exists. Raises LoadError with the compiler's words."""
     digest = hashlib.sha256(" ".join(flags).encode())
@@ -150,9 +164,8 @@ def compile_c(name: str, files: Sequence[Path], flags: Sequence[str]) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise LoadError("the load generator needs a C compiler: install gcc, or name one by the environment's CC")
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        fresh = Path(folder) / name
+    with fresh_folder(target.parent) as folder:
+        fresh = folder / name
         command = [compiler, *FLAGS, *flags, *map(str, files), "-o", str(fresh), "-lnghttp2", "-lm"]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode:

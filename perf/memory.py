@@ -21,7 +21,7 @@ from perf import loadgen, models, plots, processes, sampling
 from perf.loadgen import Load
 from perf.models import PerfModel
 from perf.processes import Memory
-from perf.program import add_server_options, run_program
+from perf.program import add_server_options, at_least_one, counts, run_program
 from perf.report import Report, print_table
 from perf.servers import Ringserve
 
@@ -128,25 +128,24 @@ def write_table(points: Sequence[Point], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def plot(points: Sequence[Point], counts: Sequence[int], weights: float, path: Path) -> bool:
+def plot(points: Sequence[Point], workers: Sequence[int], weights: float, path: Path) -> bool:
     series: dict[str, list[float]] = {}
     for point in points:
         series.setdefault(f"sharing {point.sharing}", []).append(point.sample.total_mib)
-    series["target"] = [weights + WORKER_MIB * count + BASE_MIB for count in counts]
-    groups = [f"{count} worker{'s' * (count > 1)}" for count in counts]
+    series["target"] = [weights + WORKER_MIB * count + BASE_MIB for count in workers]
+    groups = [f"{count} worker{'s' * (count > 1)}" for count in workers]
     return plots.bars(path, f"PSS of all processes, {weights:,.0f} MiB of weights", groups, series)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 MB of weights, 1 and 2 workers")
-    parser.add_argument("--workers", default="1,2,4,8", help="numbers of workers, separated by commas")
-    parser.add_argument("--megabytes", type=int, default=300, help="of weights")
+    parser.add_argument("--workers", type=counts, default="1,2,4,8", help="numbers of workers, separated by commas")
+    parser.add_argument("--megabytes", type=at_least_one, default=300, help="of weights")
     add_server_options(parser, "memory")
     options = parser.parse_args()
     if options.quick:
-        options.workers, options.megabytes = "1,2", 8
-    counts = [int(text) for text in options.workers.split(",")]
+        options.workers, options.megabytes = [1, 2], 8
     report = Report()
 
     def program() -> int:
@@ -155,11 +154,12 @@ def main() -> int:
         name = f"dense-{options.megabytes}"
         model = models.prepared(name)[name]
         variants = [options.weight_sharing] if options.weight_sharing else ["on", "off"]
-        points = [measure(model, sharing, count, options.server_flag) for sharing in variants for count in counts]
+        points = [measure(model, sharing, count, options.server_flag) for sharing in variants
+                  for count in options.workers]  # fmt: skip
         weights = weights_mib(model)
         tell(points, weights, report)
         write_table(points, options.output / "memory.tsv")
-        plotted = plot(points, counts, weights, options.output / "memory.png")
+        plotted = plot(points, options.workers, weights, options.output / "memory.png")
         print(f"\ntable{' and plot' if plotted else ''} in {options.output}")
         return sum(point.failures for point in points)
 

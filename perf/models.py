@@ -19,13 +19,12 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perf.loadgen import PERF, Exchange
+from perf.loadgen import PERF, Exchange, LoadError, fresh_folder
 
 INPUT, OUTPUT = "x", "probabilities"
 
@@ -43,20 +42,20 @@ class PerfModel:
 
 def prepared(*names: str) -> dict[str, PerfModel]:
     """These models, `mlp` and `conv` when none is named; those that are not there yet, or are of another state of this
-    file, are exported by a process of its own."""
+    file, are exported by a process of its own. Raises LoadError."""
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     names = names or ("mlp", "conv")
     folders = {name: PERF / "build" / f"models-{digest}" / name for name in names}
     missing = [name for name, folder in folders.items() if not folder.exists()]
     if missing:
-        parent = folders[missing[0]].parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent) as fresh:
-            command = [sys.executable, "-m", "perf.models", fresh, *missing]
-            subprocess.run(command, cwd=PERF.parent, check=True, stdout=subprocess.DEVNULL)
+        with fresh_folder(folders[missing[0]].parent) as fresh:
+            command = [sys.executable, "-m", "perf.models", str(fresh), *missing]
+            ended = subprocess.run(command, cwd=PERF.parent, check=False, stdout=subprocess.DEVNULL).returncode
+            if ended:
+                raise LoadError(f"the models {', '.join(missing)} were not exported: that process ended with {ended}")
             for name in missing:
                 try:
-                    os.rename(f"{fresh}/{name}", folders[name])
+                    os.rename(fresh / name, folders[name])
                 except OSError:
                     if not folders[name].exists():  # else another process was faster
                         raise

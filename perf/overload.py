@@ -34,8 +34,9 @@ from dataclasses import dataclass, replace
 from perf import loadgen, models, overload_starvation, processes
 from perf.loadgen import Exchange, Figures, Load
 from perf.overload_report import Level, Recovery, print_course, write_tables
-from perf.program import add_server_options, run_program, server_flags
+from perf.program import add_server_options, counts, run_program, server_flags
 from perf.report import Report
+from perf.series import found_rate
 from perf.servers import Ringserve
 
 #: Calls in flight at most: more than any rate here times its deadline.
@@ -89,7 +90,7 @@ def capacity(kind: Kind, server: Ringserve, exchanges: Sequence[Exchange], plan:
     seconds = plan.duration_s / 2
     load = Load(server.port, exchanges, connections=min(kind.connections, kind.in_flight), in_flight=kind.in_flight,
                 warmup_s=seconds / 2, duration_s=seconds, cores=plan.generator_cores)  # fmt: skip
-    return loadgen.run(load).calls_per_second
+    return found_rate(loadgen.run(load).calls_per_second)
 
 
 def run_level(server: Ringserve, load: Load, share: int) -> Level:
@@ -149,7 +150,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="half a second of each, at fixed low rates")
     parser.add_argument("--only", choices=names)
     parser.add_argument("--starvation", action="store_true", help="--only starvation")
-    parser.add_argument("--shares", default="50,80,100,150,200,400", help="percent of the capacity")
+    parser.add_argument("--shares", type=counts, default="50,80,100,150,200,400", help="percent of the capacity")
     parser.add_argument("--duration_s", type=float, default=8.0, help="of each measured window")
     parser.add_argument("--rate", type=float, default=0.0, help="the capacity, calls a second; 0: measure it")
     parser.add_argument("--deadline_ms", type=float, default=0.0, help="0: the model's own")
@@ -158,7 +159,7 @@ def main() -> int:
     add_server_options(parser, "overload")
     options = parser.parse_args()
     only = "starvation" if options.starvation else options.only
-    shares = tuple(sorted({int(share) for share in options.shares.split(",")}))
+    shares = sorted(set(options.shares))
     plan = Plan(shares, 1.5, options.duration_s, 4.0, 5.0, 200, options.rate, server_flags(options))
     if options.quick:
         plan = Plan((50, 200), 0.3, 0.7, 0.5, 0.7, 200, options.rate or 200.0, server_flags(options))

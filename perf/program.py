@@ -15,11 +15,23 @@ from perf.report import Report
 from perf.servers import ServerError
 
 
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """For argparse: such numbers, separated by commas."""
+    return [at_least_one(each) for each in text.split(",")]
+
+
 def program_parser(text: str | None, program: str, runs: int) -> argparse.ArgumentParser:
     """Of a program with interleaved repetitions, `runs` as a rule: --quick, --runs, and the server's options."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short and once: does it work, and roughly how fast")
-    parser.add_argument("--runs", type=int, default=runs, help="interleaved repetitions")
+    parser.add_argument("--runs", type=at_least_one, default=runs, help="interleaved repetitions")
     add_server_options(parser, program)
     return parser
 
@@ -57,7 +69,7 @@ def run_program(name: str, options: argparse.Namespace, report: Report, program:
     steps_ns = [host.step_ns()]
     try:
         failures = program()
-    except (LoadError, ServerError) as error:
+    except (LoadError, ServerError, PermissionError) as error:  # the last: where tables and plots are to be written
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

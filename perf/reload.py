@@ -29,8 +29,9 @@ from pathlib import Path
 from perf import churn, loadgen, models, processes, reload_plot, sampling
 from perf.changes import ComingAndGoing, Event, Repeated, Versions
 from perf.loadgen import Exchange, Figures, Load
-from perf.program import add_server_options, run_program, server_flags
+from perf.program import add_server_options, at_least_one, run_program, server_flags
 from perf.report import Report, median, print_table
+from perf.series import found_rate
 from perf.servers import Ringserve
 
 KINDS = ("quiet", "other", "switches")
@@ -104,7 +105,7 @@ class Course:
 def capacity(server: Ringserve, exchanges: Sequence[Exchange], seconds: float) -> float:
     """Calls a second, closed loop with 128 in flight."""
     load = Load(server.port, exchanges, connections=CONNECTIONS, in_flight=128, warmup_s=1.0, duration_s=seconds)
-    return loadgen.run(load).calls_per_second
+    return found_rate(loadgen.run(load).calls_per_second)
 
 
 def measure(server: Ringserve, load: Load, kind: str, change: Callable[[], None] | None, events: list[Event],
@@ -269,12 +270,12 @@ def write_tables(course: Course, output: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one run of 2 s of each kind, and a model B of 8 MB")
-    parser.add_argument("--runs", type=int, default=2, help="of each kind, interleaved")
+    parser.add_argument("--runs", type=at_least_one, default=2, help="of each kind, interleaved")
     parser.add_argument("--duration_s", type=float, default=60.0, help="of each run")
     parser.add_argument("--every", type=float, default=20.0, help="seconds from switch to switch of A's version")
     parser.add_argument("--rate", type=float, default=0.0, help="calls a second on A; 0: --share of the capacity")
     parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--megabytes", type=int, default=300, help="of model B")
+    parser.add_argument("--megabytes", type=at_least_one, default=300, help="of model B")
     parser.add_argument("--sample_s", type=float, default=2.0, help="from memory sample to memory sample")
     parser.add_argument("--reloads", type=int, default=0, help="only load and unload B so many times")
     parser.add_argument("--by", choices=sorted(churn.WAYS), default="rest", help="how --reloads reloads B")

@@ -116,6 +116,7 @@ def tell(series: dict[tuple[str, int], Series], report: Report) -> None:
         for quantile in ("p50", "p99"):
             report.figure_of(f"{key} latency {quantile}", one.latencies_us(quantile), "us")
         frontend = report.figure_of(f"{key} cpu frontend", one.cpus("frontend"), "us/request")
+        report.figure_of(f"{key} others", one.others_cpus, "CPUs")
         rows.append([name, str(in_flight), f"{rate:,.0f}", f"{one.latency_us('p50'):,.0f}",
                      f"{one.latency_us('p99'):,.0f}", f"{frontend:.1f}", str(one.failures()),
                      f"{median(one.others_cpus):.2f}"])  # fmt: skip

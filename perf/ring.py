@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from perf.program import at_least_one
 from ringserve.shm.dtype import FLOAT
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
@@ -213,7 +214,7 @@ def text(duration_ns: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the shared-memory ring costs.")
     parser.add_argument("--seconds", type=float, default=0.2, help="length of a run")
-    parser.add_argument("--runs", type=int, default=7, help="runs per figure")
+    parser.add_argument("--runs", type=at_least_one, default=7, help="runs per figure")
     arguments = parser.parse_args()
     segment = Segment.create("perf-ring", CAPACITY_BYTES)
     print(f"{'':62}{'median':>11}{'least':>14}")

@@ -30,7 +30,7 @@ import grpc
 from perf import answers, loadgen, models, processes
 from perf.light_load import LightLoad
 from perf.models import PerfModel
-from perf.program import add_server_options, run_program, server_flags
+from perf.program import add_server_options, at_least_one, run_program, server_flags
 from perf.report import Report, median, print_table
 from perf.servers import ROOT, Ringserve
 
@@ -165,9 +165,9 @@ def tell(name: str, found: Found, imports: Sequence[float], report: Report, judg
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one start and one kill of each, a large model of 8 MB")
-    parser.add_argument("--runs", type=int, default=5, help="starts, and kills, of the MLP")
-    parser.add_argument("--megabytes", type=int, default=300, help="of the large model")
-    parser.add_argument("--large_runs", type=int, default=2, help="starts, and kills, of the large model")
+    parser.add_argument("--runs", type=at_least_one, default=5, help="starts, and kills, of the MLP")
+    parser.add_argument("--megabytes", type=at_least_one, default=300, help="of the large model")
+    parser.add_argument("--large_runs", type=at_least_one, default=2, help="starts, and kills, of the large model")
     add_server_options(parser, "start")
     options = parser.parse_args()
     if options.quick:

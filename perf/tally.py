@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from perf.program import at_least_one
 from ringserve.broker.messages import Code, LaneSpec
 from ringserve.config.metric_file import MetricFile
 from ringserve.frontend.exposition import Exposition
@@ -96,7 +97,7 @@ async def scrape(exposition: Exposition) -> tuple[float, float, float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=at_least_one, default=5)
     runs = parser.parse_args().runs
     gc.disable()
     for models in (1, 16, 100):
