@@ -12,7 +12,8 @@ rounds. `perf/moved.py` says how it is judged: a figure
 has moved when all but the outermost ratios say so in the first set of pairs, and again in a second set, which is
 measured only for the loads whose figures seemed to have moved.
 
-Exit status: 0: nothing got worse; 3: something did; 1: a call failed, or nothing could be measured.
+Exit status: 0: nothing got worse; 3: something did; 1: a call failed, or it was broken off: a server that does not come
+up, or answers nothing at all. The whole pairs until then are told.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from perf import loadgen, models, moved
-from perf.loadgen import Load
-from perf.program import add_json_option, run_program
+from perf.loadgen import Load, LoadError
+from perf.program import add_json_option, at_least_one, run_program
 from perf.report import Report, machine, median, print_table, versions
 from perf.series import Series, measure
 from perf.servers import ROOT, Ringserve, ServerError, model_config
@@ -93,7 +94,8 @@ def value_of(series: Series, figure: str) -> float:
         return sum(series.cpu(role) for role in series.roles() - {"generator"})
     if figure.startswith("cpu "):
         return series.cpu(figure.removeprefix("cpu "))
-    return series.latency_us(figure)
+    # A window in which no call was begun and answered: those that were in flight waited for all of it.
+    return median(getattr(run.latency_us, figure) if run.latency_us.count else 1e6 * run.seconds for run in series.runs)
 
 
 # ----------------------------------------------------------------------------------------------------------- revisions
@@ -171,6 +173,14 @@ def run_set(before: Side, after: Side, names: Sequence[str], plan: Plan, config:
     for pair in range(plan.pairs):
         print(f"  pair {pair + 1} of {plan.pairs}: {', '.join(names)}", flush=True)
         run_pair((before, after) if pair % 2 == 0 else (after, before), names, plan, config)
+
+
+def keep_whole_pairs(before: Side, after: Side, names: Sequence[str]) -> int:
+    """Of a set that was broken off: drops what was measured of the last pair. Returns how many pairs there are."""
+    whole = min(len(before.runs.get(name, ())) for name in names)
+    for side in (before, after):
+        side.runs = {name: side.runs[name][:whole] for name in names if whole}
+    return whole
 
 
 # ------------------------------------------------------------------------------------------------------------- telling
@@ -251,6 +261,7 @@ def print_noise(told: dict[str, float]) -> None:
 def compare(options: argparse.Namespace, plan: Plan, status: list[int]) -> int:
     """Returns how many calls failed; `status` gets the exit status for a figure that got worse."""
     names = options.figure or list(PROBES)
+    trouble: LoadError | ServerError | None = None
     loadgen.build()
     with ExitStack() as stack:
         before, after = (stack.enter_context(checked_out(each)) for each in (options.before, options.after))
@@ -258,20 +269,28 @@ def compare(options: argparse.Namespace, plan: Plan, status: list[int]) -> int:
         base_paths = {name: model.base_path for name, model in models.prepared(*models_of(names)).items()}
         config = model_config(folder / "models.config", base_paths)
         print(f"before: {options.before} = {before.name}, after: {options.after} = {after.name}; {machine()}")
-        run_set(before, after, names, plan, config)
+        try:
+            run_set(before, after, names, plan, config)
+        except (LoadError, ServerError) as error:
+            if not keep_whole_pairs(before, after, names):
+                raise
+            trouble = error
         rows = rows_of(before, after, names)
         suspects = {row.probe for row in rows if moved.direction(row.ratios, plan.least)}
         sides = [before, after]
-        if plan.again and suspects:
+        if plan.again and suspects and trouble is None:
             print("again, for what seems to have moved:")
             before_again, after_again = (Side(side.name, side.folder) for side in (before, after))
             sides += [before_again, after_again]
             chosen = [name for name in names if name in suspects]
-            run_set(before_again, after_again, chosen, plan, config)
-            repeated = {(row.probe, row.figure): row for row in rows_of(before_again, after_again, chosen)}
-            for row in rows:
-                if moved.direction(row.ratios, plan.least):
-                    row.again = repeated[row.probe, row.figure].ratios
+            try:
+                run_set(before_again, after_again, chosen, plan, config)
+                repeated = {(row.probe, row.figure): row for row in rows_of(before_again, after_again, chosen)}
+                for row in rows:
+                    if moved.direction(row.ratios, plan.least):
+                        row.again = repeated[row.probe, row.figure].ratios
+            except (LoadError, ServerError) as error:
+                trouble = error
     print_rows(rows, before, after, plan)
     told = noise(sides)
     print_noise(told)
@@ -283,9 +302,12 @@ def compare(options: argparse.Namespace, plan: Plan, status: list[int]) -> int:
             "before": before.name, "after": after.name, "machine": machine(), "versions": versions(),
             "command": sys.argv, "pairs": plan.pairs, "rounds": plan.rounds,
             "duration_s": plan.duration_s, "noise": told, "figures": [row.as_json(plan) for row in rows],
-            "failures": failures,
+            "failures": failures, "trouble": None if trouble is None else str(trouble),
         }  # fmt: skip
         options.json.write_text(json.dumps(told_all, indent=1) + "\n")
+    if trouble is not None:
+        print("\nBROKEN OFF; told is what was measured before", file=sys.stderr)
+        raise trouble
     return failures
 
 
@@ -294,16 +316,15 @@ def main() -> int:
     parser.add_argument("before", metavar="REV1")
     parser.add_argument("after", metavar="REV2")
     parser.add_argument("--figure", action="append", choices=list(PROBES), help="may be repeated; without: all")
-    parser.add_argument("--pairs", type=int, default=moved.PAIRS_LEAST)
+    parser.add_argument("--pairs", type=at_least_one, default=moved.PAIRS_LEAST)
     parser.add_argument("--duration_s", type=float, default=1.2, help="of each measured window")
-    parser.add_argument("--rounds", type=int, default=3, help="windows of a load on each side in one pair, in turn")
+    parser.add_argument("--rounds", type=at_least_one, default=3,
+                        help="windows of a load on each side in one pair, in turn")  # fmt: skip
     parser.add_argument("--least", type=float, default=1.0, help="percent; smaller changes do not count")
     parser.add_argument("--once", action="store_true", help="do not measure again what seems to have moved")
     parser.add_argument("--quick", action="store_true", help="one window of 0.8 s, and --once")
     add_json_option(parser)
     options = parser.parse_args()
-    if options.pairs < 1:
-        parser.error("--pairs: at least one")
     quick = options.quick
     plan = Plan(options.pairs, options.rounds, 0.4, options.duration_s, options.least / 100, again=not options.once)
     if quick:

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from perf import compare, loadgen, models
 from perf.compare import Plan, Side
-from perf.loadgen import Figures, Spread
+from perf.loadgen import Figures, LoadError, Spread
 from perf.series import Series
 from perf.servers import ROOT, ServerError
 
@@ -61,9 +62,13 @@ class Machine:
         self.rates = rates
         self.order: list[tuple[list[str], list[str]]] = []
         self.taken = dict.fromkeys(rates, 0)
+        self.pairs_until_trouble = 1000
 
     def run_pair(self, sides: Sequence[Side], names: Sequence[str], plan: Plan, config: Path) -> None:
         self.order.append(([side.name for side in sides], list(names)))
+        if len(self.order) > self.pairs_until_trouble:
+            sides[0].runs.setdefault(names[0], []).append(Series())  # one window of the pair had been measured
+            raise LoadError("no call was answered")
         for side in sides:
             which, pair = divmod(self.taken[side.name], plan.pairs)
             self.taken[side.name] += 1
@@ -77,9 +82,10 @@ class Machine:
 
 
 def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: list[list[float]], again: bool = True,
-             ) -> tuple[int, dict[str, object], Machine]:  # fmt: skip
+             pairs_until_trouble: int = 1000) -> tuple[int, dict[str, object], Machine]:  # fmt: skip
     """(exit status, the JSON, what was done) when `one` makes 1,000 a second and `two` these."""
     machine = Machine({"one": [[1000.0, 1010.0, 990.0, 1005.0, 995.0]] * 2, "two": after})
+    machine.pairs_until_trouble = pairs_until_trouble
     monkeypatch.setattr(compare, "run_pair", machine.run_pair)
     monkeypatch.setattr(loadgen, "build", lambda: None)
     monkeypatch.setattr(models, "prepared", lambda *_: {})
@@ -98,8 +104,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: list[list[f
     file = tmp_path / "out.json"
     options = argparse.Namespace(before="one", after="two", figure=["rate128", "latency1"], json=file)
     status: list[int] = []
-    failed = compare.compare(options, Plan(5, 1, 0.0, 1.0, 0.01, again), status)
-    assert failed == 0
+    with nullcontext() if pairs_until_trouble == 1000 else pytest.raises(LoadError):
+        assert compare.compare(options, Plan(5, 1, 0.0, 1.0, 0.01, again), status) == 0
     return max(status, default=0), json.loads(file.read_text()), machine
 
 
@@ -138,6 +144,31 @@ def test_once_says_perhaps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert verdicts(told)["rate128 rate"] == "perhaps better"
     assert len(machine.order) == 5
     assert compared(monkeypatch, tmp_path, [[800.0] * 5], again=False)[0] == 3
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(3, "too few pairs"), (7, "perhaps worse")])
+def test_whole_pairs_are_told_when_it_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: int, verdict: str
+) -> None:
+    _, told, machine = compared(monkeypatch, tmp_path, [[900.0] * 5] * 2, pairs_until_trouble=pairs)
+    assert verdicts(told)["rate128 rate"] == verdict
+    assert told["trouble"] == "no call was answered"
+    assert len(machine.order) == pairs + 1
+    shown = capsys.readouterr()
+    assert "two against one: medians" in shown.out
+    assert "BROKEN OFF" in shown.err
+
+
+def test_nothing_is_told_where_no_pair_is_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):  # no JSON: `compared` reads it behind the LoadError
+        compared(monkeypatch, tmp_path, [[900.0] * 5], pairs_until_trouble=0)
+
+
+def test_a_window_without_an_answer_is_a_latency_of_its_length() -> None:
+    answered = Figures(1000, 0.8, 1250.0, Spread(count=1000, p50=100.0), Spread(), 1.0, 1000, 1, 0)
+    stalled = Figures(0, 0.8, 0.0, Spread(), Spread(), 0.0, 0, 1, 0)
+    assert compare.value_of(Series([stalled]), "p50") == 800_000
+    assert compare.value_of(Series([answered, stalled, answered]), "p50") == 100
 
 
 def test_mistakes_in_the_command_line_are_named() -> None:
