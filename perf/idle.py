@@ -43,6 +43,7 @@ def run(seconds: float, runs: int, flags: tuple[str, ...], report: Report) -> in
     warm = Series()
     cpu: dict[str, list[float]] = {}
     woken: dict[str, list[float]] = {}
+    others: list[float] = []
     with Ringserve(model.name, model.base_path, flags) as server:
         server.wait_ready(model.exchanges[0])
         server.settle()
@@ -51,8 +52,11 @@ def run(seconds: float, runs: int, flags: tuple[str, ...], report: Report) -> in
         time.sleep(2.0)  # what ends shortly after a load is no idling: rings that fall back, metrics that are written
         for _ in range(runs):
             before, switches_before = processes.thread_times(server.session), wakes(server.session)
+            busy_before_s = processes.machine_busy_s()
             time.sleep(seconds / runs)
             spent = processes.core_time(before, processes.thread_times(server.session))
+            ours_s = sum(times.run_s for times in spent.values())
+            others.append(max(processes.machine_busy_s() - busy_before_s - ours_s, 0.0) / (seconds / runs))
             switches = wakes(server.session)
             for role, times in spent.items():
                 cpu.setdefault(role, []).append(100 * times.run_s / (seconds / runs))
@@ -64,6 +68,7 @@ def run(seconds: float, runs: int, flags: tuple[str, ...], report: Report) -> in
         rows.append([role, f"{percent:.3f}", f"{per_second:.1f}"])
     total = report.figure_of("idle cpu", [sum(values) for values in zip(*cpu.values(), strict=True)], "% of a core")
     often = report.figure_of("idle wakes", [sum(values) for values in zip(*woken.values(), strict=True)], "1/s")
+    report.figure_of("idle others", others, "CPUs")
     print_table(f"Idle for {seconds:.0f} s", ["", "% of a core", "wakes a second"],
                 [*rows, ["sum", f"{total:.3f}", f"{often:.1f}"]])  # fmt: skip
     report.budget("idle: all processes together", total, CORE_PERCENT_MAX, "% of a core")
