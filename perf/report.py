@@ -132,10 +132,18 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The checkout's commit, with a `+` when files differ from it; `unknown` outside a repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-    outcome = subprocess.run(command, cwd=PERF, capture_output=True, text=True, check=False)
-    return outcome.stdout.strip() or "unknown"
+    """The checkout's commit, with a `+` when files differ from it; `unknown` outside a repository.
+
+    Not those that the programs write themselves: their figures would have a `+` from the second one on.
+    """
+    described, changed = (
+        subprocess.run(["git", *words], cwd=PERF.parent, capture_output=True, text=True, check=False).stdout.strip()
+        for words in (
+            ("describe", "--always", "--abbrev=12"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!perf/results", ":!docs"),
+        )
+    )
+    return f"{described}{'+' if changed else ''}" if described else "unknown"
 
 
 def machine() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,25 @@ def test_a_record_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     lines = [line.split("\t") for line in path.read_text().splitlines()]
     assert [line[3:] for line in lines] == 2 * [["mlp rate", "61234.6", "requests/s"], ["start", "6.5", "s"]]
     assert all(line[0].endswith("Z") and line[1] and line[2] for line in lines)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_what_the_programs_write_themselves_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """perf.all records after each program: the second one's figures are of the same revision as the first one's."""
+    monkeypatch.setattr(report, "PERF", tmp_path / "perf")
+    (tmp_path / "perf").mkdir()
+    assert report.revision() == "unknown"
+    written = [tmp_path / name for name in ("perf/results/performance.json", "docs/performance.md", "perf/code.py")]
+    for file in written:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one\n")
+    git = ["git", "-c", "user.name=one", "-c", "user.email=one@localhost"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    clean = report.revision()
+    assert len(clean) == 12
+    for file in written[:2]:
+        file.write_text("two\n")
+    assert report.revision() == clean
+    written[2].write_text("two\n")
+    assert report.revision() == f"{clean}+"
