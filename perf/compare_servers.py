@@ -30,9 +30,9 @@ from perf.contestants import CONTESTANTS, Contestant, PeerServer
 from perf.environments import InstallError, installed_versions, python_of
 from perf.loadgen import Exchange, Load, LoadError
 from perf.models import PerfModel
-from perf.program import add_server_options, run_program, server_flags
+from perf.program import add_server_options, at_least_one, run_program, server_flags
 from perf.report import Report, print_table
-from perf.series import Series, measure
+from perf.series import Series, found_rate, measure
 from perf.servers import Child, Naive, Ringserve, ServerError
 
 IN_FLIGHT = (1, 32, 128)
@@ -96,7 +96,7 @@ def close_loops(target: Target, entry: Entry, plan: Plan) -> float:
 
 def run_round(entry: Entry, target: Target, ours: Target, plan: Plan, seed: int) -> None:
     best = close_loops(target, entry, plan)
-    rate, in_flight = SHARE * best, OPEN_CONNECTIONS if target.rest else 20_000
+    rate, in_flight = SHARE * found_rate(best), OPEN_CONNECTIONS if target.rest else 20_000
     measure(target.server, target.load(plan, in_flight, rate, seed), entry.open)
     measure(ours.server, ours.load(plan, in_flight, rate, seed), entry.ours_at_rate)
 
@@ -173,6 +173,7 @@ def tell(entries: Sequence[Entry], report: Report) -> None:
             total = [sum(spent.values()) - spent["generator"] for spent in series.cpu_us]
             report.figure_of(f"{key} cpu", total, "us/request")
             report.figure_of(f"{key} others", series.others_cpus, "CPUs")
+        report.figure(f"{entry.name} failed", entry.failures(), "calls")
         cpu = report.figures[f"{entry.name} 128 in flight cpu"][0]
         rows.append([entry.name, f"{one.latency_us('p50'):,.0f}", f"{one.latency_us('p99'):,.0f}",
                      f"{some.rate():,.0f}", f"{many.rate():,.0f}", f"{many.latency_us('p99') / 1e3:,.1f}",
@@ -214,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"one short round of {', '.join(QUICK)}, or of --only")
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--duration_s", type=float, default=3.0, help="of one measurement")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--install", action="store_true", help="install what is missing, measure nothing")

@@ -1,7 +1,8 @@
 """The servers that a user would choose instead: what is installed, how each is started, which tuning that is.
 
 Versions are pinned. Each is tuned as its own documentation says for two cores and a model that computes: two processes
-with a model, one thread of TensorFlow in each, access logs off, batching where the server has it.
+with a model, one thread of TensorFlow in each, access logs off, batching where the server has it, but for BentoML: its
+entry is plain `@bentoml.api`, as its first examples are, without `batchable=True`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ CONTESTANTS = (
     Contestant(
         "BentoML", ("bentoml==1.4.30",),
         ("bentoml", "serve", "perf.peers.bentoml_app:Predict", "--host=127.0.0.1", "--port={port}"),
-        "2 workers, access log and metrics off", environment={"BENTOML_DO_NOT_TRACK": "True"},
+        "2 workers, access log and metrics off, without its batching", environment={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     Contestant(
         "Ray Serve", ("ray[serve]==2.60.0",), ("perf.peers.ray_app", "--port={port}"),

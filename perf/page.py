@@ -13,6 +13,7 @@ from typing import Any
 from perf import host, page_plots, page_texts
 from perf.loadgen import PERF
 from perf.overload_report import GOODPUT_SHARE_MIN
+from perf.scaling import FULL
 
 Result = dict[str, Any]
 #: A figure is told with its neighbours' share of the machine above this.
@@ -103,7 +104,7 @@ def end_to_end(result: Result) -> list[str]:
     lines = []
     for title, prefix in (
         ("MLP, gRPC", "mlp grpc"), ("MLP, REST with JSON", "mlp rest"), ("Convolution net, gRPC", "conv grpc"),
-        ("Baseline: a bare C++ echo server, the MLP's messages", "mlp echo"),
+        ("Baseline: a bare C++ echo server of the MLP's requests", "mlp echo"),
         ("Baseline: a naive grpc.aio server, MLP", "mlp naive"),
     ):  # fmt: skip
         body = pivot(result, in_flight(prefix), (RATE, *LATENCIES))
@@ -185,7 +186,9 @@ def comparison(result: Result) -> list[str]:
     columns = (("1: p50 µs", "1 in flight latency p50", 1.0), ("32: requests/s", "32 in flight rate", 1.0),
                ("128: requests/s", "128 in flight rate", 1.0), ("128: p99 ms", "128 in flight latency p99", 1e-3),
                ("CPU µs", "128 in flight cpu", 1.0))  # fmt: skip
-    lines = ["### Closed loop", "", *pivot(result, [(name, name) for name in names], columns)]
+    rows = [[name, *(cell(result, f"{name} {suffix}", scale) for _, suffix, scale in columns),
+             cell(result, f"{name} failed") or "–"] for name in names]  # fmt: skip
+    lines = ["### Closed loop", "", *table(["", *(heading for heading, _, _ in columns), "failed calls"], rows)]
     compared = (("requests/s", "open rate", 1.0), ("p50 µs", "open latency p50", 1.0), ("p99", "open latency p99", 1.0),
                ("p99.9", "open latency p99_9", 1.0), ("ours: p50", "open, ours latency p50", 1.0),
                ("p99", "open, ours latency p99", 1.0), ("p99.9", "open, ours latency p99_9", 1.0),
@@ -207,7 +210,9 @@ def scaling(result: Result) -> list[str]:
         if name.startswith("predicted "):
             limit, _, needed = result["notes"].get(name, "").partition("; ")
             rows.append([name.split()[1], cell(result, name), limit, needed])
-    lines += ["### Larger machines, as the model has it", ""]
+    lines += ["### Larger machines, as the model has it", "",
+              f"With no core, the broker's included, busier than {FULL:.0%}, and clients elsewhere. The check leaves "
+              "no such room: the same cores can do more there, and answer later.", ""]  # fmt: skip
     lines += table(["cores", "requests/s", "ended by", "needs"], rows)
     return [*lines, f"One broker with a core of its own: {cell(result, 'broker saturates')} requests/s, which this "
             f"model reaches on {cell(result, 'broker saturates at')} cores.", ""]  # fmt: skip
@@ -222,13 +227,13 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]], tuple[str, ...]],
     ("many", "Many models, many connections, mixed sizes", many, ()),
     ("large", "Large tensors", large, ()),
     ("overload", "Overload", overload, ()),
-    ("compare_servers", "Beside other servers", comparison, ("comparison",)),
+    ("compare_servers", "Beside other servers", comparison, ("throughput-others", "comparison")),
     ("scaling", "Scaling: what the costs tell of larger machines", scaling, ()),
 )
 
 
-def text(known: Result, plots: Sequence[str]) -> str:
-    """The page. plots: names of those that were drawn, without their ending."""
+def text(known: Result, plots: Sequence[str], stale: Sequence[str] = ()) -> str:
+    """The page. plots: names of those that were drawn, without their ending; stale: of other figures than these."""
     programs: dict[str, Result] = known["programs"]
     measured = [result for result in programs.values() if "figures" in result]
     lines = ["# Performance", "", *page_texts.INTRODUCTION.strip().splitlines(), ""]
@@ -255,16 +260,20 @@ def text(known: Result, plots: Sequence[str]) -> str:
             continue
         lines += [*source(result), *make(result), *targets(result)]
         lines += [f"![{page_plots.TITLES[name]}](images/performance-{name}.svg)\n" for name in drawn if name in plots]
+        lines += [f"*Left out, as it was drawn from other figures: {page_plots.TITLES[name]}.*\n"
+                  for name in drawn if name in stale]  # fmt: skip
     lines += ["## What did not pay", "", (PERF / "what_did_not_pay.md").read_text().partition("\n")[2].strip(), ""]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
 
 def write(known: Result, docs: Path) -> Path:
-    """Draws the plots into DOCS/images, where matplotlib is, and writes DOCS/performance.md."""
+    """Draws the plots into DOCS/images, where matplotlib is, and writes DOCS/performance.md.
+
+    Where it is not, the plots of these very figures that are there already stay on the page, and no others.
+    """
     images = docs / "images"
     images.mkdir(exist_ok=True)
     page_plots.draw(known["programs"], images)
-    present = [name for name in page_plots.TITLES if (images / f"performance-{name}.svg").exists()]
     path = docs / "performance.md"
-    path.write_text(text(known, present))
+    path.write_text(text(known, *page_plots.found(known["programs"], images)))
     return path

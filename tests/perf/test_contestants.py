@@ -16,7 +16,7 @@ from perf import answers, compare_servers, environments, processes
 from perf.answers import renamed, together
 from perf.contestants import CONTESTANTS, Contestant
 from perf.environments import InstallError
-from perf.loadgen import Exchange
+from perf.loadgen import Exchange, Figures, Spread
 from perf.report import Report
 from ringserve.config import protos
 
@@ -55,6 +55,24 @@ def test_what_cannot_be_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert compare_servers.installed(missing, entry) is None
     compare_servers.tell([entry], Report())
     assert "Nothing: NOT MEASURED, not installed: " in capsys.readouterr().out
+
+
+def test_failed_calls_of_others_are_recorded() -> None:
+    """They do not end the program, so that the figures beside them must say it."""
+
+    def entry(name: str, failed: int) -> compare_servers.Entry:
+        figures = Figures(10, 1.0, 10.0, Spread(10, 1, 2, 3, 4, 5, 6, 7), Spread(), 1.0, 10, 1, failed)
+        one = compare_servers.Entry(name, "tuned")
+        for series in (*one.closed.values(), one.open):
+            series.runs.append(figures)
+            series.cpu_us.append({"server": 10.0, "generator": 1.0})
+            series.others_cpus.append(0.0)
+        one.ours_at_rate.runs.append(Figures(10, 1.0, 10.0, Spread(10, 1, 2, 3, 4, 5, 6, 7), Spread(), 1.0, 10, 1, 0))
+        return one
+
+    report = Report()
+    compare_servers.tell([entry("ringserve, REST", 0), entry("Cheater", 5)], report)
+    assert [report.figures[f"{name} failed"][0] for name in ("ringserve, REST", "Cheater")] == [0, 20]
 
 
 def test_a_family_is_found_across_sessions() -> None:

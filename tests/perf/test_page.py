@@ -4,6 +4,8 @@ are said plainly. And perf/all.py names its mistakes. With made-up figures; noth
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from perf import all as everything
-from perf import page, page_plots, page_texts
+from perf import loadgen, models, page, page_plots, page_texts
+from perf.loadgen import LoadError
 from perf.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,8 +119,101 @@ def test_a_program_that_does_not_end_in_time_is_told(tmp_path: Path, capfd: pyte
 def test_the_page_is_made_from_the_recorded_figures() -> None:
     """Nobody types a figure in; whoever changes the words writes the page anew: python -m perf.all --page."""
     known = json.loads(everything.RESULTS.read_text())
-    drawn = [name for name in page_plots.TITLES if (ROOT / f"docs/images/performance-{name}.svg").exists()]
-    assert (ROOT / "docs/performance.md").read_text() == page.text(known, drawn)
+    plots = page_plots.found(known["programs"], ROOT / "docs/images")
+    assert (ROOT / "docs/performance.md").read_text() == page.text(known, *plots)
+
+
+def test_nobody_plans_with_figures_that_the_page_has_others_of() -> None:
+    text = (ROOT / "docs/scaling.md").read_text()
+    assert re.findall(r"\d µs|\d (?:gRPC )?requests|\d REST ones|\d a second", text) == []
+    assert "performance.md#" in text
+
+
+def test_plots_of_other_figures_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without matplotlib: those of these very figures stay, others are said to be missing."""
+    monkeypatch.setattr(page_plots, "pyplot", lambda: None)
+    known = results()
+    (tmp_path / "images").mkdir()
+    plot = tmp_path / "images" / "performance-throughput.svg"
+    plot.write_text("<svg/>\n" + page_plots.mark(known["programs"]["end_to_end"]["figures"]))
+    assert "](images/performance-throughput.svg)" in page.write(known, tmp_path).read_text()
+    known["programs"]["end_to_end"]["figures"]["mlp grpc 1 in flight rate"]["value"] *= 10
+    text = page.write(known, tmp_path).read_text()
+    assert "performance-throughput.svg" not in text
+    assert "*Left out, as it was drawn from other figures: Throughput against latency" in section(text, "End to end")
+    plot.unlink()
+    assert "Left out" not in page.write(known, tmp_path).read_text()
+
+
+def others(failed: float | None) -> dict[str, Any]:
+    """Of compare_servers, as a record without that figure or with it."""
+    report = Report()
+    for name in ("ringserve, REST", "Robyn"):
+        report.figure(f"{name} 128 in flight rate", 1000.0, "requests/s")
+        if failed is not None:
+            report.figure(f"{name} failed", failed, "calls")
+    return report.as_json("compare_servers", 0)
+
+
+def test_failed_calls_of_others_are_told() -> None:
+    assert "| Robyn | 1,000 | 987,654 |" in page.comparison(others(987654))
+    assert "| Robyn | 1,000 | 0 |" in page.comparison(others(0))
+    assert "| Robyn | 1,000 | – |" in page.comparison(others(None))
+    assert "|  | 128: requests/s | failed calls |" in page.comparison(others(None))
+
+
+def test_how_full_the_models_machines_are_is_said() -> None:
+    result = Report()
+    result.figure("predicted 4 cores", 1000.0, "requests/s")
+    told = page.scaling(result.as_json("scaling", 0))
+    assert any("busier than 70%, and clients elsewhere" in line for line in told)
+
+
+def test_each_plot_is_of_one_program(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    programs = {**results()["programs"], "compare_servers": others(0)}
+    figures = programs["compare_servers"]["figures"]
+    for name in ("ringserve, REST", "Robyn"):
+        for figure in ("rate", "latency p99"):
+            figures[f"{name} 32 in flight {figure}"] = {"value": 1000.0, "unit": ""}
+        figures[f"{name} 128 in flight latency p99"] = {"value": 1000.0, "unit": ""}
+    assert page_plots.draw(programs, tmp_path) == ["throughput", "throughput-others"]
+    assert page_plots.found(programs, tmp_path) == (["throughput", "throughput-others"], [])
+    assert "Robyn" not in (tmp_path / "performance-throughput.svg").read_text()
+    assert "Robyn" in (tmp_path / "performance-throughput-others.svg").read_text()
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """perf.all as it is started, with results and page in this folder."""
+    monkeypatch.setattr(everything, "RESULTS", tmp_path / "performance.json")
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(loadgen, "build", lambda: None)
+    monkeypatch.setattr(models, "prepared", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["all", "--only=idle,many"])
+    return tmp_path
+
+
+def test_what_cannot_be_built_is_told(unmeasured: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    def build() -> None:
+        raise LoadError("it needs a C compiler")
+
+    monkeypatch.setattr(loadgen, "build", build)
+    assert everything.main() == 1
+    assert capsys.readouterr().err == "it needs a C compiler\n"
+
+
+def test_ctrl_c_ends_it_and_keeps_what_was_measured(unmeasured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(program: everything.Program, *_: object) -> dict[str, Any]:
+        if program.name == "many":
+            raise KeyboardInterrupt
+        return {**Report().as_json(program.name, 0)}
+
+    monkeypatch.setattr(everything, "run", run)
+    assert everything.main() == 130
+    assert list(json.loads((unmeasured / "performance.json").read_text())["programs"]) == ["idle"]
 
 
 def test_unknown_programs_are_named() -> None:
