@@ -6,9 +6,7 @@ tasks, each of which shares batches with Classify and Regress; its answer is the
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ from ringserve.frontend.examples import (
     regressions,
     with_context,
 )
+from ringserve.frontend.grpc_encoder import Done, encode_aside
 from ringserve.frontend.grpc_models import parsed
 from ringserve.frontend.grpc_protos import RawExampleRequest, RawMultiInferenceRequest
 from ringserve.frontend.grpc_reply import GrpcReply, InferClient, refuse
@@ -42,8 +41,6 @@ _MULTI: Final = "MultiInference"
 _ZERO: Final = bytes(4)
 #: Classes and values that are encoded in the event loop: some milliseconds. More are encoded by a thread.
 _AT_ONCE_MAX: Final = 8_192
-_ENCODERS: Final = ThreadPoolExecutor(1, thread_name_prefix="grpc-encoder")
-_Done = Callable[[bytes | Failure], None]
 _KIND_OF: Final = {kind.method_name: kind for kind in Kind}
 
 
@@ -111,9 +108,11 @@ def _encode_spec(lane: Lane) -> bytes:
     return encoded
 
 
-def _encode_result(kind: Kind, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int, done: _Done) -> None:
+def _encode_result(
+    kind: Kind, lane: Lane, outputs: Sequence[Output], row_first: int, rows: int, done: Done, call: Call | None
+) -> None:
     """Tell `done` of a serialized ClassificationResult or RegressionResult, or what is wrong with the outputs: now, or
-    later where it takes long."""
+    later where it takes long. call: who waits, None when it has gone."""
     if kind is Kind.CLASSIFY:
         classes = classes_of(lane, outputs, row_first, rows)
         if isinstance(classes, Failure):
@@ -123,7 +122,7 @@ def _encode_result(kind: Kind, lane: Lane, outputs: Sequence[Output], row_first:
         else:
             if classes.scores is not None:
                 classes = classes._replace(scores=classes.scores.copy())
-            _aside(encode_classes, classes, done)
+            encode_aside(encode_classes, classes, done, lane.spec.model, call)
         return
     values = regressions(lane, outputs, row_first, rows)
     if isinstance(values, Failure):
@@ -131,13 +130,7 @@ def _encode_result(kind: Kind, lane: Lane, outputs: Sequence[Output], row_first:
     elif values.size <= _AT_ONCE_MAX:
         done(encode_regressions(values))
     else:
-        _aside(encode_regressions, values.copy(), done)
-
-
-def _aside(encode: Callable[[Any], bytes], kept: Any, done: _Done) -> None:
-    """Tell `done` what `encode` makes of this in the thread for it. kept: nothing that lies in a record."""
-    future = asyncio.get_running_loop().run_in_executor(_ENCODERS, encode, kept)
-    future.add_done_callback(lambda over: done(over.result()))
+        encode_aside(encode_regressions, values.copy(), done, lane.spec.model, call)
 
 
 # ----------------------------------------------------------------------------------------------- Classify and Regress
@@ -150,7 +143,7 @@ class _ExamplesReply(GrpcReply):
     def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
         if self.call is not None:
             self.tally.run(self.api, self.lane.spec.model, self.run_ns)
-            _encode_result(self.kind, self.lane, outputs, row_first, rows, self._encoded)
+            _encode_result(self.kind, self.lane, outputs, row_first, rows, self._encoded, self.call)
 
     def _encoded(self, result: bytes | Failure) -> None:
         if isinstance(result, Failure):
@@ -234,7 +227,7 @@ class _Joint:
     """
 
     def __init__(self, call: Call, client: InferClient, tasks: Sequence[_Task], on_run: Callable[[], None]) -> None:
-        self._call: Call | None = call
+        self.call: Call | None = call
         self._client = client
         self._on_run = on_run
         self._request_ids: list[int] = []
@@ -246,15 +239,15 @@ class _Joint:
         for index, task in enumerate(tasks):
             lane, rows, payloads = task.request
             request_id = self._client.infer(lane, rows, payloads, timeout_ns, _TaskReply(self, index, task))
-            if self._call is None:
+            if self.call is None:
                 return  # this task was refused (and those before it are cancelled), or it was the last result
             self._request_ids.append(request_id)
-        if self._call is not None:
-            self._call.on_cancel(self.cancel)
+        if self.call is not None:
+            self.call.on_cancel(self.cancel)
 
     def result(self, index: int, result: bytes | Failure) -> None:
         """One task's InferenceResult."""
-        call = self._call
+        call = self.call
         if call is None:
             return
         if isinstance(result, Failure):
@@ -263,22 +256,22 @@ class _Joint:
         self._results[index] = result
         self._missing -= 1
         if not self._missing:
-            self._call = None
+            self.call = None
             self._on_run()
             call.finish(b"".join([_field(b"\x0a", each) for each in self._results]))
 
     def fail(self, code: int, text: str) -> None:
         """One task failed, and with it the call."""
-        call = self._call
+        call = self.call
         if call is not None:
-            self._call = None
+            self.call = None
             self._cancel_requests()
             call.fail(code, grpc_text(text))
 
     def cancel(self) -> None:
         """The client of the call has gone."""
-        if self._call is not None:
-            self._call = None
+        if self.call is not None:
+            self.call = None
             self._cancel_requests()
 
     def _cancel_requests(self) -> None:
@@ -305,7 +298,7 @@ class _TaskReply:
         return _REPLIES[self._kind].api
 
     def answer(self, outputs: Sequence[Output], row_first: int, rows: int) -> None:
-        _encode_result(self._kind, self._lane, outputs, row_first, rows, self._encoded)
+        _encode_result(self._kind, self._lane, outputs, row_first, rows, self._encoded, self._joint.call)
 
     def _encoded(self, result: bytes | Failure) -> None:
         if not isinstance(result, Failure):

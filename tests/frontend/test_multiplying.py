@@ -28,6 +28,7 @@ from ringserve.frontend.access import Access, Key
 from ringserve.frontend.console_failures import RecentFailures, shown_text
 from ringserve.frontend.examples import with_context
 from ringserve.frontend.grpc_api import CLASSIFY, MULTI_INFERENCE, PREDICT, REGRESS
+from ringserve.frontend.grpc_encoder import ENCODERS
 from ringserve.frontend.lanes import LaneTable
 from ringserve.frontend.metric_scope import MetricScope
 from ringserve.frontend.predict_codec import PredictDecoder
@@ -160,7 +161,7 @@ def test_who_leaves_while_a_long_answer_is_encoded_is_not_answered() -> None:
         made = call(client, REGRESS, regression(*TWO * 5_000))
         assert made.cancel is not None
         made.cancel()
-        await asyncio.get_running_loop().run_in_executor(grpc_examples._ENCODERS, int)  # what comes behind it
+        await asyncio.get_running_loop().run_in_executor(ENCODERS, int)  # what comes behind it
         return made
 
     made = asyncio.run(called())
