@@ -7,6 +7,7 @@ handled one by one in Python, except that protobuf yields varint-coded fields as
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,8 @@ FILLED_BYTES_MAX: Final = 64 * 2**20
 STRINGS_FILLED_MAX: Final = 65_536
 _SMALL_COUNT: Final = 32
 _VARINT_BYTES_MAX: Final = 10
+#: Lengths of strings that are found at once: it takes a hundred bytes for each.
+_LENGTHS_AT_ONCE: Final = 65_536
 
 
 class Tensor(NamedTuple):
@@ -239,7 +242,7 @@ def _split_strings(content: bytes, count: int) -> list[bytes]:
     return [content[start:end] for start, end in pairwise(cuts)]
 
 
-def _few_lengths(content: bytes, count: int) -> tuple[list[int], int]:
+def _few_lengths(content: bytes, count: int) -> tuple[Sequence[int], int]:
     """So many varints, and where they end."""
     lengths = []
     offset = 0
@@ -258,25 +261,35 @@ def _few_lengths(content: bytes, count: int) -> tuple[list[int], int]:
     return lengths, offset
 
 
-def _many_lengths(content: bytes, count: int) -> tuple[list[int], int]:
-    """The same without going from byte to byte."""
-    head = np.frombuffer(content, np.uint8, min(len(content), _VARINT_BYTES_MAX * count))
-    ends = np.flatnonzero(head < 0x80)[:count]
-    if len(ends) < count:
+def _many_lengths(content: bytes, count: int) -> tuple[Sequence[int], int]:
+    """The same without going from byte to byte, and without an object for each."""
+    if count <= len(content) and content[:count].isascii():
+        return content[:count], count  # none is longer than 127: the bytes are the lengths
+    lengths = array("Q", (0,)) * count
+    found, whole, offset = np.frombuffer(lengths, np.uint64), np.frombuffer(content, np.uint8), 0
+    for start in range(0, count, _LENGTHS_AT_ONCE):
+        offset += _read_lengths(whole[offset:], found[start : start + _LENGTHS_AT_ONCE])
+    return lengths, offset
+
+
+def _read_lengths(content: npt.NDArray[np.uint8], lengths: npt.NDArray[np.uint64]) -> int:
+    """Read varints from the start of `content` into `lengths`, all of which are 0 yet. How many bytes they take."""
+    head = content[: _VARINT_BYTES_MAX * len(lengths)]
+    ends = np.flatnonzero(head < 0x80)[: len(lengths)]
+    if len(ends) < len(lengths):
         raise _ParseError
     starts = np.concatenate(([0], ends[:-1] + 1))
     widths = ends - starts + 1
     widest = int(widths.max())
     if widest > _VARINT_BYTES_MAX:
         raise _ParseError
-    lengths = np.zeros(count, np.uint64)
     for index in range(widest):
         is_there = widths > index
         digits = (head[starts[is_there] + index] & 0x7F).astype(np.uint64)
         if index == _VARINT_BYTES_MAX - 1 and digits.any():
             raise _ParseError  # more than any length
         lengths[is_there] |= digits << np.uint64(7 * index)
-    return lengths.tolist(), int(ends[-1]) + 1
+    return int(ends[-1]) + 1
 
 
 def _typed_values(proto: Any, field: TypedField, dtype: int, count: int, itemsize: int) -> Buffer:

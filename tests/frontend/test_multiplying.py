@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,18 +244,35 @@ LENGTHS = st.lists(st.sampled_from([0, 1, 127, 128, 300, 2**21, 2**35, 2**62, 2*
 
 @settings(max_examples=300, deadline=None)
 @given(LENGTHS, st.lists(st.sampled_from([b"", b"\x80", b"\xff", b"\x80" * 9, b"\xff" * 9, b"\0"]), max_size=3),
-       st.integers(1, 50))  # fmt: skip
-def test_many_lengths_are_read_as_few_are(lengths: list[int], odd: list[bytes], count: int) -> None:
+       st.integers(1, 50), st.sampled_from([1, 3, 65_536]))  # fmt: skip
+def test_many_lengths_are_read_as_few_are(lengths: list[int], odd: list[bytes], count: int, at_once: int) -> None:
     content = b"".join([tensor_proto.varint(each) for each in lengths] + odd)
 
-    def read(reader: Callable[[bytes, int], tuple[list[int], int]]) -> tuple[list[int], int] | None:
+    def read(reader: Callable[[bytes, int], tuple[Sequence[int], int]]) -> tuple[list[int], int] | None:
         try:
             found, end = reader(content, count)
         except tensor_proto._ParseError:
             return None
-        return (found, end) if max(found) <= 2**63 else None  # more than that are refused later
+        return (list(found), end) if max(found) <= 2**63 else None  # more than that are refused later
 
-    assert read(tensor_proto._many_lengths) == read(tensor_proto._few_lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_proto, "_LENGTHS_AT_ONCE", at_once)
+        assert read(tensor_proto._many_lengths) == read(tensor_proto._few_lengths)
+
+
+@pytest.mark.parametrize("long", [(), (200,)])
+def test_lengths_of_many_strings_take_little_memory(long: tuple[int, ...]) -> None:
+    """Eight bytes for each and some for a stretch of them; where all are short, the bytes themselves."""
+    count = 1_000_000
+    content = b"\x0c" * (count - len(long)) + b"".join(map(tensor_proto.varint, long))
+    tracemalloc.start()
+    try:
+        lengths, end = tensor_proto._many_lengths(content, count)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(lengths), end, lengths[-1]) == (count, len(content), 200 if long else 12)
+    assert most < count * (24 if long else 2)
 
 
 def test_all_inputs_together_promise_no_more_than_fits() -> None:
