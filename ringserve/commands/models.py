@@ -282,7 +282,7 @@ def _awaited(api: Api, name: str, version: int | None, timeout_s: float) -> Any:
         try:
             found = api.admin("GET", model_path(name))
         except Refused as error:
-            if error.http_status != 404 or tries <= 0:
+            if error.http_status not in (404, 503) or tries <= 0:  # 503: it has only begun to start
                 raise
         except Failed as error:
             if error.exit_code != Status.UNREACHABLE or tries <= 0:
