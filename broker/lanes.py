@@ -143,7 +143,7 @@ class Lane:
         self._choose_best()
 
     def limit_parts(self, parts_max: int) -> None:
-        """A worker runs each of so many requests of a batch by itself; 0: all of them together."""
+        """A worker says how many requests it takes of a batch, see `Done.parts_max`; 0: any number."""
         self.parts_max = 1 if self.single else parts_max
 
     # ------------------------------------------------------------------------------------------------ run times

@@ -464,8 +464,9 @@ class Loading(NamedTuple):
 
 
 class Dependent(NamedTuple):
-    """worker -> broker, and from there to all other workers: requests of this signature, for these outputs, were
-    answered otherwise in a batch than alone, and not by chance. They are run one by one from now on."""
+    """worker -> broker, and from there to the other workers of its generation, which have the same files: requests of
+    this signature, for these outputs, were answered otherwise in a batch than alone, and not by chance. They are run
+    one by one from now on."""
 
     name: str
     version: int

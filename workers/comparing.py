@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any, Final, NamedTuple
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 _ELEMENTS_MAX: Final = 4096
 #: Runs that tell what is random from what depends: a coin may well fall the same way a few times.
 _RUNS_AGAIN_MAX: Final = 8
-#: Where a shared batch takes long, fewer of its parts are run again, and less often: its lease is for one run.
-_LONG_NS: Final = 250_000_000
+#: Where a run takes as long, fewer parts are run again, and less often: a batch's lease is for one run.
+LONG_NS: Final = 250_000_000
 _PARTS_LONG_MAX: Final = 2
 _RUNS_AGAIN_LONG_MAX: Final = 2
 
@@ -58,6 +58,7 @@ def _is_other(one: _Sample, other: _Sample) -> bool:
 
 #: Of one part alone, padded with copies of its first row up to so many rows, 0: none; its own rows of each output.
 Run = Callable[[Columns, int], list[Any]]
+Key = tuple[int, int, int]
 
 
 def _which_differ(pairs: Sequence[tuple[_Sample, _Sample]]) -> list[bool]:
@@ -71,7 +72,7 @@ class Answers:
     def __init__(self) -> None:
         #: Those that have an answer and are no failure.
         self.parts: list[Part] = []
-        self._samples: dict[tuple[int, int, int], list[_Sample]] = {}
+        self._samples: dict[Key, list[_Sample]] = {}
 
     def keep(self, part: Part, outputs: Sequence[Any]) -> None:
         """Remember what this part was answered."""
@@ -95,7 +96,7 @@ class Answers:
         many rows as together, with nobody else in it, differs by its size, as kernels round. Returns the places of the
         outputs that differed for another reason. Raises RunFailure.
         """
-        together: dict[tuple[int, int, int], list[_Sample]] = {}
+        together: dict[Key, list[_Sample]] = {}
         parts: list[Columns] = []
         first_row = 0
         for group in groups:
@@ -114,6 +115,17 @@ class Answers:
             trial.agreed(self._others(set()))
             return []
         witnesses = [one for one, differs in zip(parts, zip(*found, strict=True), strict=True) if any(differs)]
+        chance = self._random(differing, witnesses, run, runs_max)
+        if 2 * len(witnesses) <= len(parts):  # where most differ it is more than rounding, if only the rows' number
+            chance |= _by_size(differing - chance, witnesses, together, run, rows_fed)
+        if differing - chance:
+            trial.differed()
+        else:
+            trial.agreed(self._others(chance))
+        return sorted(differing - chance)
+
+    def _random(self, differing: set[int], witnesses: Sequence[Columns], run: Run, runs_max: int) -> set[int]:
+        """Those of these outputs that are not always the same alone."""
         random: set[int] = set()
         for witness, _ in zip(cycle(witnesses), range(runs_max), strict=False):
             again = [_sample(output) for output in run(witness, 0)]
@@ -121,26 +133,25 @@ class Answers:
             random |= {at for at in differing if _differ(alone[at], again[at])}
             if random == differing:
                 break
-        by_size = differing - random
-        if 2 * len(witnesses) > len(parts):
-            by_size = set()  # where most differ it is more than rounding, if only the number of rows that counts
-        for witness in witnesses if by_size else ():
-            sized = [_sample(output) for output in run(witness, rows_fed)]
-            by_size = {at for at in by_size if not _differ(sized[at], together[_key(witness.parts[0])][at])}
-        random |= by_size
-        if differing - random:
-            trial.differed()
-        else:
-            trial.agreed(self._others(random))
-        return sorted(differing - random)
+        return random
 
-    def _others(self, random: set[int]) -> int | None:
-        """Parts whose answer is not that of the first one, in what is not random; None where all is."""
+    def _others(self, chance: set[int]) -> int | None:
+        """Parts whose answer is not that of the first one, in what is not chance; None where all is."""
         first, *rest = self._samples.values()
-        compared = [at for at in range(len(first)) if at not in random]
+        compared = [at for at in range(len(first)) if at not in chance]
         if not compared:
             return None
         return sum(any(_is_other(first[at], each[at]) for at in compared) for each in rest)
+
+
+def _by_size(
+    differing: set[int], witnesses: Sequence[Columns], together: Mapping[Key, list[_Sample]], run: Run, rows_fed: int
+) -> set[int]:
+    """Those of these outputs that are what they are together in a run of as many rows, too."""
+    for witness in witnesses if differing else ():
+        sized = [_sample(output) for output in run(witness, rows_fed)]
+        differing = {at for at in differing if not _differ(sized[at], together[_key(witness.parts[0])][at])}
+    return differing
 
 
 def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clock_ns: Callable[[], int]) -> int:
@@ -160,10 +171,9 @@ def try_together(lane: Lane, trial: Trial, feeder: Feeder, answers: Answers, clo
         run_ns = clock_ns() - started_ns
         if all(output.ndim and len(output) == rows_fed for output in outputs):
             lane.row_shapes = [output.shape[1:] for output in outputs]
-            runs_max = _RUNS_AGAIN_LONG_MAX if run_ns >= _LONG_NS else _RUNS_AGAIN_MAX
-            differing = answers.judge(
-                trial, groups, outputs, partial(_run_alone, lane, feeder), rows_fed=rows_fed, runs_max=runs_max
-            )
+            runs_max = _RUNS_AGAIN_LONG_MAX if run_ns >= LONG_NS else _RUNS_AGAIN_MAX
+            run = partial(_run_alone, lane, Gatherer())
+            differing = answers.judge(trial, groups, outputs, run, rows_fed=rows_fed, runs_max=runs_max)
         else:
             trial.not_per_row()
     except RunFailure:
@@ -209,16 +219,14 @@ def may_answer(
         return True
     if not trial.is_due(unusual=_is_of_other_shapes(lane, outputs)):
         return True
-    is_long = run_ns >= _LONG_NS
+    is_long = run_ns >= LONG_NS
     parts_max = _PARTS_LONG_MAX if is_long else PARTS_MAX
     each = [Columns(group.ring, [part]) for group in groups for part in group.parts]
     step = -(-len(each) // parts_max)
     gatherer = Gatherer()  # what the batch was fed may be part of its outputs
 
     def run(one: Columns, rows: int) -> list[Any]:
-        rows = rows or feeder.rows_fed(lane, one.rows_count)
-        run_out = lane.plan.run(gatherer.feeds(lane.layouts, [one], one.rows_count, rows))
-        return [output[: one.rows_count] if output.ndim else output for output in run_out]
+        return _run_alone(lane, gatherer, one, rows or feeder.rows_fed(lane, one.rows_count))
 
     answers = Answers()
     for one in each[trial.looked_count % step :: step]:
@@ -247,9 +255,11 @@ def _is_of_other_shapes(lane: Lane, outputs: Sequence[Any]) -> bool:
     return bool(before) and before != lane.row_shapes
 
 
-def _run_alone(lane: Lane, feeder: Feeder, group: Columns, rows: int) -> list[Any]:
-    outputs = lane.plan.run(feeder.feeds(lane, [group], group.rows_count, rows or group.rows_count))
-    return [output[: group.rows_count] if rows and output.ndim else output for output in outputs]
+def _run_alone(lane: Lane, gatherer: Gatherer, one: Columns, rows: int) -> list[Any]:
+    outputs = lane.plan.run(gatherer.feeds(lane.layouts, [one], one.rows_count, rows))
+    if rows <= one.rows_count:
+        return outputs  # whole, as it would be answered: one that does not follow the rows is to show
+    return [output[: one.rows_count] if output.ndim else output for output in outputs]
 
 
 def _report(trial: Trial, spec: LaneSpec, differing: Sequence[int]) -> None:
@@ -274,5 +284,5 @@ def _report(trial: Trial, spec: LaneSpec, differing: Sequence[int]) -> None:
         log.debug("model %s version %d, signature %s: its requests share batches from now on", *who)
 
 
-def _key(part: Part) -> tuple[int, int, int]:
+def _key(part: Part) -> Key:
     return part[FRONTEND], part[REQUEST], part[ROW_START]

@@ -16,7 +16,7 @@ from typing import Any
 from ringserve.broker.messages import Code, Done, Execute, Failure, LaneSpec, ModelOptions, Result
 from ringserve.broker.wire import unpack_lane
 from ringserve.shm.ring import RingWriter
-from ringserve.workers.comparing import Answers, are_copies, may_answer, try_together
+from ringserve.workers.comparing import LONG_NS, Answers, are_copies, may_answer, try_together
 from ringserve.workers.failures import RunFailure
 from ringserve.workers.feeding import Feeder
 from ringserve.workers.gather import FRONTEND, REQUEST, ROW_START, ROWS, Columns, Part, whole_feeds
@@ -34,10 +34,6 @@ _NOT_PER_ROW = (
     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input tensors, "
     "so a request of this size, which had to be split, has no answer; send fewer rows."
 )
-
-#: What the trial of a batch takes beyond its run together is not told to the broker, for it would find that batches do
-#: not pay; but where that is long, deadlines depend on it.
-_LONG_NS = 250_000_000
 
 _NO_ROOM = (
     "The result ring is full of answers that a frontend does not take; try again, or raise result_ring_bytes."
@@ -272,7 +268,9 @@ class Executor:
         # Results go out when a batch waits, and whoever has an answer takes the request's memory back.
         if not has_waited and len(answers.parts) > 1:
             together_ns = try_together(lane, trial, self._feeder, answers, self._clock_ns)
-            run.ns = run.ns + together_ns if run.ns > _LONG_NS else together_ns or run.ns
+            # What the trial takes beyond that is not told to the broker, for it would find that batches do not pay; but
+            # where it is long, deadlines depend on it.
+            run.ns = run.ns + together_ns if run.ns > LONG_NS else together_ns or run.ns
         lane.heed(trial)
 
     def _answer_alone(

@@ -37,7 +37,7 @@ def reload(config_path: str, socket_path: str, timeout: float, as_json: bool) ->
             status, text = call(socket_path, "POST", f"/ringserve/v1/{path}", body, timeout)
         except TimeoutError as error:
             raise Failed(f"no answer within {timeout:g} s: {_GOES_ON}") from error
-        except ConnectionResetError as error:  # http.client's RemoteDisconnected is one
+        except (ConnectionResetError, http.client.IncompleteRead) as error:  # RemoteDisconnected is one of the first
             raise Failed(f"a process of the server ended before it had answered: {_GOES_ON}") from error
         except (OSError, http.client.HTTPException) as error:
             text = f"nobody answers at {socket_path}: {error}"

@@ -1,7 +1,7 @@
 """Clients that go, seen from outside: their requests leave the queue, never run, and hold nothing any more.
 
 The model `held` has room for five requests and waits for batches of 64 rows, so that a test says when a batch goes. How
-many rows a model has ever been given is what the broker counts (`ringserve_batch_rows_sum`).
+many rows a model has ever answered is what the broker counts when batches are over (`ringserve_batch_rows_sum`).
 """
 
 from __future__ import annotations

@@ -391,3 +391,12 @@ def test_only_some_elements_of_an_answer_are_kept() -> None:
     answers.keep([1, 5, 1, 0], [np.zeros((1, 1000, 1000), np.int8), np.zeros(3)])
     ((large, small),) = answers._samples.values()
     assert (4000 < large.elements.size <= 4096, small.elements.size) == (True, 3)
+
+
+def test_an_output_that_follows_the_rows_by_chance_only_is_no_random_one() -> None:
+    """Always four values: as many as rows where four requests came, and not the rows' own."""
+    _, desk = bench(lambda x: np.arange(4.0) + x.sum())
+    for _ in range(100):
+        ask(desk, *(rows_of(value) for value in (1, 2, 3, 4)))
+    assert ask(desk, rows_of(1)) == [[1, 2, 3, 4]]
+    assert desk.executor.trials.found
