@@ -22,12 +22,13 @@ from ringserve.broker.admission import admit, promised_ns
 from ringserve.broker.batcher import FairOrder, due_ns
 from ringserve.broker.drains import Drains
 from ringserve.broker.expiry import Expiry, cancel, expire
-from ringserve.broker.fleet import Fleet, Worker, WorkerState
+from ringserve.broker.fleet import Fleet, WorkerState
+from ringserve.broker.handovers import Handovers
 from ringserve.broker.lane_table import LaneTable
-from ringserve.broker.lanes import Lane, whole
+from ringserve.broker.lanes import Lane
 from ringserve.broker.leases import Lease, Leases
-from ringserve.broker.loans import LOAN_ID_FIRST, Loan, Loans
-from ringserve.broker.messages import Done, Execute, Handed, LaneSpec, ModelVersion
+from ringserve.broker.loans import LOAN_ID_FIRST, Loans
+from ringserve.broker.messages import Done, Execute, LaneSpec, ModelVersion
 from ringserve.broker.neighbours import Neighbours, runs
 from ringserve.broker.observer import Observer
 from ringserve.broker.orphans import Orphans
@@ -82,6 +83,12 @@ class Core:
         self.ran_last = -1  # the worker whose batch ended last
         counted = "submitted", "submits_ignored", "resubmits_known", "handed", "batches", "rows", "kills"
         self._counters = dict.fromkeys((*counted, "dones_ignored"), 0)
+        self._handovers = Handovers(
+            self._lanes, self._fleet, self._leases, self._loans, self._order, self._outcomes, self._orphans,
+            self._neighbours, self._counters,
+        )  # fmt: skip
+        #: A frontend says what it sent straight to a worker: (the message Handed, now_ns).
+        self.handed = self._handovers.handed
 
     # ------------------------------------------------------------------------------------------------ membership
 
@@ -198,62 +205,31 @@ class Core:
         """The clients of these are gone: [[lane_key, request_id], ...]. Those that run are left to run."""
         cancel(self._lanes, self._orphans, self._leases, self._outcomes, frontend_id, requests, now_ns)
 
-    def handed(self, handed: Handed, now_ns: int) -> None:
-        """A request went straight to the worker that its frontend was lent, and is not answered yet."""
-        lane = self._lanes.get(handed.lane_key) or self._lanes.open(handed.lane_key)
-        if lane is None or handed.frontend_id not in self._outcomes.frontends or self._loans.is_over(handed.batch_id):
-            return
-        entry = whole(handed.frontend_id, handed.request, handed.handed_ns)
-        worker = self._fleet.workers.get(handed.worker_id)
-        self._take_handed(lane, worker, now_ns)
-        if worker is None:  # which it may have ended
-            lease = Lease(handed.batch_id, handed.worker_id, lane, [entry], entry[0][2], 0, solo=False)
-            self._outcomes.take_back(lease, blamed=self._loans.blames(handed.worker_id))
-            self._orphans.list(lane, now_ns)
-            return
-        expected_ns = lane.predict(entry[0][2])
-        lease = self._leases.handed(handed.batch_id, handed.worker_id, lane, entry, handed.handed_ns, expected_ns)
-        lease.charged_ns = self._order.charge(lane, expected_ns)
-
     def done(self, done: Done, now_ns: int) -> None:
         """A batch is over. One that was revoked, or is not known, is counted and otherwise ignored."""
         lease = self._leases.settle(done.batch_id, done.worker_id, now_ns)
-        loan = self._loans.done(done.batch_id) if done.batch_id > LOAN_ID_FIRST else None
-        if lease is None:
-            if loan is None:
-                self._counters["dones_ignored"] += 1
-                return
-            lease = self._unseen(loan, done, now_ns)
-        lane = lease.lane
-        self._outcomes.settle(lease, done.parts_left)
+        loan = self._loans.done(done) if done.batch_id > LOAN_ID_FIRST else None
+        if lease is not None:
+            lane = lease.lane
+            self._outcomes.settle(lease, done.parts_left)
+            if done.parts_left:
+                self._orphans.list(lane, now_ns)
+        elif loan is not None:
+            lane = loan.lane
+            lease = self._handovers.unseen(loan, done, now_ns)
+            self._outcomes.settle(lease)
+        else:
+            self._counters["dones_ignored"] += 1
+            return
         lane.limit_parts(done.parts_max)
-        if done.parts_left:
-            self._orphans.list(lane, now_ns)
         if done.run_ns > 0:
             if lease.entries:  # else it failed, perhaps at once. It was held from when it became the head.
                 lane.learn(lease.rows, done.run_ns, now_ns - (lease.started_ns or now_ns), done.waited_ns)
             lane.attained_ns += done.run_ns - lease.charged_ns
         self.ran_last = done.worker_id
         self._count(lease, done.run_ns)
-        if not (self._leases or self._order) and loan is None:
-            self._loans.was_alone(lease)
-
-    def _unseen(self, loan: Loan, done: Done, now_ns: int) -> Lease:
-        """A request of which nobody told before it was over."""
-        lease = loan.unseen(done, now_ns)
-        lease.charged_ns = self._order.charge(loan.lane, done.run_ns)
-        self._leases.ran_unseen(done.worker_id, done.run_ns)
-        self._take_handed(loan.lane, loan.worker, now_ns)
-        return lease
-
-    def _take_handed(self, lane: Lane, worker: Worker | None, now_ns: int) -> None:
-        lane.used_ns = now_ns
-        if worker is not None:
-            worker.quiet_since_ns = now_ns
-            lane.granted(worker.worker_id, [])
-        self._neighbours.saw(lane, now_ns)
-        self._counters["submitted"] += 1
-        self._counters["handed"] += 1
+        if loan is None:
+            self._loans.ran(lease, alone=not (self._leases or self._order))
 
     def _count(self, lease: Lease, run_ns: int) -> None:
         """A batch is over, less what its worker left of it: a request counts once, with the batch that answers it."""
@@ -298,10 +274,11 @@ class Core:
         if self._drains:
             drained, drains_wake_ns = self._drains.look(self._lanes, now_ns)
             wake_ns = earliest(wake_ns, drains_wake_ns)
-        waits, self._waits = self._waits, {}
-        calm = not (executes or declined or self._leases or self._orphans or self._running_max)
-        self._loans.lend(self._fleet.workers, self._outcomes.frontends, calm=calm)
-        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained, waits, self._loans.take_told())
+        promised, self._waits = self._waits, {}
+        waits = bool(declined or self._order or self._orphans or self._running_max)
+        calm = not (waits or executes or self._leases)
+        self._loans.lend(self._fleet.workers, self._outcomes.frontends, calm=calm, waits=waits)
+        return Turn(executes, self._outcomes.take_told(), kills, wake_ns, drained, promised, self._loans.take_told())
 
     def _grant(self, lane: Lane, now_ns: int, taken: set[int]) -> tuple[tuple[int, Execute] | None, int]:
         """One batch of `lane`, if it is due and a worker is to be had: (what to send or None, when to ask again).

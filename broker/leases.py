@@ -128,13 +128,10 @@ class Leases:
             self._start(lease, now_ns)
         return lease
 
-    def handed(
-        self, batch_id: int, worker_id: int, lane: Lane, entry: Entry, handed_ns: int, expected_ns: int
-    ) -> Lease:
-        """The lent worker was handed this request at that time, as a batch of its own (see `loans.py`)."""
-        lease = Lease(batch_id, worker_id, lane, [entry], entry[0][2], expected_ns, solo=False)
-        self._by_batch[batch_id] = lease
-        held = self._by_worker[worker_id]
+    def handed(self, lease: Lease, handed_ns: int) -> None:
+        """The lent worker was handed this batch at that time (see `loans.py`)."""
+        self._by_batch[lease.batch_id] = lease
+        held, lane = self._by_worker[lease.worker_id], lease.lane
         lane.leases_count += 1
         lease.granted_ns = handed_ns
         position = sum(other.granted_ns <= handed_ns for other in held)
@@ -146,7 +143,6 @@ class Leases:
                 held[1].started_ns = 0
             # What is told of a time before a stop was stopped, too.
             self._start(lease, max(handed_ns, self._resumed_ns))
-        return lease
 
     def ran_unseen(self, worker_id: int, run_ns: int) -> None:
         """The lent worker ran a batch that was never leased."""

@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 #: Changes when any message changes; processes of different protocol versions refuse each other at registration.
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 
 
 class Code(IntEnum):
@@ -130,15 +130,17 @@ class Cancel(NamedTuple):
 
 
 class Execute(NamedTuple):
-    """broker -> worker, or frontend -> worker (one part, see Lend): run these parts together, once.
+    """broker -> worker, or frontend -> worker (see Lend): run these parts together, once.
 
     part: [frontend_id, request_id, rows, row_start, offset, ...]. A whole request has row_start 0; a split request's
     part starts `row_start` rows into the records at `offset`.
+    waits: of a frontend's, how long its requests had waited: [[requests, ns], ...], in their order; Done repeats them.
     """
 
     batch_id: int
     lane_key: bytes
     parts: list[list[int]]
+    waits: list[list[int]] = []  # noqa: RUF012  (never changed)
 
 
 class Result(NamedTuple):
@@ -171,6 +173,7 @@ class Done(NamedTuple):
     parts_left: so many at the end of the batch were not answered: they wait again. All of them: they were run together
     and failed; one by itself is answered. parts_max: how many the lane's batches may have from now on, as each of them
     is run by itself, or as more have failed together lately; 0 = any number.
+    requests, waits: of a batch that came from a frontend, the rows of each of its requests, and Execute's waits.
     """
 
     worker_id: int
@@ -180,6 +183,8 @@ class Done(NamedTuple):
     waited_ns: int
     parts_left: int
     parts_max: int
+    requests: list[int] = []  # noqa: RUF012  (never changed)
+    waits: list[list[int]] = []  # noqa: RUF012  (never changed)
 
 
 class Release(NamedTuple):
@@ -204,12 +209,16 @@ class Lend(NamedTuple):
     """broker -> frontend: this worker is lent to you. A request of this lane that is alone in your hands, and has no
     more than `rows_max` rows, may go straight to it as an Execute, one at a time, with the batch ids loan_id + 1,
     loan_id + 2, and so on. The worker's Done tells the broker of each.
+
+    batch_rows_max: if not 0, so may several of this lane together, that are all that you hold and have no more rows
+    than that; those that come while such a batch runs may wait for its end.
     """
 
     loan_id: int
     lane_key: bytes
     worker_id: int
     rows_max: int
+    batch_rows_max: int
 
 
 class Recall(NamedTuple):
@@ -219,9 +228,10 @@ class Recall(NamedTuple):
 
 
 class Handed(NamedTuple):
-    """frontend -> broker: this request went straight to the lent worker as this batch, at that time, and has no answer
-    yet. Sent before anything else that the broker must see beside it (another Submit, its Cancel, Returned), when the
-    answer is not there after some milliseconds, and when the worker has left. request: as in Submit.
+    """frontend -> broker: these requests went straight to the lent worker as this batch, at that time, and have no
+    answer yet. Sent before anything else that the broker must see beside it (another Submit, a Cancel, Returned),
+    when the answer is not there after some milliseconds, and when the worker has left. requests: as in Submit, in the
+    batch's order; those that were answered are left out.
     """
 
     frontend_id: int
@@ -229,7 +239,7 @@ class Handed(NamedTuple):
     batch_id: int
     lane_key: bytes
     handed_ns: int
-    request: list[int]
+    requests: Sequence[list[int]]
 
 
 class Returned(NamedTuple):

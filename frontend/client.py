@@ -28,6 +28,7 @@ from ringserve.frontend.lanes import Lane
 from ringserve.frontend.outgoing import Outgoing
 from ringserve.frontend.outputs import Answered, Output, Reply, answer_all, outputs_of
 from ringserve.frontend.recorder import Recorder
+from ringserve.frontend.ring_room import no_room
 from ringserve.frontend.shedding import count_taken, note
 from ringserve.shm.ring import RingWriter
 from ringserve.shm.segment import Segment
@@ -204,18 +205,7 @@ class Client:
 
     def _refuse(self, request: list[int], size: int, reply: Reply) -> None:
         self._release_records(request)
-        if size > self._ring.record_bytes_max:
-            reply.fail(
-                Code.RESOURCE_EXHAUSTED,
-                f"an input of {size} bytes does not fit the request ring of {self._ring.record_bytes_max} bytes; "
-                "raise request_ring_bytes",
-            )
-        else:
-            reply.fail(
-                Code.RESOURCE_EXHAUSTED,
-                f"the request ring is full ({self._ring.record_bytes_max} bytes, {len(self._pending)} requests in "
-                "flight); try again, or raise request_ring_bytes",
-            )
+        reply.fail(Code.RESOURCE_EXHAUSTED, no_room(size, self._ring.record_bytes_max, len(self._pending)))
 
     def _expire(self, request_id: int) -> None:
         """Its deadline has come. If the broker still has it queued it answers the Cancel, and it is gone."""
@@ -268,6 +258,8 @@ class Client:
                 self._direct.on_recall(message)
             else:
                 log.error("dropped a %s, which no frontend takes", type(message).__name__)
+        if self._direct.holds:
+            self._out.resume()
 
     def _on_failed(self, failed: Failed) -> None:
         lanes = (self._pending[one[0]][1] for one in failed.requests if one[0] in self._pending)
@@ -311,6 +303,8 @@ class Client:
             self._joins.pop(request_id, None)  # where it was split, and then run again as a whole
             if reply is not None:
                 answered.append((reply, row_first, rows))
+        if self._direct.answered(result) and not result.failures:
+            self._out.resume()  # before the answers are made, so that the worker has something to do meanwhile
         if outputs is not None:
             answer_all(answered, outputs)
         for request_id, code, text, rows, row_start in result.failures:
@@ -376,7 +370,7 @@ class Client:
 
     def on_disconnected(self) -> None:
         """The broker that would have answered is gone."""
-        self._direct.forget()
+        self._direct.broker_lost()
         self._asks.lost()
 
     def on_outdated(self, reason: str) -> None:

@@ -30,7 +30,7 @@ _LESS_PART: Final = 8
 
 
 class Outgoing:
-    """direct: what lone requests are offered to. pending: all requests that have no answer yet.
+    """direct: what requests are offered to before they are submitted. pending: all requests that have no answer yet.
 
     returns: takes the records that have been read.
     """
@@ -40,6 +40,7 @@ class Outgoing:
         self._loop = loop
         self._link = link
         self._direct = direct
+        direct.resume = self.resume
         self._pending = pending
         self._groups: dict[Lane, list[list[int]]] = {}
         self._cancels: list[list[Any]] = []
@@ -48,13 +49,14 @@ class Outgoing:
 
     def submit(self, lane: Lane, request: list[int]) -> None:
         """request: as in Submit; it is pending already."""
+        if not self._is_planned:
+            self._plan()
         group = self._groups.get(lane)
         if group is None:
             self._groups[lane] = [request]
-            self._plan()
             return
         group.append(request)
-        if len(group) >= SUBMIT_MIN:
+        if len(group) >= SUBMIT_MIN and not self._direct.holds:
             pending_count = len(self._pending)
             if _BUSY_PART * (pending_count - len(group)) <= len(group) and 2 * len(group) >= self._in_flight:
                 self._send()
@@ -63,8 +65,6 @@ class Outgoing:
         """As `submit`, many at once."""
         *first, last = requests
         if first:
-            if lane not in self._groups:
-                self._plan()
             self._groups.setdefault(lane, []).extend(first)
         self.submit(lane, last)
 
@@ -81,8 +81,14 @@ class Outgoing:
             groups.setdefault(lane.key, []).append(request)
         if groups:
             self._groups.clear()
+            self._direct.forget()
             pairs: list[list[Any]] = [[key, group] for key, group in groups.items()]
             self._link.send(wire.pack(Submit(self._link.frontend_id, pairs, True)))
+
+    def resume(self) -> None:
+        """What was held back may go now."""
+        if self._groups:
+            self._send()
 
     def close(self) -> None:
         """Sends nothing more by the clock."""
@@ -102,13 +108,16 @@ class Outgoing:
 
     def _send(self) -> None:
         link, direct = self._link, self._direct
-        if self._cancels:
+        cancels = self._cancels
+        if cancels:
             # First, so that what is new finds the places that they leave.
-            cancels, self._cancels = self._cancels, []
+            self._cancels = []
             direct.tell()
             link.send(wire.pack(Cancel(link.frontend_id, cancels)))
-        if self._groups and not direct.take(self._groups):
+        # Who was cancelled may be among the others: the broker looks.
+        if self._groups and (cancels or not direct.take(self._groups)):
             groups, self._groups = self._groups, {}
+            direct.forget()
             # Without a broker nothing is sent: all that is pending is submitted when there is one again.
             direct.tell()
             link.send(wire.pack(Submit(link.frontend_id, [[lane.key, group] for lane, group in groups.items()])))

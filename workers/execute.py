@@ -215,7 +215,9 @@ class Executor:
             parts_max = lane.parts_max or self._suspicions.parts_max(message.lane_key)
             if copies and not alone:
                 parts_max = 0
-        return Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns, left, parts_max)
+        requests = [part[ROWS] for part in message.parts] if message.waits else []
+        done = Done(self.worker_id, message.batch_id, run.ns, run.rows_count, run.waited_ns, left, parts_max)
+        return done._replace(requests=requests, waits=message.waits) if requests else done
 
     def _first(self, count: int, parts: Sequence[Part]) -> tuple[list[Part], int]:
         """Of the parts of a batch of which not all may be run: those that this batch runs, and how many it leaves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ringserve.broker.core import Core, Turn
@@ -97,8 +98,12 @@ class Bench:
         waited_ns: int = 0,
         parts_left: int = 0,
         parts_max: int = 0,
+        requests: Sequence[int] = (),
+        waits: Sequence[list[int]] = (),
     ) -> Turn:
-        self.core.done(Done(worker_id, batch_id, run_ns, rows, waited_ns, parts_left, parts_max), self.now_ns)
+        counts = run_ns, rows, waited_ns, parts_left, parts_max
+        done = Done(worker_id, batch_id, *counts, [*requests], [*waits])
+        self.core.done(done, self.now_ns)
         return self.turn()
 
     def left(self, worker_id: int, *, blameless: bool = False) -> Turn:

@@ -36,7 +36,8 @@ def test_what_a_frontend_handed_over_stands_where_the_worker_has_it(handed_ns: i
     leases, held = leases_of(1)
     known = [grant(leases, 1), grant(leases, 1, NOW + 2 * MS)]
     lane = lane_of(lease_ns_max=LEASE_NS)
-    lease = leases.handed(1 << 32, 1, lane, entry(7), handed_ns, 0)
+    lease = Lease(1 << 32, 1, lane, [entry(7)], 1, 0, solo=False)
+    leases.handed(lease, handed_ns)
     assert held[1] == [*known[:place], lease, *known[place:]]
     assert [one.started_ns for one in held[1][1:]] == [0, 0]
     assert held[1][0].deadline_ns == min(NOW, handed_ns) + LEASE_NS
@@ -155,7 +156,8 @@ def test_time_in_which_nothing_ran_is_nobodys() -> None:
 def test_a_request_that_was_handed_over_before_a_stop_has_its_whole_time_after_it() -> None:
     leases, _ = leases_of(1)
     leases.expire(NOW + 40 * SECOND, 40 * SECOND)
-    lease = leases.handed(1 << 32, 1, lane_of(lease_ns_max=LEASE_NS), entry(7), NOW - MS, 0)
+    lease = Lease(1 << 32, 1, lane_of(lease_ns_max=LEASE_NS), [entry(7)], 1, 0, solo=False)
+    leases.handed(lease, NOW - MS)
     assert lease.deadline_ns == NOW + 40 * SECOND + LEASE_NS
     assert leases.expire(NOW + 40 * SECOND + MS) == []
 

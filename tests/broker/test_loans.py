@@ -28,7 +28,7 @@ def lone(bench: Bench, count: int = 4, *, frontend_id: int = FRONTEND, key: byte
 def handed(bench: Bench, number: int, request_id: int = 7, *, worker_id: int = 10, deadline_ns: int = 0) -> Turn:
     """The frontend says that it handed over the number-th batch of the first loan, just now."""
     request = [request_id, 1, deadline_ns, 64]
-    message = Handed(FRONTEND, worker_id, FIRST + number, bench.key, bench.now_ns, request)
+    message = Handed(FRONTEND, worker_id, FIRST + number, bench.key, bench.now_ns, [request])
     bench.core.handed(message, bench.now_ns)
     return bench.turn()
 
@@ -46,7 +46,7 @@ def test_who_was_alone_for_a_while_is_lent_the_worker() -> None:
     bench = Bench(workers=2)
     assert lone(bench, 3).loans == []
     ((frontend_id, lend),) = lone(bench, 1).loans
-    assert (frontend_id, lend) == (FRONTEND, Lend(FIRST, bench.key, bench.core.ran_last, 128))
+    assert (frontend_id, lend) == (FRONTEND, Lend(FIRST, bench.key, bench.core.ran_last, 128, 16))
     assert bench.counted("loans") == 1
 
 
@@ -104,8 +104,8 @@ def test_a_loan_of_a_lane_that_is_not_alone_any_more_is_recalled() -> None:
 
 
 def lent(uses: int) -> Bench:
-    """A frontend has a loan that it used so often; there is another frontend."""
-    bench = Bench()
+    """A frontend has a loan for lone requests that it used so often; there is another frontend."""
+    bench = Bench(spread_ns=0)
     bench.core.frontend_joined(OTHER_FRONTEND)
     lone(bench)
     for number in range(1, uses + 1):
@@ -263,7 +263,7 @@ def test_it_is_the_one_that_runs_if_it_came_first() -> None:
     handed_ns = bench.now_ns
     bench.now_ns += MS
     assert sent(bench.submit((8, 1))) == [(10, [(8, 1, 0)])]
-    message = Handed(FRONTEND, 10, FIRST + 1, bench.key, handed_ns, [7, 1, 0, 64])
+    message = Handed(FRONTEND, 10, FIRST + 1, bench.key, handed_ns, [[7, 1, 0, 64]])
     bench.core.handed(message, bench.now_ns)
     bench.turn()
     bench.core.worker_joined(11, 1, {("m", 1)})
@@ -316,7 +316,7 @@ def test_submitted_again_it_is_known() -> None:
 
 
 def test_a_worker_that_is_used_otherwise_is_recalled() -> None:
-    bench = Bench()
+    bench = Bench(spread_ns=0)
     lone(bench)
     turn = bench.submit((1, 1))
     assert (len(turn.executes), turn.loans) == (1, [(FRONTEND, Recall(FIRST))])
@@ -373,7 +373,7 @@ def test_what_may_end_its_worker_waits_for_one_that_is_not_lent() -> None:
     bench.core.frontend_joined(OTHER_FRONTEND)
     lone(bench)
     # The other frontend's loan is of a worker that has left, and it has not heard of its request since.
-    message = Handed(OTHER_FRONTEND, 9, 5, bench.key, bench.now_ns, [2, 1, 0, 64])
+    message = Handed(OTHER_FRONTEND, 9, 5, bench.key, bench.now_ns, [[2, 1, 0, 64]])
     bench.core.handed(message, bench.now_ns)
     turn = bench.turn()
     assert (turn.executes, turn.loans) == ([], [(FRONTEND, Recall(FIRST))])

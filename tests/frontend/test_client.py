@@ -134,15 +134,17 @@ class Stage:
         assert len(found) == 1
         return found[0]
 
-    def answer(self, worker_id: int, values: np.ndarray[Any, Any], answers: list[list[int]], offset: int = 0) -> None:
+    def answer(
+        self, worker_id: int, values: np.ndarray[Any, Any], answers: list[list[int]], offset: int = 0, batch_id: int = 1
+    ) -> None:
         """Write float rows at `offset` of the result ring and send them as answers."""
         raw = values.astype(np.float32).tobytes()
         self.ring.data[offset : offset + len(raw)] = raw
         outputs: list[list[Any]] = [[dtypes.FLOAT, list(values.shape), offset]]
-        self.send(Result(worker_id, 1, LANE.key, offset, outputs, answers, []))
+        self.send(Result(worker_id, batch_id, LANE.key, offset, outputs, answers, []))
 
-    def fail(self, worker_id: int, *failures: list[Any]) -> None:
-        self.send(Result(worker_id, 1, LANE.key, -1, [], [], list(failures)))
+    def fail(self, worker_id: int, *failures: list[Any], batch_id: int = 1) -> None:
+        self.send(Result(worker_id, batch_id, LANE.key, -1, [], [], list(failures)))
 
     def send(self, message: Result | Failed) -> None:
         """As the worker does, or, of what has failed, the broker."""

@@ -101,11 +101,12 @@ class Checks:
         return sum(owner == frontend_id and not watched.ends for (owner, _), watched in self.requests.items())
 
     def handed(self, worker_id: int, execute: Execute) -> None:
-        """A frontend sends a lone request straight to a worker that it was lent."""
-        (part,) = execute.parts
-        watched = self.requests[part[0], part[1]]
-        watched.arrived = True
-        watched.leases.add(execute.batch_id)
+        """A frontend sends requests straight to a worker that it was lent."""
+        for part in execute.parts:
+            watched = self.requests[part[0], part[1]]
+            assert not watched.leases
+            watched.arrived = True
+            watched.leases.add(execute.batch_id)
         if worker_id in self.held:
             self.held[worker_id].append(HeldBatch(worker_id, execute, unseen=True, handed=True))
         else:  # it has ended, and the frontend will hear of it
@@ -113,13 +114,13 @@ class Checks:
 
     def seen(self, handed: Handed, now_ns: int) -> None:
         """The broker hears of it."""
-        watched = self.requests[handed.frontend_id, handed.request[0]]
         for batches in self.held.values():
             for batch in batches:
                 if batch.execute.batch_id == handed.batch_id:
                     batch.unseen = False
                     return
-        watched.free_since_ns = now_ns  # not before
+        for request in handed.requests:
+            self.requests[handed.frontend_id, request[0]].free_since_ns = now_ns  # not before
 
     def worker_joined(self, worker_id: int) -> None:
         self.held[worker_id] = []

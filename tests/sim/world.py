@@ -16,112 +16,14 @@ from typing import Any
 
 from ringserve.broker.core import Core
 from ringserve.broker.loans import LOAN_ID_FIRST
-from ringserve.broker.messages import Done, Execute, InputSpec, LaneSpec
+from ringserve.broker.messages import Done, Execute
 from ringserve.broker.policy import MILLISECOND_NS, SECOND_NS, LanePolicy
 from tests.sim.checks import Checks
+from tests.sim.draw import draw_lanes, draw_options, draw_policy
 from tests.sim.failing import Failing
-from tests.sim.lending import SimLoans, ask_alone
+from tests.sim.lending import SimLoans, ask_alone, ask_together
 
 FAULTS_END_NS = 400 * MILLISECOND_NS
-LEASE_NS_MAX = 150 * MILLISECOND_NS
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one seed drew. Chances are per request or per batch."""
-
-    workers_count: int
-    frontends_count: int
-    credit_max: int
-    requests_count: int
-    burst_max: int
-    rows_max: int
-    deadline_chance: float
-    cancel_chance: float
-    death_chance: float  # a worker dies at a batch: before it ran, or after its Results went out
-    hang_chance: float
-    poison_chance: float  # a request that ends every worker that runs it
-    frontend_death_chance: float
-    drain_chance: float
-    leave_chance: float
-    policy_changes: int  # an operator sets the policies anew so often
-    link_ns_max: int
-    deaf_seconds: float  # how long a dead worker stays unreplaced
-    lone_chance: float  # a request that a client sends after the answer to the one before, alone
-
-
-def draw_options(rng: random.Random) -> Options:
-    """Each fault is absent in some worlds, so that seeds also cover its absence."""
-
-    def chance(most: float) -> float:
-        return rng.choice((0.0, most * rng.random()))
-
-    return Options(
-        workers_count=rng.randint(1, 4),
-        frontends_count=rng.randint(1, 3),
-        credit_max=rng.randint(1, 3),
-        requests_count=rng.randint(20, 250),
-        burst_max=rng.choice((1, 4, 30)),
-        rows_max=rng.choice((1, 4, 20)),
-        deadline_chance=chance(1.0),
-        cancel_chance=chance(0.3),
-        death_chance=chance(0.15),
-        hang_chance=chance(0.05),
-        poison_chance=chance(0.05),
-        frontend_death_chance=chance(0.02),
-        drain_chance=chance(0.05),
-        leave_chance=chance(0.2),
-        policy_changes=rng.choice((0, 0, 1, 5)),
-        link_ns_max=rng.choice((10_000, 200_000, 3 * MILLISECOND_NS)),
-        deaf_seconds=rng.choice((0.001, 0.02, 0.3)),
-        lone_chance=rng.choice((0.0, 0.0, 0.9, 0.97)),
-    )
-
-
-@dataclass
-class LaneKind:
-    """A lane of the simulated world. Its run times are fixed_ns + rows * row_ns, times noise."""
-
-    spec: LaneSpec
-    policy: LanePolicy
-    fixed_ns: int
-    row_ns: int
-
-
-def draw_policy(rng: random.Random) -> LanePolicy:
-    return LanePolicy(
-        batching=rng.choice(("adaptive", "adaptive", "timeout", "none")),
-        batch_rows_max=rng.choice((1, 4, 8, 32)),
-        batch_rows_allowed=rng.choice(((), (), (1, 4, 32), (2, 8))),
-        batch_wait_ns_max=rng.choice((0, MILLISECOND_NS, 5 * MILLISECOND_NS)),
-        batch_enough_ns=rng.choice((0, 2 * MILLISECOND_NS, 10_000)),
-        request_rows_max=rng.choice((0, 0, 12)),
-        queue_requests_max=rng.choice((3, 50, 1_000)),
-        queue_rows_max=rng.choice((10, 10_000)),
-        queue_batches_max=rng.choice((0, 0, 2)),
-        split=rng.random() < 0.6,
-        workers_max=rng.choice((0, 0, 1)),
-        lease_ns_max=LEASE_NS_MAX,
-        prefetch_ns=rng.choice((0, MILLISECOND_NS)),
-        refuse_late=rng.random() < 0.5,
-        lend_after_requests=rng.choice((0, 1, 1, 2, 4)),
-        no_worker_ns_max=rng.choice((50 * MILLISECOND_NS, 10 * SECOND_NS)),
-    )
-
-
-def draw_lanes(rng: random.Random) -> dict[bytes, LaneKind]:
-    """One to four models, one to three lanes each, of different policies and costs."""
-    lanes: dict[bytes, LaneKind] = {}
-    for model_index in range(rng.randint(1, 4)):
-        policy = draw_policy(rng)
-        for lane_index in range(rng.randint(1, 3)):
-            spec = LaneSpec(
-                f"model{model_index}", 1, f"s{lane_index}", (InputSpec("x", 1, (4,)),), ("y",), rng.random() < 0.85
-            )
-            lanes[repr(spec).encode()] = LaneKind(
-                spec, policy, rng.choice((20_000, 500_000, 4_000_000)), rng.choice((5_000, 200_000, 2_000_000))
-            )
-    return lanes
 
 
 @dataclass
@@ -193,9 +95,15 @@ class World:
         for _ in range(self.options.policy_changes):
             self.at(self.rng.randint(0, FAULTS_END_NS), self.change_policies)
         if self.options.lone_chance:
-            for key in self.rng.sample(list(self.lanes), min(2, len(self.lanes))):
-                ask_alone(self, self.rng.choice(self.frontends), key, 100)
+            most = 1 if self.options.lone_chance == 1.0 else 2
+            for key in self.rng.sample(list(self.lanes), min(most, len(self.lanes))):
+                frontend_id = self.rng.choice(self.frontends)
+                if self.rng.random() < 0.5:
+                    ask_alone(self, frontend_id, key, 100)
+                else:
+                    ask_together(self, frontend_id, key, 300, self.rng.choice((2, 6, 20)))
         left = 20 if self.options.lone_chance else self.options.requests_count
+        left = 0 if self.options.lone_chance == 1.0 else left
         while left > 0:
             burst = min(left, self.rng.randint(1, self.options.burst_max))
             left -= burst
@@ -271,9 +179,9 @@ class World:
                     rng.randint(0, 10 * MILLISECOND_NS),
                     lambda key=key, request_id=self._request_id: self.cancel(frontend_id, key, request_id),  # type: ignore[misc]
                 )
-        lone = count == 1 and self.checks.pending(frontend_id) == 1
-        if not (lone and self.loans.hand(frontend_id, groups[0][0], groups[0][1][0])):
+        if not self.loans.hand(frontend_id, groups):
             self.loans.tell(frontend_id)
+            self.loans.give_up_held(frontend_id)
             self.loans.send(frontend_id, "up", lambda: self.arrive(frontend_id, groups))
         if rng.random() < 0.1:
             self.at(rng.randint(0, 20 * MILLISECOND_NS), lambda: self.resubmit(frontend_id, groups))
@@ -369,7 +277,9 @@ class World:
 
         def deliver() -> None:
             settled = self.core.statistics()["dones_ignored"]
-            done = Done(worker.worker_id, execute.batch_id, run_ns, rows, 0, left, parts_max)
+            requests = [part[2] for part in execute.parts] if execute.waits else []
+            counts = run_ns, rows, 0, left, parts_max
+            done = Done(worker.worker_id, execute.batch_id, *counts, requests, execute.waits)
             self.core.done(done, self.now_ns)
             if self.core.statistics()["dones_ignored"] == settled or execute.batch_id > LOAN_ID_FIRST:
                 self.checks.settled(execute.batch_id)
