@@ -71,6 +71,7 @@ class Stage(Server):
         config = folder / "server.toml"
         config.write_text(_CONFIG.format(m=models / "half", w=self._base, fragile=models / "fragile"))
         more = [word for name, value in flags.items() for word in (f"--{name}", value)]
+        self._whole = Counter({**WHOLE, "frontend": int(flags.get("frontends", WHOLE["frontend"]))})
         super().__init__(folder, "--config", str(config), *more, environment=self.orders.environment)
 
     def put(self) -> int:
@@ -121,7 +122,7 @@ class Stage(Server):
         return found
 
     def _is_whole(self) -> bool:
-        if self.processes() != WHOLE:
+        if self.processes() != self._whole:
             return False
         try:
             found = state(self)

@@ -34,10 +34,10 @@ class Storm(NamedTuple):
     recoveries_s: list[float]
 
 
-def storm(stage: Stage, name: str, kills: int) -> Storm:
-    """Kill processes of that storm's roles so often; the server is whole again when this returns."""
+def storm(stage: Stage, name: str, kills: int, calls: int = CALLS) -> Storm:
+    """Kill processes of that storm's roles so often; the server is whole again when this returns. calls: in flight."""
     draw = random.Random(f"{name} {_SEED}")
-    command = [sys.executable, "-m", "tests.faults.storm_clients", stage.grpc_target, str(CALLS)]
+    command = [sys.executable, "-m", "tests.faults.storm_clients", stage.grpc_target, str(calls)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
         assert clients.stdin is not None
         assert clients.stdout is not None

@@ -1,4 +1,5 @@
-"""With 500 calls in flight processes are killed again and again: no call fails, no answer is wrong."""
+"""Processes are killed again and again, with 500 calls in flight and with so few that their batches go past the broker:
+no call fails, no answer is wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.operator import state
 from tests.faults.stage import Stage
 from tests.faults.storm import storm
 
@@ -25,3 +27,17 @@ def test_no_call_fails_while_processes_are_killed(stage: Stage, role: str, kills
     print(f"{role}: {result.answered} answers, recoveries {[f'{each:.2f}' for each in result.recoveries_s]} s")
     assert result.failures == {}
     assert result.answered > 1000
+
+
+@pytest.mark.parametrize(("role", "kills"), [("worker", 6), ("broker", 3)])
+def test_nor_where_batches_go_past_the_broker(models: Path, tmp_path: Path, role: str, kills: int) -> None:
+    with Stage(tmp_path, models, frontends="1") as stage:
+        stage.wait_ready()
+        result = storm(stage, role, kills, calls=20)
+        counted = state(stage)["requests"]
+        print(f"{role}: {result.answered} answers; {counted}")
+        assert result.failures == {}
+        assert result.answered > 100
+        if role == "worker":
+            assert counted["handed"]  # of several each: with 20 in flight none is ever alone
+        assert "Traceback" not in stage.log
